@@ -1,0 +1,83 @@
+"""Every error agentrl raises, named by the boundary it crossed.
+
+```
+AgentRLError
+├── ConfigError      (ValueError)     the user can mend it; raised before any work wherever it can be known before
+│   ├── UnknownPlugin  (LookupError)  no plug-in of that name; the message lists what is installed
+│   ├── MissingExtra   (ImportError)  a package of an optional extra is not installed
+│   └── CheckpointError               a run folder or checkpoint cannot be used by this recipe
+├── EnvError         (RuntimeError)   an environment, its worker or its shared resource broke: the episode failed
+├── SandboxError     (RuntimeError)   sandbox infrastructure broke; never the result of a command
+├── EngineError      (RuntimeError)   a policy could not answer
+│   └── TokenDrift                    stored tokens and rendered context disagree: training on them would be silently wrong
+└── Stalled          (TimeoutError)   a run made no progress within its deadline; the message names the culprit
+```
+
+A message says what was wrong, what was found, and the mend, in that order. A failed *episode* is data (``End.FAILED``), not an
+exception; only a run that cannot go on raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class AgentRLError(Exception):
+    """Base of every error that agentrl raises on purpose."""
+
+
+class ConfigError(AgentRLError, ValueError):
+    """A mistake in a recipe, option or input file that its owner can mend."""
+
+
+class UnknownPlugin(ConfigError, LookupError):
+    """No plug-in is registered under the name."""
+
+
+class MissingExtra(ConfigError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class CheckpointError(ConfigError):
+    """A run folder or checkpoint is unreadable, or belongs to another recipe."""
+
+
+class EnvError(AgentRLError, RuntimeError):
+    """An environment broke. Its episode ends as ``End.FAILED`` and is played again."""
+
+
+class SandboxError(AgentRLError, RuntimeError):
+    """Sandbox infrastructure broke. What a command does is never an error but an ``ExecResult``."""
+
+
+class EngineError(AgentRLError, RuntimeError):
+    """A policy could not produce an action."""
+
+
+class TokenDrift(EngineError):
+    """The tokens stored for an episode are not a prefix of its rendered context."""
+
+
+class Stalled(AgentRLError, TimeoutError):
+    """Nothing moved for longer than the deadline."""
+
+
+@contextmanager
+def boundary(error: type[AgentRLError], what: str) -> Iterator[None]:
+    """Re-raise whatever escapes the block as ``error``, saying which boundary it crossed.
+
+    Errors of ours pass unchanged; so do ``KeyboardInterrupt`` and cancellation, which are not ``Exception``.
+
+    >>> with boundary(EnvError, "step of 'maze'"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    ...
+    agentrl.errors.EnvError: step of 'maze' raised ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except AgentRLError:
+        raise
+    except Exception as problem:
+        raise error(f"{what} raised {type(problem).__name__}: {problem}") from problem

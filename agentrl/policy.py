@@ -1,0 +1,96 @@
+"""Policies: stateless maps from the episode so far to the next action.
+
+A policy keeps nothing between calls that could change an answer (a cache may only make it faster), so any number of episodes can
+share one, and an episode can be replayed from its turns. Randomness comes in with the call, as a seed derived from the run, the
+task, the sample and the turn: the answer does not depend on what else is being played.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentrl.errors import EngineError
+from agentrl.types import Action, Observation, Turn
+
+
+class Policy(Protocol):
+    """Chooses actions."""
+
+    async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
+        """Return the next action: ``turns`` so far, ``observation`` now, all randomness from ``seed``.
+
+        Raises:
+            EngineError: no action could be produced; the episode ends as failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 16
+    """Most tokens of one action; an action cut there is marked ``clipped``."""
+
+
+class Engine(Policy, Protocol):
+    """A policy whose weights can be replaced while episodes go on."""
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that act now."""
+        ...
+
+    async def load(self, weights: Mapping[str, object], *, version: int) -> None:
+        """Replace the weights. Actions under way finish with the old ones; cached context is recomputed with the new."""
+        ...
+
+    def using(self, sampling: Sampling) -> Policy:
+        """Return a view of this engine that samples otherwise (for evaluation)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RandomPolicy:
+    """Plays admissible actions uniformly at random, leaving out those whose first word is in ``avoid``."""
+
+    avoid: tuple[str, ...] = ()
+
+    async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
+        """Raise ``EngineError`` where the environment lists no admissible actions."""
+        if not observation.actions:
+            raise EngineError("random play needs admissible actions, and the observation lists none; switch them on in the environment")
+        wanted = [action for action in observation.actions if action.split(" ", 1)[0] not in self.avoid]
+        return Action(random.Random(seed).choice(wanted or list(observation.actions)))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPolicy:
+    """Follows the environment's own plan: the newest one an observation carried."""
+
+    async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
+        """Raise ``EngineError`` where the environment knows no plan, or the plan is over."""
+        seen = [turn.observation for turn in turns] + [observation]
+        for age, past in enumerate(reversed(seen)):
+            if past.plan:
+                if age < len(past.plan):
+                    return Action(past.plan[age])
+                raise EngineError(f"the expert's plan has {len(past.plan)} actions and the episode goes on after them")
+        raise EngineError("expert play needs a plan, and no observation of this episode carries one")
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedPolicy:
+    """Plays given actions, then repeats the last: for tests, demonstrations and replays."""
+
+    actions: tuple[str, ...]
+
+    async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
+        """Return the script's action for this turn."""
+        return Action(self.actions[min(len(turns), len(self.actions) - 1)])

@@ -1,0 +1,27 @@
+"""Rewards pay: pure functions from a trajectory's signals to a ledger, one number per turn and named component.
+
+A ``Reward`` looks at one trajectory; a ``Transform`` rewrites its ledger with a per-episode decision (gates, clips, penalties). Neither
+sees other trajectories (that is credit) nor tokens' probabilities (that is the loss), so stored trajectories can be paid again offline.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agentrl.types import Ledger, Trajectory
+
+
+class Reward(Protocol):
+    """Pays a trajectory. Each component of the result has exactly one number per turn."""
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return the ledger of ``trajectory``."""
+        ...
+
+
+class Transform(Protocol):
+    """Rewrites a ledger by a decision about the whole episode."""
+
+    def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
+        """Return the new ledger."""
+        ...

@@ -1,0 +1,236 @@
+"""What flows through agentrl: frozen records, from the task to the advantages of its trajectories.
+
+```
+Task -> Observation -> Action -> Step -> Turn, Turn, ... -> Trajectory -> Scored (with a ledger of rewards) -> Credited
+```
+
+Axes of arrays: ``N`` turns of a trajectory, ``T`` its action tokens (all turns concatenated, sampled tokens only).
+Nothing here imports more than numpy; records hold tuples and read-only arrays, so they can be shared, pickled and replayed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.sandbox import SandboxSpec
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+Json = bool | int | float | str | None | Sequence["Json"] | Mapping[str, "Json"]
+Role = Literal["system", "user", "assistant", "tool"]
+Need = Literal["values", "entropies", "old_logprobs", "ref_logprobs"]
+"""A measurement on action tokens that a piece of the chain asks for; only the forward passes somebody needs are run."""
+Ledger = Mapping[str, FloatArray]
+"""What a trajectory is paid: for each named component one number per turn, ``[N]``."""
+
+
+def ints(values: Sequence[int] | IntArray = ()) -> IntArray:
+    """Return ``values`` as a read-only ``int32`` array."""
+    array = np.array(values, dtype=np.int32)
+    array.setflags(write=False)
+    return array
+
+
+def floats(values: Sequence[float] | npt.NDArray[np.floating] = ()) -> FloatArray:
+    """Return ``values`` as a read-only ``float32`` array."""
+    array = np.array(values, dtype=np.float32)
+    array.setflags(write=False)
+    return array
+
+
+def seed_of(*parts: object) -> int:
+    """Derive a 63-bit seed from named parts, the same on every machine, process and Python version.
+
+    Every random source in agentrl is a generator seeded this way, never by worker number, order or time.
+
+    >>> seed_of(0, "task-a", 3) == seed_of(0, "task-a", 3) != seed_of(0, "task-a", 4)
+    True
+    """
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message; ``images`` are PNG files."""
+
+    role: Role
+    content: str
+    images: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem. An environment is a deterministic function of its task: everything random is in ``data``."""
+
+    id: str
+    data: Mapping[str, Json] = field(default_factory=dict)
+    sandbox: SandboxSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an environment shows before an action.
+
+    Only ``messages`` reach a language model. ``actions`` (every admissible action, where the environment can list them) serves
+    random play and constrained decoding; ``plan`` (what an expert would do from here) is privileged: it serves demonstrations and
+    is never rendered into a prompt.
+
+    >>> Observation.text("you see a door", actions=("open door", "wait"))
+    Observation(messages=(Message(role='user', content='you see a door', images=()),), actions=('open door', 'wait'), plan=())
+    """
+
+    messages: tuple[Message, ...]
+    actions: tuple[str, ...] = ()
+    plan: tuple[str, ...] = ()
+
+    @classmethod
+    def text(cls, content: str, *, actions: tuple[str, ...] = (), plan: tuple[str, ...] = ()) -> Observation:
+        """Return an observation that is one user message."""
+        return cls((Message("user", content),), actions, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an environment returns to an action. ``info`` holds signals: measured numbers, not yet rewards.
+
+    ``terminated``: the task itself ended. ``truncated``: a limit ended it. A broken environment raises instead.
+    """
+
+    observation: Observation
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    info: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Action:
+    """What a policy did, and the tokens it did it with.
+
+    ``prompt`` is the *delta*: the context tokens added since the last action's tokens. ``tokens`` were sampled, with ``logprobs``
+    (nats, of the distribution that was sampled from, after temperature and truncation) under weights ``version``. ``fresh`` says
+    that the policy rewrote its context: ``prompt`` is then the whole context and a new segment starts. Policies that are no language
+    models leave the arrays empty and ``version`` at -1. ``clipped`` says that the token limit, not the policy, ended the action.
+
+    A context, over two turns: ``prompt0 + tokens0 + prompt1 + tokens1``.
+    """
+
+    text: str
+    prompt: IntArray = field(default_factory=ints)
+    tokens: IntArray = field(default_factory=ints)
+    logprobs: FloatArray = field(default_factory=floats)
+    version: int = -1
+    fresh: bool = False
+    clipped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != self.logprobs.shape or self.tokens.ndim != 1:
+            raise ValueError(f"an action needs one log-probability per token: {self.tokens.shape} tokens, {self.logprobs.shape} logprobs")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Action):
+            return NotImplemented
+        return (self.text, self.version, self.fresh, self.clipped) == (other.text, other.version, other.fresh, other.clipped) and all(
+            np.array_equal(mine, theirs)
+            for mine, theirs in ((self.prompt, other.prompt), (self.tokens, other.tokens), (self.logprobs, other.logprobs))
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.version, self.tokens.tobytes()))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An observation, the action taken on it, and what came back. ``duration_s``: acting and stepping, wall clock."""
+
+    observation: Observation
+    action: Action
+    reward: float = 0.0
+    info: Mapping[str, float] = field(default_factory=dict)
+    duration_s: float = field(default=0.0, compare=False)
+
+
+class End(StrEnum):
+    """Why an episode ended. ``FAILED`` means that the environment, sandbox or judge broke: never a reward of 0."""
+
+    TERMINATED = "terminated"
+    TRUNCATED = "truncated"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """The record of one episode. ``sample`` tells apart the episodes of one task in a run; ``final`` is the last thing shown."""
+
+    task: Task
+    turns: tuple[Turn, ...]
+    end: End
+    sample: int = 0
+    error: str = ""
+    final: Observation | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether the environment's ``success`` signal was positive on the last turn."""
+        return bool(self.turns) and self.turns[-1].info.get("success", 0.0) > 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of sampled tokens, over all turns (``T``)."""
+        return sum(len(turn.action.tokens) for turn in self.turns)
+
+    def signal(self, name: str) -> FloatArray:
+        """Return a signal over the turns, ``[N]``; 0 where a turn did not report it."""
+        return floats([turn.info.get(name, 0.0) for turn in self.turns])
+
+
+Group = tuple[Trajectory, ...]
+"""Trajectories of the same task."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A trajectory with its ledger, and what the learner measured on its action tokens (``None`` unless somebody needs it).
+
+    ``values_T`` the critic's value of the state *before* each action token; ``entropies_T`` in nats, over the whole vocabulary;
+    ``old_logprobs_T`` under the learner's weights at the start of the update; ``ref_logprobs_T`` under the reference model.
+    """
+
+    trajectory: Trajectory
+    ledger: Ledger
+    values_T: FloatArray | None = None
+    entropies_T: FloatArray | None = None
+    old_logprobs_T: FloatArray | None = None
+    ref_logprobs_T: FloatArray | None = None
+
+    @property
+    def rewards_N(self) -> npt.NDArray[np.float64]:
+        """Sum of the ledger's components, one number per turn."""
+        total = np.zeros(len(self.trajectory.turns))
+        for component in self.ledger.values():
+            total += component
+        return total
+
+    @property
+    def num_tokens_N(self) -> IntArray:
+        """Number of action tokens of each turn."""
+        return ints([len(turn.action.tokens) for turn in self.trajectory.turns])
+
+
+ScoredGroup = tuple[Scored, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Credited:
+    """What credit assigned to one trajectory: ``advantages_T`` per action token, ``targets_T`` for the critic (NaN: no target here)."""
+
+    advantages_T: FloatArray
+    targets_T: FloatArray | None = None
