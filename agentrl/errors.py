@@ -9,6 +9,7 @@ AgentRLError
 ├── EnvError         (RuntimeError)   an environment, its worker or its shared resource broke: the episode failed
 ├── SandboxError     (RuntimeError)   sandbox infrastructure broke; never the result of a command
 ├── EngineError      (RuntimeError)   a policy could not answer
+│   ├── ContextFull                   the context has no room for another action: the episode ends as truncated, counted
 │   └── TokenDrift                    stored tokens and rendered context disagree: training on them would be silently wrong
 └── Stalled          (TimeoutError)   a run made no progress within its deadline; the message names the culprit
 ```
@@ -53,6 +54,10 @@ class SandboxError(AgentRLError, RuntimeError):
 
 class EngineError(AgentRLError, RuntimeError):
     """A policy could not produce an action."""
+
+
+class ContextFull(EngineError):
+    """The context has no room for another action. The episode ends as truncated, and is counted as such."""
 
 
 class TokenDrift(EngineError):
