@@ -1,0 +1,142 @@
+"""The loop where policy meets environment, and the playing of many episodes at once.
+
+``play`` is one episode: observe, act, step, until something ends it. It decides nothing else: what a turn is worth, and what is
+trained on, comes later. ``play_all`` plays the draws of a sampler side by side and plays again what failed.
+
+Episodes of one call share nothing but the policy and the host, and every seed is derived from (run seed, task, sample, turn). So the
+trajectories do not depend on how many are played at once, in what order they finish, or how often a worker died on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agentrl.env import Env
+from agentrl.errors import ContextFull, EngineError, EnvError, SandboxError, TokenDrift
+from agentrl.policy import Policy
+from agentrl.samplers import Draw
+from agentrl.types import End, Group, Observation, Task, Trajectory, Turn, seed_of
+
+
+class Host(Protocol):
+    """Opens episodes: in this process, or in worker processes.
+
+    Whatever goes wrong inside an environment comes out as ``EnvError``, and leaving the context never waits without a deadline.
+    """
+
+    def open(self, task: Task) -> AbstractAsyncContextManager[Env]:
+        """Open one episode of ``task``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on playing. Every wait has a deadline; what passes it fails its episode, and the episode is played again."""
+
+    max_turns: int
+    """Turns after which an episode is truncated, whatever the environment says."""
+    concurrency: int = 64
+    """Episodes open at once."""
+    env_deadline_s: float = 120.0
+    """Longest wait for one call of an environment: open, reset or step."""
+    act_deadline_s: float = 600.0
+    """Longest wait for one action."""
+    max_attempts: int = 3
+    """Times an episode is started before it is given up."""
+
+
+@dataclass(slots=True)
+class Played:
+    """What playing brought: groups in the order of the draws, without what failed; and the failed attempts, for the record."""
+
+    groups: list[Group] = field(default_factory=list)
+    failures: list[Trajectory] = field(default_factory=list)
+
+
+async def play(task: Task, sample: int, *, policy: Policy, host: Host, seed: int, limits: Limits) -> Trajectory:
+    """Play one episode to its end and return its record.
+
+    Never raises for an episode that breaks: that is a trajectory whose ``end`` is ``FAILED``, with the reason in ``error``.
+
+    Raises:
+        TokenDrift: the policy's stored tokens and its context disagree; training on them would be silently wrong.
+    """
+    turns: list[Turn] = []
+    observation: Observation | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            async with deadline(limits.env_deadline_s, EnvError, f"opening {task.id}"):
+                env = await stack.enter_async_context(host.open(task))
+            async with deadline(limits.env_deadline_s, EnvError, f"reset of {task.id}"):
+                observation = await env.reset()
+            while True:
+                started = time.monotonic()
+                async with deadline(limits.act_deadline_s, EngineError, f"the policy, on turn {len(turns)} of {task.id},"):
+                    action = await policy.act(turns, observation, seed=seed_of(seed, task.id, sample, "act", len(turns)))
+                async with deadline(limits.env_deadline_s, EnvError, f"step of {task.id}"):
+                    step = await env.step(action.text)
+                turns.append(Turn(observation, action, step.reward, step.info, time.monotonic() - started))
+                observation = step.observation
+                if step.terminated:
+                    return Trajectory(task, tuple(turns), End.TERMINATED, sample, final=observation)
+                if step.truncated or len(turns) >= limits.max_turns:
+                    return Trajectory(task, tuple(turns), End.TRUNCATED, sample, final=observation)
+    except TokenDrift:
+        raise
+    except ContextFull as problem:
+        return Trajectory(task, tuple(turns), End.TRUNCATED, sample, str(problem), observation)
+    except (EnvError, SandboxError, EngineError) as problem:
+        return Trajectory(task, tuple(turns), End.FAILED, sample, f"{type(problem).__name__}: {problem}", observation)
+
+
+async def play_all(
+    draws: Sequence[Draw],
+    *,
+    policy: Policy,
+    host: Host,
+    seed: int,
+    limits: Limits,
+    on_end: Callable[[Trajectory], None] = lambda _: None,
+) -> Played:
+    """Play every episode of ``draws``, at most ``limits.concurrency`` at once; play failed ones again.
+
+    ``on_end`` is called with each finished trajectory, failed ones included, in the order in which they end. A group that lost an
+    episode for good is returned without it, an empty group not at all.
+    """
+    places = asyncio.Semaphore(limits.concurrency)
+    played = Played()
+
+    async def episode(task: Task, sample: int) -> Trajectory | None:
+        async with places:
+            for _ in range(limits.max_attempts):
+                trajectory = await play(task, sample, policy=policy, host=host, seed=seed, limits=limits)
+                on_end(trajectory)
+                if trajectory.end is not End.FAILED:
+                    return trajectory
+                played.failures.append(trajectory)
+        return None
+
+    async with asyncio.TaskGroup() as tasks:
+        pending = [
+            [tasks.create_task(episode(draw.task, draw.first_sample + index)) for index in range(draw.num_episodes)] for draw in draws
+        ]
+    for episodes in pending:
+        group = tuple(trajectory for trajectory in (task.result() for task in episodes) if trajectory is not None)
+        if group:
+            played.groups.append(group)
+    return played
+
+
+@asynccontextmanager
+async def deadline(limit_s: float, error: type[Exception], what: str) -> AsyncIterator[None]:
+    """Bound the block by ``limit_s``; where it is passed, raise ``error`` and say what did not answer."""
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as late:
+        raise error(f"{what} did not answer within {limit_s:g} s") from late
