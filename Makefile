@@ -1,0 +1,45 @@
+# Two commands: `make demo` sets everything up and trains and evaluates a real agent; `make test` sets everything up and passes the tests.
+# PYTHON: the interpreter to build the environment with. TORCH: the torch to install first (a CPU build where one is configured).
+
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := train,textworld,gym,plot,dev
+OUT ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test quick lint figures clean
+
+help:
+	@echo "make demo    set up, train a small agent on TextWorld games, evaluate it on games it has never seen"
+	@echo "make test    set up, lint, type-check, run the tests (slow ones too)"
+	@echo "make quick   set up, run the default tests only"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove the environment and build outputs (runs/ stays)"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
+	@touch $@
+
+demo: setup
+	$(BIN)/agentrl train recipes/textworld_demo.py --out $(OUT)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+quick: setup
+	$(BIN)/python -m pytest -m "not slow and not benchmark and not gpu"
+
+test: lint
+	$(BIN)/python -m pytest -m "not benchmark and not gpu"
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
