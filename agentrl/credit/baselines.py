@@ -1,0 +1,120 @@
+"""Baselines for returns-to-go that a group provides for itself, without a critic.
+
+What is subtracted from the return of turn ``n`` may depend on the member's own history *before* its action and, in any way, on the other
+members: they were played independently, so ``E[grad log pi(a_n|h_n) * b] = 0`` and the policy gradient stays unbiased. Nothing of the
+member's own future may enter, which is why every rule here leaves the member itself out.
+
+A member without others is its own baseline: its advantage is exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from agentrl.credit.turns import Array
+from agentrl.types import Message, ScoredGroup
+
+
+class Baseline(Protocol):
+    """What is subtracted from the returns of a group."""
+
+    @property
+    def min_group(self) -> int:
+        """Smallest group that can be its own baseline."""
+        ...
+
+    def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
+        """Return the baseline of each turn of each member; ``returns_GN[i][n]`` is the return of member ``i`` from turn ``n`` on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoBaseline:
+    """Subtract nothing."""
+
+    min_group: ClassVar[int] = 1
+
+    def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
+        """Return zeros."""
+        return [np.zeros(len(returns_N)) for returns_N in returns_GN]
+
+
+@dataclass(frozen=True, slots=True)
+class OthersStart:
+    """The mean of the other members' returns from the start, for every turn: RLOO's baseline (Ahmadian et al. 2024)."""
+
+    min_group: ClassVar[int] = 2
+
+    def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
+        """Return one number per member, at each of its turns."""
+        if len(group) < 2:
+            return list(returns_GN)
+        return [np.full(len(returns_N), start) for returns_N, start in zip(returns_GN, _others_start(returns_GN), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class OthersAtTurn:
+    """The mean of the other members' returns from the same turn on; an episode that is over by then has a return of 0.
+
+    Tighter than ``OthersStart`` where rewards come along the way: what was earned before a turn is in neither number.
+    """
+
+    min_group: ClassVar[int] = 2
+
+    def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
+        """Return one number per turn."""
+        if len(group) < 2:
+            return list(returns_GN)
+        padded_GN = np.zeros((len(group), max(map(len, returns_GN))))
+        for row_N, returns_N in zip(padded_GN, returns_GN, strict=True):
+            row_N[: len(returns_N)] = returns_N
+        others_GN = (padded_GN.sum(0) - padded_GN) / (len(group) - 1)
+        return [others_N[: len(returns_N)] for others_N, returns_N in zip(others_GN, returns_GN, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class OthersHere:
+    """The mean return of the other members from where they saw the same observation, shrunk towards ``OthersStart``.
+
+    ``b = (prior * start + sum of the m members' mean returns from here) / (prior + m)``: a Monte Carlo critic made of the group, for tasks
+    whose episodes pass through the same places. Where nobody else was, it is ``OthersStart``. The anchor states are those of GiGPO
+    (Feng et al. 2025); leaving the member out, which GiGPO does not, keeps it unbiased, also when a member comes back to a place.
+    """
+
+    prior: float = 1.0
+    """Weight of the start's mean, in members."""
+    min_group: ClassVar[int] = 2
+
+    def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
+        """Return one number per turn."""
+        if len(group) < 2:
+            return list(returns_GN)
+        seen_G = [_mean_by_observation(group, returns_GN, member) for member in range(len(group))]
+        baselines_GN: list[Array] = []
+        for member, (scored, start) in enumerate(zip(group, _others_start(returns_GN), strict=True)):
+            others = seen_G[:member] + seen_G[member + 1 :]
+            baseline_N = np.zeros(len(scored.trajectory.turns))
+            for n, turn in enumerate(scored.trajectory.turns):
+                here = [seen[turn.observation.messages] for seen in others if turn.observation.messages in seen]
+                weight = self.prior + len(here)
+                baseline_N[n] = (self.prior * start + sum(here)) / weight if weight > 0 else start
+            baselines_GN.append(baseline_N)
+        return baselines_GN
+
+
+def _others_start(returns_GN: Sequence[Array]) -> Array:
+    """Return for each member the mean start return of the others; an episode without turns returned 0."""
+    start_G = np.array([returns_N[0] if len(returns_N) else 0.0 for returns_N in returns_GN])
+    return np.asarray((start_G.sum() - start_G) / (len(start_G) - 1))
+
+
+def _mean_by_observation(group: ScoredGroup, returns_GN: Sequence[Array], member: int) -> dict[tuple[Message, ...], float]:
+    """Return the member's mean return from each observation that it saw, over its visits."""
+    visits: dict[tuple[Message, ...], list[float]] = {}
+    for turn, value in zip(group[member].trajectory.turns, returns_GN[member], strict=True):
+        visits.setdefault(turn.observation.messages, []).append(float(value))
+    return {observation: sum(values) / len(values) for observation, values in visits.items()}

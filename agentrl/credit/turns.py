@@ -1,0 +1,65 @@
+"""The few array operations that credit rules share, in float64: from a number per turn to a number per action token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.types import Credited, End, FloatArray, IntArray, Need, Scored, ScoredGroup, floats
+
+Array = npt.NDArray[np.float64]
+Singleton = Literal["zero", "raw"]
+"""What a group of one is credited: nothing (it has nobody to be compared with), or its raw return, as some published code does."""
+
+
+def returns_to_go(rewards_N: Array, *, gamma: float) -> Array:
+    """Discounted return from each turn on, ``G_n = r_n + gamma * G_{n+1}`` (Sutton & Barto 2018, eq. 3.9).
+
+    >>> returns_to_go(np.array([0.0, 0.0, 1.0]), gamma=0.5)
+    array([0.25, 0.5 , 1.  ])
+    """
+    returns_N = np.zeros(len(rewards_N))
+    following = 0.0
+    for n in reversed(range(len(rewards_N))):
+        following = float(rewards_N[n]) + gamma * following
+        returns_N[n] = following
+    return returns_N
+
+
+def spread(per_turn_N: Array, num_tokens_N: IntArray) -> FloatArray:
+    """Give each action token the number of its turn; a turn without tokens vanishes.
+
+    >>> spread(np.array([0.5, 9.0, -1.0]), np.array([2, 0, 1], dtype=np.int32))
+    array([ 0.5,  0.5, -1. ], dtype=float32)
+    """
+    return floats(np.repeat(per_turn_N, num_tokens_N))
+
+
+def centred(values: Array) -> Array:
+    """Subtract the mean; values that are all equal give exactly 0, not a rounding error.
+
+    >>> centred(np.array([0.1, 0.1, 0.1]))
+    array([0., 0., 0.])
+    """
+    offsets = values - values[:1]
+    return np.asarray(offsets - offsets.mean()) if len(values) else values
+
+
+def checked(groups: Sequence[ScoredGroup], needs: frozenset[Need] = frozenset()) -> Sequence[ScoredGroup]:
+    """Return ``groups`` after asserting what the loop owes to credit: no failed episode, and every measurement that is needed."""
+    for scored in (one for group in groups for one in group):
+        name = f"{scored.trajectory.task.id}#{scored.trajectory.sample}"
+        assert scored.trajectory.end is not End.FAILED, f"a failed episode reached credit: {name}"
+        for need in needs:
+            measured: FloatArray | None = getattr(scored, f"{need}_T")
+            assert measured is not None, f"{need} were not measured for {name}"
+            assert len(measured) == scored.trajectory.num_tokens, f"{need} of {name} are not one per action token"
+    return groups
+
+
+def per_turn(scored: Scored, advantages_N: Array) -> Credited:
+    """Credit every token of a turn with the turn's advantage."""
+    return Credited(spread(advantages_N, scored.num_tokens_N))

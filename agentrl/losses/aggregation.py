@@ -1,0 +1,83 @@
+"""Aggregations: how much each action token of a batch counts.
+
+A weight depends on lengths alone and is computed for the whole batch, so weighted sums of micro-batches add up to the loss of the batch.
+Weights come sequence after sequence, turn after turn. Sequences and turns without action tokens count in no denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.errors import ConfigError
+
+Weights = npt.NDArray[np.float64]
+
+
+def token_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
+    """Every token counts the same (DAPO, Yu et al. 2025).
+
+    >>> token_mean([[1, 2], [1]])
+    array([0.25, 0.25, 0.25, 0.25])
+    """
+    total = sum(map(sum, turn_lengths))
+    return np.full(total, 1.0 / max(total, 1))
+
+
+def seq_sum_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
+    """Sum over a sequence, mean over sequences: the policy gradient of the expected return, without length normalisation.
+
+    >>> seq_sum_then_mean([[1, 2], [1]])
+    array([0.5, 0.5, 0.5, 0.5])
+    """
+    return SeqSumOver(1.0)(turn_lengths)
+
+
+def seq_mean_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
+    """Mean over a sequence, mean over sequences (GRPO, Shao et al. 2024). Long failures weigh less per token: beware of padding.
+
+    >>> seq_mean_then_mean([[1, 1], [1]])
+    array([0.25, 0.25, 0.5 ])
+    """
+    return _mean_of_means([sum(turns) for turns in turn_lengths])
+
+
+def turn_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
+    """Mean over a turn, mean over all turns of the batch: what a long action says counts no more than what a short one says.
+
+    >>> turn_mean([[2, 1]])
+    array([0.25, 0.25, 0.5 ])
+    """
+    return _mean_of_means([length for turns in turn_lengths for length in turns])
+
+
+@dataclass(frozen=True, slots=True)
+class SeqSumOver:
+    """Sum over a sequence divided by a constant, mean over sequences (Dr.GRPO, Liu et al. 2025; constant: the longest length allowed).
+
+    >>> SeqSumOver(2)([[1, 2], [1]])
+    array([0.25, 0.25, 0.25, 0.25])
+    """
+
+    constant: float
+
+    def __post_init__(self) -> None:
+        if not self.constant > 0:
+            raise ConfigError(
+                f"sequence sums are divided by a positive constant; found {self.constant}; give the most tokens of an episode"
+            )
+
+    def __call__(self, turn_lengths: Sequence[Sequence[int]]) -> Weights:
+        """Return the same weight for each token."""
+        lengths = [sum(turns) for turns in turn_lengths]
+        num_sequences = sum(length > 0 for length in lengths)
+        return np.full(sum(lengths), 1.0 / (self.constant * max(num_sequences, 1)))
+
+
+def _mean_of_means(lengths: Sequence[int]) -> Weights:
+    """Return ``1 / (number of spans * length of the token's span)`` for spans that are not empty."""
+    spans = np.array([length for length in lengths if length > 0], dtype=np.int64)
+    return np.repeat(1.0 / (spans * max(len(spans), 1)), spans)

@@ -1,0 +1,56 @@
+"""The clipped surrogate of PPO, with its asymmetric and its dual variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from agentrl.errors import ConfigError
+from agentrl.losses import LossInputs, Terms
+from agentrl.types import Need
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are cut here: ``exp`` of what lies beyond is no number to learn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """``max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` with ``rho = pi / pi_old`` (Schulman et al. 2017, eq. 7).
+
+    ``high > low`` is DAPO's clip-higher (Yu et al. 2025). ``dual``: for negative advantages the loss is at most ``-dual * A``
+    (Ye et al. 2020, eq. 5).
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.low <= 1.0 and self.high >= 0.0):
+            raise ConfigError(
+                f"the clip range needs 0 <= low <= 1 and high >= 0; found low={self.low}, high={self.high}; usual is 0.2 for both"
+            )
+        if self.dual is not None and self.dual <= 1.0:
+            raise ConfigError(
+                f"the dual clip must be above 1, or it would cut the loss of unchanged policies; found {self.dual}; usual is 3"
+            )
+
+    def __call__(self, x: LossInputs) -> Terms:
+        """Return the surrogate; measured: ``ratio``, ``clip_fraction`` (tokens without gradient), ``approx_kl`` (old to new, nats)."""
+        log_ratio_A = (x.logprobs_A - x.old_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio_A = log_ratio_A.exp()
+        free_A = -ratio_A * x.advantages_A
+        bound_A = -ratio_A.clamp(1.0 - self.low, 1.0 + self.high) * x.advantages_A
+        loss_A = torch.maximum(free_A, bound_A)
+        clipped_A = bound_A > free_A
+        if self.dual is not None:
+            ceiling_A = -self.dual * x.advantages_A
+            cut_A = (x.advantages_A < 0) & (loss_A > ceiling_A)
+            loss_A = torch.where(cut_A, ceiling_A, loss_A)
+            clipped_A = clipped_A | cut_A
+        with torch.no_grad():
+            measured = {"ratio": ratio_A.detach(), "clip_fraction": clipped_A.to(ratio_A.dtype), "approx_kl": ratio_A - 1.0 - log_ratio_A}
+        return loss_A, measured

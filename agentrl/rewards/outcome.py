@@ -1,0 +1,80 @@
+"""Pay what happened: the outcome of an episode, a signal of each turn, the environment's own reward, or a fault of form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from agentrl.types import Ledger, Trajectory, floats
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Pay the last turn its value of ``signal``; all other turns nothing."""
+
+    signal: str = "success"
+    name: str = "outcome"
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The one signal."""
+        return frozenset({self.signal})
+
+    @property
+    def components(self) -> frozenset[str]:
+        """The one component."""
+        return frozenset({self.name})
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return ``{name: [0, ..., 0, signal]}``."""
+        paid_N = np.zeros(len(trajectory.turns))
+        paid_N[-1:] = trajectory.signal(self.signal)[-1:]
+        return {self.name: floats(paid_N)}
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Pay each turn its value of ``signal``; the component has the signal's name."""
+
+    signal: str
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The one signal."""
+        return frozenset({self.signal})
+
+    @property
+    def components(self) -> frozenset[str]:
+        """The one component."""
+        return frozenset({self.signal})
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return ``{signal: its value per turn}``."""
+        return {self.signal: trajectory.signal(self.signal)}
+
+
+@dataclass(frozen=True, slots=True)
+class EnvReward:
+    """Pay each turn what the environment itself gave for it."""
+
+    signals: ClassVar[frozenset[str]] = frozenset()
+    components: ClassVar[frozenset[str]] = frozenset({"env"})
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return ``{"env": reward per turn}``."""
+        return {"env": floats([turn.reward for turn in trajectory.turns])}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Charge ``penalty`` for each turn whose action was not understood."""
+
+    penalty: float = 0.05
+    signals: ClassVar[frozenset[str]] = frozenset({"valid"})
+    components: ClassVar[frozenset[str]] = frozenset({"format"})
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return ``{"format": -penalty where valid is 0}``."""
+        return {"format": floats(np.where(trajectory.signal("valid") > 0.0, 0.0, -self.penalty))}
