@@ -1,0 +1,65 @@
+"""Files that are there whole or not at all, and one clear error where a disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agentrl.errors import ConfigError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and how to mend it, where the block meets a full disk or a missing right.
+
+    Raises:
+        ConfigError: the disk is full, a quota or file size limit is reached, or the folder is not writable.
+    """
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in _FULL:
+            raise ConfigError(
+                f"cannot write {path}: {os.strerror(problem.errno or 0).lower()}; free space on the disk that holds it "
+                "(old run folders, the cache folder) or write the run to another disk, then start the same command again"
+            ) from problem
+        if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ConfigError(f"cannot write {path}: {os.strerror(problem.errno).lower()}; choose a folder you may write to") from problem
+        raise
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder. Makes the parent folders.
+
+    A reader sees the old file or the new one, never a part, whenever the writer is killed.
+
+    Raises:
+        ConfigError: as ``writing``; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
