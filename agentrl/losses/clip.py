@@ -20,7 +20,7 @@ class Clip:
     """``max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` with ``rho = pi / pi_old`` (Schulman et al. 2017, eq. 7).
 
     ``high > low`` is DAPO's clip-higher (Yu et al. 2025). ``dual``: for negative advantages the loss is at most ``-dual * A``
-    (Ye et al. 2020, eq. 5).
+    (Ye et al. 2020).
     """
 
     low: float = 0.2

@@ -14,6 +14,16 @@ from agentrl.types import Ledger, Trajectory
 class Reward(Protocol):
     """Pays a trajectory. Each component of the result has exactly one number per turn."""
 
+    @property
+    def signals(self) -> frozenset[str]:
+        """Signals that it reads; an environment that does not report them is the wrong one, and that is found before any work."""
+        ...
+
+    @property
+    def components(self) -> frozenset[str]:
+        """Names that it pays under."""
+        ...
+
     def __call__(self, trajectory: Trajectory) -> Ledger:
         """Return the ledger of ``trajectory``."""
         ...

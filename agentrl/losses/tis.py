@@ -1,0 +1,75 @@
+"""Truncated importance weights: how much data of another sampler count (Yao et al. 2025; Espeholt et al. 2018).
+
+``w = min(pi_old / pi_behaviour, cap)`` corrects for the policy that sampled: older weights, or an engine whose arithmetic is not the
+learner's. It multiplies a loss whose own ratio and clip are ``pi / pi_old``; the two are never mixed (decoupled PPO, Hilton et al. 2022).
+Weights carry no gradient. The denominators of the aggregation stay those of the whole batch, also where a weight is 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agentrl.errors import ConfigError
+from agentrl.losses.clip import MAX_LOG_RATIO
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTIS:
+    """One weight per token, at most ``cap``."""
+
+    cap: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_cap(self.cap)
+
+    def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
+        """Return the weights ``[A]``."""
+        return _ratio(old_logprobs_A - behaviour_logprobs_A).clamp(max=self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTIS:
+    """One weight per sequence: the product of its tokens' ratios, at most ``cap``.
+
+    Of long sequences the product ends at the cap or at 0: look at the measured weights before believing in it.
+    """
+
+    cap: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_cap(self.cap)
+
+    def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
+        """Return the weights ``[A]``, the same within a sequence."""
+        log_ratio_A = (old_logprobs_A - behaviour_logprobs_A).detach()
+        if not len(log_ratio_A):
+            return log_ratio_A
+        sums_S = log_ratio_A.new_zeros(int(sequence_A.max()) + 1).index_add(0, sequence_A, log_ratio_A)
+        return _ratio(sums_S).clamp(max=self.cap)[sequence_A]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRejection:
+    """1 where the token's ratio is within ``[1 / cap, cap]``, else 0: what another policy would hardly have said teaches nothing."""
+
+    cap: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_cap(self.cap)
+
+    def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
+        """Return the weights ``[A]``."""
+        ratio_A = _ratio(old_logprobs_A - behaviour_logprobs_A)
+        return ((ratio_A <= self.cap) & (ratio_A >= 1.0 / self.cap)).to(ratio_A.dtype)
+
+
+def _check_cap(cap: float) -> None:
+    if not cap >= 1.0:
+        raise ConfigError(f"the cap of an importance weight must be at least 1, the weight of on-policy data; found {cap}; usual is 2 to 5")
+
+
+def _ratio(log_ratio: Tensor) -> Tensor:
+    return torch.exp(log_ratio.detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))

@@ -1,0 +1,41 @@
+"""The critic's loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agentrl.errors import ConfigError
+
+
+def value_loss(values_A: Tensor, old_values_A: Tensor, targets_A: Tensor, *, clip: float | None = None) -> Tensor:
+    """``(V - target)**2 / 2`` per token, 0 where the target is NaN.
+
+    With ``clip`` the larger of that and the error of ``V`` held within ``clip`` of ``old_values_A`` (as in the PPO release, Dhariwal
+    et al. 2017). A mean belongs over tokens *with* a target: divide by their number in the whole batch.
+    """
+    has_A = ~torch.isnan(targets_A)
+    targets_A = torch.where(has_A, targets_A, values_A.detach())
+    error_A = (values_A - targets_A).square()
+    if clip is not None:
+        held_A = old_values_A + (values_A - old_values_A).clamp(-clip, clip)
+        error_A = torch.maximum(error_A, (held_A - targets_A).square())
+    return torch.where(has_A, 0.5 * error_A, torch.zeros_like(error_A))
+
+
+@dataclass(frozen=True, slots=True)
+class ValueLoss:
+    """``coef * value_loss``; ``clip`` (usually 0.2 or 0.5) bounds how far a value moves within an update."""
+
+    coef: float = 0.5
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"the value clip must be positive; found {self.clip}; leave it None to not clip")
+
+    def __call__(self, values_A: Tensor, old_values_A: Tensor, targets_A: Tensor) -> Tensor:
+        """Return the weighted loss per token ``[A]``."""
+        return self.coef * value_loss(values_A, old_values_A, targets_A, clip=self.clip)

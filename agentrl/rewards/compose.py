@@ -1,0 +1,66 @@
+"""Rewards made of rewards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from agentrl.errors import ConfigError
+from agentrl.rewards import Reward
+from agentrl.types import Ledger, Trajectory, floats
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Pay all of ``parts``; their components stay apart in the ledger, and names must not repeat.
+
+    >>> from agentrl.rewards.outcome import Format, Outcome
+    >>> sorted(Sum((Outcome(), Format(penalty=0.05))).components)
+    ['format', 'outcome']
+    """
+
+    parts: tuple[Reward, ...]
+
+    def __post_init__(self) -> None:
+        names = Counter(name for part in self.parts for name in part.components)
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            raise ConfigError(f"reward components need names of their own; more than one part pays {', '.join(twice)}; rename one")
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """All signals of the parts."""
+        return frozenset[str]().union(*(part.signals for part in self.parts))
+
+    @property
+    def components(self) -> frozenset[str]:
+        """All components of the parts."""
+        return frozenset[str]().union(*(part.components for part in self.parts))
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return the merged ledger."""
+        return {name: paid_N for part in self.parts for name, paid_N in part(trajectory).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Pay ``factor`` times what ``reward`` pays, under the same names."""
+
+    reward: Reward
+    factor: float
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The reward's."""
+        return self.reward.signals
+
+    @property
+    def components(self) -> frozenset[str]:
+        """The reward's."""
+        return self.reward.components
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return the scaled ledger."""
+        return {name: floats(paid_N.astype(np.float64) * self.factor) for name, paid_N in self.reward(trajectory).items()}

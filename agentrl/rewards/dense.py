@@ -1,0 +1,49 @@
+"""Progress, normalised so that a whole episode is paid at most 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from agentrl.errors import ConfigError
+from agentrl.types import Ledger, Trajectory, floats
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Pay each turn ``signal / N`` (the recipe of Wang et al. 2025, "A practitioner's guide to multi-turn agentic RL").
+
+    ``N`` is the number of turns whose signal was positive where the episode succeeded, else the task's own maximum, ``task.data[most]``;
+    never less than 1. So success by any way pays 1, and a failure what share of the way it went.
+    """
+
+    signal: str
+    most: str
+    """Key of ``Task.data`` that holds the largest number of positive signals an episode can have."""
+    components: ClassVar[frozenset[str]] = frozenset({"dense"})
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The progress signal, and ``success``."""
+        return frozenset({self.signal, "success"})
+
+    def __call__(self, trajectory: Trajectory) -> Ledger:
+        """Return ``{"dense": share per turn}``.
+
+        Raises:
+            ConfigError: the task does not say how much progress it has.
+        """
+        progress_N = trajectory.signal(self.signal).astype(np.float64)
+        number = float((progress_N > 0.0).sum()) if trajectory.success else self._most(trajectory)
+        return {"dense": floats(progress_N / max(number, 1.0))}
+
+    def _most(self, trajectory: Trajectory) -> float:
+        most = trajectory.task.data.get(self.most)
+        if isinstance(most, (int, float)) and not isinstance(most, bool):
+            return float(most)
+        raise ConfigError(
+            f"the dense reward divides by the task's {self.most!r}; task {trajectory.task.id!r} has {most!r} there, "
+            f"its data has {', '.join(sorted(trajectory.task.data)) or 'nothing'}; name a key that holds a number"
+        )

@@ -1,0 +1,69 @@
+"""Samplers that learn nothing: every task equally often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from agentrl.errors import ConfigError
+from agentrl.samplers import Draw
+from agentrl.types import Json, ScoredGroup, Task, seed_of
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Every task once per epoch, in an order drawn anew for each epoch.
+
+    The order comes from a hash of (seed, epoch, task id): it depends neither on the order of ``tasks`` nor on the machine, and any update
+    can be asked for without the ones before it.
+    """
+
+    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+        """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
+
+        def shuffled(epoch: int) -> list[Task]:
+            return sorted(tasks, key=lambda task: seed_of(seed, "uniform", epoch, task.id))
+
+        return _epochs(tasks, shuffled, update=update, num_groups=num_groups, group_size=group_size)
+
+    def observe(self, groups: Sequence[ScoredGroup]) -> None:
+        """Learn nothing."""
+
+    def state_dict(self) -> Mapping[str, Json]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Take nothing back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequential:
+    """Every task once per epoch, in the order of the split."""
+
+    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+        """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
+        return _epochs(tasks, lambda epoch: tasks, update=update, num_groups=num_groups, group_size=group_size)
+
+    def observe(self, groups: Sequence[ScoredGroup]) -> None:
+        """Learn nothing."""
+
+    def state_dict(self) -> Mapping[str, Json]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Take nothing back."""
+
+
+def _epochs(tasks: Sequence[Task], order: Callable[[int], Sequence[Task]], *, update: int, num_groups: int, group_size: int) -> list[Draw]:
+    """Cut an update's piece out of the endless row of epochs. A task comes once per epoch, so the epoch numbers its samples."""
+    if not tasks:
+        raise ConfigError("there are no tasks to draw from; the split is empty")
+    first = update * num_groups
+    draws: list[Draw] = []
+    for epoch in range(first // len(tasks), (first + num_groups - 1) // len(tasks) + 1):
+        start = max(first - epoch * len(tasks), 0)
+        stop = min(first + num_groups - epoch * len(tasks), len(tasks))
+        draws += [Draw(task, group_size, epoch * group_size) for task in order(epoch)[start:stop]]
+    return draws
