@@ -1,0 +1,203 @@
+"""Families of generated games, as values. A family's name says it all: ``str`` and ``parse`` are inverse.
+
+| family | name | world |
+|---|---|---|
+| `Ladder` | ``w2-o3-q4`` | rooms, objects and a quest of so many steps, as ``tw-make custom`` makes them |
+| `CoinCollector` | ``coin-r8-q4`` | find the coin: rooms, of which so many lie on the path (it included), the others dead ends |
+| `TreasureHunter` | ``treasure-l5`` | take one of two objects, the other one loses; levels 1-10 easy, 11-20 doors and boxes, 21-30 locks |
+| `Cooking` | ``cooking-r2-t1-g6-open-cook-cut`` | find the recipe, take and prepare the ingredients, eat the meal |
+
+The objective of every family names only the last action. ``Ladder(guided=True)`` (``w2-o3-q4-guided``) spells out every step, which
+makes it a game of following instructions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from agentrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from textworld import Game
+
+_EASY_ROOMS, _MEDIUM_ROOMS = 5, 10
+_COOKING_ROOMS = (1, 6, 9, 12)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The usual ladder of worlds, ``w2-o3-q4`` and up: ``rooms``, ``objects`` and a quest of ``quest_length`` actions."""
+
+    pattern: ClassVar[str] = r"w(?P<rooms>\d+)-o(?P<objects>\d+)-q(?P<quest_length>\d+)(?P<guided>-guided)?"
+    rooms: int = 2
+    objects: int = 3
+    quest_length: int = 4
+    guided: bool = False
+
+    def __post_init__(self) -> None:
+        _within(self, rooms=(1, 30), objects=(1, 100), quest_length=(1, 30))
+
+    def __str__(self) -> str:
+        return f"w{self.rooms}-o{self.objects}-q{self.quest_length}" + "-guided" * self.guided
+
+    @property
+    def larger(self) -> Ladder:
+        """Twice the rooms and objects, the same quest length."""
+        return Ladder(2 * self.rooms, 2 * self.objects, self.quest_length, self.guided)
+
+    def make(self, seed: int) -> Game:
+        """Make the game of ``seed``."""
+        from textworld.generator import make_game
+
+        from agentrl_environments.textworld.generate import options_of
+
+        options = options_of(seed, only_last_action=not self.guided)
+        options.nb_rooms, options.nb_objects, options.quest_length = self.rooms, self.objects, self.quest_length
+        options.chaining.min_breadth, options.chaining.max_breadth = 1, 5  # as tw-make custom
+        return make_game(options)
+
+
+@dataclass(frozen=True)
+class CoinCollector:
+    """A coin at the end of a path of ``quest_length`` rooms, among ``rooms`` in all.
+
+    Dead ends grow at random, so that one can walk a while before a dead end shows; with ``simple`` they are one room deep.
+    """
+
+    pattern: ClassVar[str] = r"coin-r(?P<rooms>\d+)-q(?P<quest_length>\d+)(?P<simple>-simple)?"
+    rooms: int = 8
+    quest_length: int = 4
+    simple: bool = False
+
+    def __post_init__(self) -> None:
+        _within(self, rooms=(1, 100), quest_length=(1, 100))
+        if self.quest_length > self.rooms:
+            raise ConfigError(f"game '{self}': {self.quest_length} rooms on the path, {self.rooms} in all; the path cannot be the longer")
+        if self.simple and self.rooms > 4 * self.quest_length:
+            raise ConfigError(f"game '{self}': simple dead ends leave room for {4 * self.quest_length} rooms; leave out '-simple'")
+
+    def __str__(self) -> str:
+        return f"coin-r{self.rooms}-q{self.quest_length}" + "-simple" * self.simple
+
+    @property
+    def larger(self) -> CoinCollector | None:
+        """Half as many rooms again, in all and on the path; the package stops at 100."""
+        rooms, on_path = (number + (number + 1) // 2 for number in (self.rooms, self.quest_length))
+        return CoinCollector(rooms, on_path, self.simple) if rooms <= 100 else None
+
+    def make(self, seed: int) -> Game:
+        """Make the game of ``seed``."""
+        from textworld.challenges.tw_coin_collector import coin_collector
+
+        from agentrl_environments.textworld.generate import knowledge, options_of
+
+        options = options_of(seed)
+        options.kb = knowledge(coin_collector.KB_PATH)
+        options.nb_rooms, options.quest_length = self.rooms, self.quest_length
+        options.grammar.allowed_variables_numbering = True  # more rooms than the grammar has names
+        return coin_collector.make_game("simple" if self.simple else "random", options)
+
+
+@dataclass(frozen=True)
+class TreasureHunter:
+    """Take the one object that the objective names; taking the other one loses. Levels as in the package's ``treasure_hunter``."""
+
+    pattern: ClassVar[str] = r"treasure-l(?P<level>\d+)"
+    level: int = 5
+
+    def __post_init__(self) -> None:
+        _within(self, level=(1, 30))
+
+    def __str__(self) -> str:
+        return f"treasure-l{self.level}"
+
+    @property
+    def larger(self) -> TreasureHunter | None:
+        """The first level of the next mode (twice the rooms) whose quest is no shorter; hard levels have none."""
+        mode, step = divmod(self.level - 1, 10)
+        if mode == 2:
+            return None
+        lengths = [[round(low + (high - low) * i / 9) for i in range(10)] for low, high in ((1, 5), (2, 10), (3, 20))]
+        return TreasureHunter(next(10 * (mode + 1) + i + 1 for i, length in enumerate(lengths[mode + 1]) if length >= lengths[mode][step]))
+
+    def make(self, seed: int) -> Game:
+        """Make the game of ``seed``."""
+        from textworld.challenges.tw_treasure_hunter import treasure_hunter
+
+        from agentrl_environments.textworld.generate import options_of
+
+        return treasure_hunter.make({"level": self.level}, options_of(seed))
+
+
+@dataclass(frozen=True)
+class Cooking:
+    """A meal of ``recipe`` ingredients, ``take`` of them to be found, in ``go`` rooms.
+
+    ``open``: doors and containers are closed. ``cook``, ``cut``: ingredients must be. ``drop``: the inventory is limited.
+    """
+
+    pattern: ClassVar[str] = (
+        r"cooking-r(?P<recipe>\d+)-t(?P<take>\d+)-g(?P<go>\d+)(?P<open>-open)?(?P<cook>-cook)?(?P<cut>-cut)?(?P<drop>-drop)?"
+    )
+    recipe: int = 1
+    take: int = 0
+    go: int = 1
+    open: bool = False
+    cook: bool = False
+    cut: bool = False
+    drop: bool = False
+
+    def __post_init__(self) -> None:
+        _within(self, recipe=(1, 5), take=(0, self.recipe))
+        if self.go not in _COOKING_ROOMS:
+            raise ConfigError(f"game '{self}': go is {self.go}; the package has kitchens of {', '.join(map(str, _COOKING_ROOMS))} rooms")
+
+    def __str__(self) -> str:
+        flags = "".join(f"-{name}" for name in ("open", "cook", "cut", "drop") if getattr(self, name))
+        return f"cooking-r{self.recipe}-t{self.take}-g{self.go}{flags}"
+
+    @property
+    def larger(self) -> Cooking | None:
+        """The next size of house, all else equal; 12 rooms is the largest."""
+        rooms = next((rooms for rooms in _COOKING_ROOMS if rooms > self.go), None)
+        return None if rooms is None else Cooking(self.recipe, self.take, rooms, self.open, self.cook, self.cut, self.drop)
+
+    def make(self, seed: int) -> Game:
+        """Make the game of ``seed``; the recipe is drawn with it."""
+        from textworld.challenges.tw_cooking import cooking
+
+        from agentrl_environments.textworld.generate import options_of
+
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return cooking.make({**settings, "recipe_seed": seed, "split": None}, options_of(seed))
+
+
+Family = Ladder | CoinCollector | TreasureHunter | Cooking
+
+
+def parse(name: str) -> Family:
+    """Return the family of a name.
+
+    >>> parse("w2-o3-q4"), str(CoinCollector(rooms=6, quest_length=4))
+    (Ladder(rooms=2, objects=3, quest_length=4, guided=False), 'coin-r6-q4')
+
+    Raises:
+        ConfigError: no family reads it, or its numbers are out of range.
+    """
+    for family in (Ladder, CoinCollector, TreasureHunter, Cooking):
+        if match := re.fullmatch(family.pattern, name):
+            kinds = {field.name: field.type for field in fields(family)}
+            values: dict[str, Any] = {key: int(text) if kinds[key] == "int" else bool(text) for key, text in match.groupdict().items()}
+            return family(**values)
+    raise ConfigError(
+        f"no family of text games reads '{name}'; write one of w2-o3-q4[-guided], coin-r8-q4[-simple], treasure-l5, "
+        "cooking-r2-t1-g6[-open][-cook][-cut][-drop]"
+    )
+
+
+def _within(family: Family, **ranges: tuple[int, int]) -> None:
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(family, name) <= high:
+            raise ConfigError(f"game '{family}': {name} is {getattr(family, name)}; it must be {low} to {high}")

@@ -1,0 +1,118 @@
+"""Makes and compiles games. Runs as a process of its own, under ``PYTHONHASHSEED=0``: a seed then always makes the same game.
+
+``python -m agentrl_environments.textworld.generate`` reads one JSON job per line and answers each with one JSON line:
+
+```
+{"make": "coin-r8-q4", "base": 0, "seeds": [0, 1], "into": "/folder"}  ->  {"games": [{"seed": 0, "key": "...", "sha256": "..."}, ...]}
+{"compile": "/folder/0a1b2c.json"}                          ->  {}
+```
+
+It ends with its input, so nothing outlives the process that asked. Two things of the package are replaced, here only: the knowledge
+base is parsed once per folder, not once per game (ten times cheaper), and makers that play a walkthrough on the compiled game play it on
+the game's logic (a compilation saved; the tests hold that both play the same).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import textworld
+from textworld.generator import compile_game
+from textworld.generator.chaining import QuestGenerationError
+from textworld.generator.data import KnowledgeBase
+from textworld.generator.maker import GameMaker
+
+from agentrl.types import seed_of
+from agentrl_environments.textworld import engine, families
+
+_load = KnowledgeBase.load.__func__
+
+
+@functools.cache
+def knowledge(*args: str, **kwargs: str) -> KnowledgeBase:
+    """Return the knowledge base of a folder, parsed once per process."""
+    return _load(KnowledgeBase, *args, **kwargs)
+
+
+def options_of(seed: int, *, only_last_action: bool = True) -> textworld.GameOptions:
+    """Return new options for a game; makers change the object they are given."""
+    options = textworld.GameOptions()
+    options.seeds = seed
+    options.grammar.only_last_action = only_last_action
+    return options
+
+
+def _save_logic(maker: GameMaker, path: str) -> str:
+    """Stand in for ``GameMaker.compile``: save the game's logic, which the package plays just as well."""
+    game = maker.build(validate=False)
+    logic = Path(path).with_suffix(".json")
+    game.save(str(logic))
+    return str(logic)
+
+
+def make(name: str, base: int, number: int) -> dict[str, Any] | None:
+    """Make a game, as the JSON value of a ``.json`` game file; ``None`` where no game comes of the seed or its plan does not win it."""
+    family = families.parse(name)
+    try:
+        game = family.make(seed_of("textworld", base, number) % 2**31)
+    except QuestGenerationError:
+        return None
+    # The package writes its install folder into each file; and NumPy strings and tuples must become plain JSON.
+    data: dict[str, Any] = json.loads(json.dumps(game.serialize()))
+    data["KB"]["text_grammars_path"] = ""
+    world = engine.World(engine.load(data))
+    return data if world.play(world.plan)[-1].won else None
+
+
+def make_block(name: str, base: int, seeds: Sequence[int], into: Path) -> list[dict[str, Any]]:
+    """Make the games of ``seeds`` as files of ``into``; return what the index says of each distinct structure, in order."""
+    games: dict[str, dict[str, Any]] = {}
+    for seed in seeds:
+        data = make(name, base, seed)
+        if data is None:
+            continue
+        key = engine.structure(engine.load(data))
+        if key not in games:
+            content = json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+            (into / f"{key[:12]}.json").write_bytes(content)
+            games[key] = {"seed": seed, "key": key, "sha256": hashlib.sha256(content).hexdigest()}
+    return list(games.values())
+
+
+def compile_file(path: Path) -> None:
+    """Compile a ``.json`` game into the ``.z8`` beside it, atomically."""
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
+        options = textworld.GameOptions()
+        options.path = str(Path(folder) / "game.z8")
+        options.force_recompile = True
+        compile_game(engine.load(json.loads(path.read_bytes())), options)
+        Path(options.path).replace(path.with_suffix(".z8"))
+
+
+def main() -> None:
+    """Answer jobs until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the package and its compiler print must not mix with the answers
+    KnowledgeBase.load = classmethod(lambda cls, *args, **kwargs: knowledge(*args, **kwargs))
+    GameMaker.compile = _save_logic
+    for line in sys.stdin:
+        job = json.loads(line)
+        answer: dict[str, Any] = {}
+        if "make" in job:
+            answer["games"] = make_block(job["make"], job["base"], job["seeds"], Path(job["into"]))
+        else:
+            compile_file(Path(job["compile"]))
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
