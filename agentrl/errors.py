@@ -7,6 +7,7 @@ AgentRLError
 │   ├── MissingExtra   (ImportError)  a package of an optional extra is not installed
 │   └── CheckpointError               a run folder or checkpoint cannot be used by this recipe
 ├── EnvError         (RuntimeError)   an environment, its worker or its shared resource broke: the episode failed
+│   └── SharedBroken                  what many episodes share broke: it is replaced, and all of them failed
 ├── SandboxError     (RuntimeError)   sandbox infrastructure broke; never the result of a command
 ├── EngineError      (RuntimeError)   a policy could not answer
 │   ├── ContextFull                   the context has no room for another action: the episode ends as truncated, counted
@@ -46,6 +47,10 @@ class CheckpointError(ConfigError):
 
 class EnvError(AgentRLError, RuntimeError):
     """An environment broke. Its episode ends as ``End.FAILED`` and is played again."""
+
+
+class SharedBroken(EnvError):
+    """Raised by an environment whose shared resource broke: it is opened anew, and every episode that used it fails."""
 
 
 class SandboxError(AgentRLError, RuntimeError):

@@ -1,0 +1,127 @@
+"""The host for environments that never block: their episodes run on this event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from agentrl.env import Env, EnvSpec
+from agentrl.errors import EnvError, SharedBroken, boundary
+from agentrl.sandbox import SandboxProvider
+from agentrl.types import Observation, Step, Task
+from agentrl.worker import opened
+
+log = logging.getLogger(__name__)
+
+
+class InProcess:
+    """Episodes on this event loop."""
+
+    def __init__(self, spec: EnvSpec, deadline_s: float, sandboxes: SandboxProvider | None = None) -> None:
+        self._spec, self._deadline_s, self._sandboxes = spec, deadline_s, sandboxes
+        self._lock = asyncio.Lock()
+        self._shared: _Shared | None = None
+
+    async def __aenter__(self) -> InProcess:
+        await self._lend()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._shared is not None:
+            await self._shared.close(self._deadline_s)
+
+    @asynccontextmanager
+    async def open(self, task: Task) -> AsyncIterator[Env]:
+        """Open one episode of ``task``; opening and closing have a deadline each."""
+        shared = await self._lend()
+        limit = asyncio.timeout(self._deadline_s)
+        try:
+            async with limit, opened(self._spec, task, self._sandboxes, shared.value) as env:
+                limit.reschedule(None)
+                try:
+                    yield _Guarded(env, task.id, shared)
+                finally:
+                    limit.reschedule(asyncio.get_running_loop().time() + self._deadline_s)
+        except SharedBroken:
+            shared.broken = True
+            raise
+        except TimeoutError as late:
+            if not limit.expired():
+                raise
+            raise EnvError(f"opening or closing {task.id!r} took longer than {self._deadline_s:g} s") from late
+
+    async def _lend(self) -> _Shared:
+        async with self._lock:
+            if self._shared is not None and self._shared.broken:
+                await self._shared.close(self._deadline_s)
+                self._shared = None
+            if self._shared is None:
+                self._shared = _Shared()
+                await self._shared.open(self._spec, self._deadline_s)
+            return self._shared
+
+
+class _Shared:
+    """What the episodes of this process share, until it breaks. A task of its own enters and leaves it, as its author may expect."""
+
+    def __init__(self) -> None:
+        self.value: object = None
+        self.broken = True
+        self._leave = asyncio.Event()
+        self._job: asyncio.Task[None] | None = None
+
+    async def open(self, spec: EnvSpec, deadline_s: float) -> None:
+        """Enter the spec's shared resource, or raise what that raised."""
+        ready = asyncio.Event()
+        self._job = asyncio.create_task(self._hold(spec, ready))
+        waiting = asyncio.create_task(ready.wait())
+        try:
+            await asyncio.wait({waiting, self._job}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            if not ready.is_set():
+                self._job.cancel()
+        if self._job.done():
+            await self._job
+        if not ready.is_set():
+            raise EnvError(f"what episodes share did not open within {deadline_s:g} s")
+        self.broken = False
+
+    async def close(self, deadline_s: float) -> None:
+        """Leave the shared resource; an error there is only logged, for its episodes are over."""
+        self._leave.set()
+        if self._job is None:
+            return
+        _, late = await asyncio.wait({self._job}, timeout=deadline_s)
+        if late:
+            self._job.cancel()
+            log.warning("what episodes share did not close within %g s", deadline_s)
+        elif not self._job.cancelled() and (problem := self._job.exception()) is not None:
+            log.warning("closing what episodes share: %s", problem)
+
+    async def _hold(self, spec: EnvSpec, ready: asyncio.Event) -> None:
+        with boundary(EnvError, "what episodes share"):
+            async with spec.shared() as self.value:
+                ready.set()
+                await self._leave.wait()
+
+
+class _Guarded:
+    """An environment whose errors are ``EnvError``."""
+
+    __slots__ = ("_env", "_name", "_shared")
+
+    def __init__(self, env: Env, name: str, shared: _Shared) -> None:
+        self._env, self._name, self._shared = env, name, shared
+
+    async def reset(self) -> Observation:
+        with boundary(EnvError, f"reset of {self._name!r}"):
+            return await self._env.reset()
+
+    async def step(self, action: str) -> Step:
+        with boundary(EnvError, f"step of {self._name!r}"):
+            if self._shared.broken:
+                raise EnvError(f"step of {self._name!r}: what its episodes share broke in another of them")
+            return await self._env.step(action)
