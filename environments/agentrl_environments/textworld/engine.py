@@ -1,8 +1,9 @@
 """The TextWorld engine without its text: a game as a graph of states, explored once per process.
 
 `World` plays a game's logic with the package's own rules (``State.apply``, ``all_applicable_actions``) and the end conditions of the
-compiled game: a quest fails before it is won, a won one stays won, and a game that can no longer be won goes on until its limit. (The
-package's own player of ``.json`` files, ``TextWorldEnv``, ends such a game as lost, which the compiled game does not.)
+compiled game: a quest fails before it is won, a won one stays won, and a game that can no longer be won goes on until its limit. The
+package's own player of ``.json`` files, ``TextWorldEnv``, differs from the compiled game in two things: it ends such a game as lost, and
+``prepare meal`` takes one ingredient, in whatever state (`recipe_met`).
 
 A state's successors, admissible commands and text depend on nothing but the state, so they are kept: the episodes of a group, and of later
 updates, walk the same few rooms, and a step that was taken once costs a dictionary lookup.
@@ -84,7 +85,7 @@ class World:
     def __init__(self, game: Game) -> None:
         self.game = game
         self.labels = labels(game)
-        self.plan: tuple[str, ...] = tuple(game.metadata["walkthrough"])
+        self.plan: tuple[str, ...] = tuple(game.metadata.get("walkthrough", ()))
         self.notes = _notes(game)
         self._places: dict[object, Place] = {}
         quests = tuple(False for _ in game.quests)
@@ -102,20 +103,23 @@ class World:
         found = place.next.get(command)
         if found is None:
             action = place.actions[command]
-            state = place.state.copy()
-            state.apply(action)
-            found = place.next[command] = self._place(state, place.quests, place.score)
+            if action.name.startswith("make/recipe") and not recipe_met(place.state):
+                found = place
+            else:
+                state = place.state.copy()
+                state.apply(action)
+                found = self._place(state, place.quests, place.score)
+            place.next[command] = found
         return found
 
-    def play(self, commands: Sequence[str]) -> list[Place]:
-        """Return the places along ``commands``, the start first; it ends early where a command is refused or the game ends."""
-        places = [self.start]
+    def play(self, commands: Sequence[str]) -> tuple[list[str], Place]:
+        """Return those of ``commands`` that are accepted when played in order, and the place they lead to."""
+        accepted, place = [], self.start
         for command in commands:
-            here = places[-1]
-            if here.won or here.lost or command not in here.actions:
-                break
-            places.append(self.step(here, command))
-        return places
+            if command in place.actions and not (place.won or place.lost):
+                accepted.append(command)
+                place = self.step(place, command)
+        return accepted, place
 
     def _place(self, state: State, before: tuple[bool, ...], score: int) -> Place:
         quests, score, lost = self._judge(state, before, score)
@@ -142,12 +146,41 @@ class World:
         return tuple(after), score, lost
 
     def _actions(self, state: State) -> dict[str, Action]:
-        """Return admissible commands and what they do; of two readings of a command, the engine takes the first."""
+        """Return admissible commands and what they do; of two readings, the one that asks most, as in the compiled game."""
         kb = self.game.kb
         actions: dict[str, Action] = {}
         for action in state.all_applicable_actions(kb.rules.values(), kb.types.constants_mapping):
-            actions.setdefault(action.format_command({thing.name: self.labels[thing.name] for thing in action.variables}), action)
+            command = action.format_command({thing.name: self.labels[thing.name] for thing in action.variables})
+            known = actions.get(command)
+            if known is None or len(action.preconditions) > len(known.preconditions):
+                actions[command] = action
         return actions
+
+
+_COOKED, _CUT = frozenset(["raw", "fried", "roasted", "grilled"]), frozenset(["uncut", "chopped", "sliced", "diced"])
+
+
+def recipe_met(state: State) -> bool:
+    """Return whether the compiled cooking game would prepare the meal: each ingredient carried, cooked and cut as the recipe says.
+
+    The game's logic lists ``prepare meal`` as soon as one ingredient is carried; the compiled game then answers that something is missing.
+    """
+    marks: dict[str, set[str]] = {}
+    bases: list[tuple[str, str]] = []
+    carried = set()
+    for fact in state.facts:
+        if fact.name == "base":
+            bases.append((fact.names[0], fact.names[1]))
+        elif fact.name == "in" and fact.names[1] == "I":
+            carried.add(fact.names[0])
+        elif len(fact.names) == 1:
+            marks.setdefault(fact.names[0], set()).add(fact.name)
+
+    def prepared(thing: str) -> tuple[set[str], set[str]]:
+        has = marks.get(thing, set())
+        return has & _COOKED or {"raw"}, has & _CUT
+
+    return all(food in carried and prepared(food) == prepared(wanted) for food, wanted in bases)
 
 
 class PlanTracker:

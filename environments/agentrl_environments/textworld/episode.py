@@ -73,10 +73,10 @@ class FactsEpisode(_Episode):
         command = place.understand(action)
         intermediate = 0.0
         if command is not None:
-            played = place.actions[command]
-            place = self._place = world.step(place, command)
-            if self._tracker:
-                intermediate = self._tracker.step(played, place)
+            before, place = place, world.step(place, command)
+            if self._tracker and place is not before:
+                intermediate = self._tracker.step(before.actions[command], place)
+            self._place = place
         text = tell(place.text(world.labels), command, place.won, place.lost, world)
         observation = self.view.observation(text, place.commands, over=place.won or place.lost)
         return self.result(

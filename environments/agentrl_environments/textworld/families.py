@@ -165,13 +165,13 @@ class Cooking:
         return None if rooms is None else Cooking(self.recipe, self.take, rooms, self.open, self.cook, self.cut, self.drop)
 
     def make(self, seed: int) -> Game:
-        """Make the game of ``seed``; the recipe is drawn with it."""
+        """Make the game of ``seed``."""
         from textworld.challenges.tw_cooking import cooking
 
         from agentrl_environments.textworld.generate import options_of
 
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        return cooking.make({**settings, "recipe_seed": seed, "split": None}, options_of(seed))
+        return cooking.make({**settings, "recipe_seed": 0, "split": None}, options_of(seed))
 
 
 Family = Ladder | CoinCollector | TreasureHunter | Cooking
