@@ -1,0 +1,131 @@
+"""Expected gradients, exactly: every group that can be sampled, weighted with its probability, against the policy gradient by enumeration.
+
+What is unbiased is compared to 1e-6. What is biased stands here with the number.
+"""
+
+from dataclasses import replace
+
+import mdp
+import numpy as np
+import pytest
+
+from agentrl.credit.baselines import OthersAtTurn, OthersHere, OthersStart
+from agentrl.credit.gae import TokenGAE, TurnGAE
+from agentrl.credit.group import GRPO, RLOO, DrGRPO
+from agentrl.credit.penalty import KLPenalty
+from agentrl.credit.returns import TurnReturn, turn_rloo
+from agentrl.types import floats
+
+WORLDS = [mdp.World.random(seed) for seed in (0, 1)]
+BASELINES = [OthersStart(), OthersAtTurn(), OthersHere(prior=1.0), OthersHere(prior=0.0)]
+
+
+def cosine(one, other) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+@pytest.fixture(params=WORLDS, ids=["world 0", "world 1"])
+def world(request) -> mdp.World:
+    return request.param
+
+
+def test_the_enumeration_is_the_world(world):
+    assert len(world.episodes) == 15
+    assert sum(one.probability for one in world.episodes) == pytest.approx(1.0)
+    assert {len(one.rewards) for one in world.episodes} == {1, 2, 3}
+    np.testing.assert_allclose(world.gradient_P, world.differences_P(lambda one: one.expected_return), atol=1e-8)
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_the_return_to_go_is_unbiased(world, group_size):
+    np.testing.assert_allclose(world.estimate(TurnReturn(), group_size)[0], world.gradient_P, atol=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_rloo_is_unbiased(world, group_size):
+    np.testing.assert_allclose(world.estimate(RLOO(), group_size)[0], world.gradient_P, atol=1e-6)
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=repr)
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_baselines_made_of_the_others_are_unbiased(world, baseline, group_size):
+    np.testing.assert_allclose(world.estimate(TurnReturn(1.0, baseline), group_size)[0], world.gradient_P, atol=1e-6)
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=repr)
+def test_with_a_discount_baselines_still_change_nothing_in_expectation(world, baseline):
+    plain, _ = world.estimate(TurnReturn(0.8), 1)
+    np.testing.assert_allclose(world.estimate(TurnReturn(0.8, baseline), 2)[0], plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_dr_grpo_is_the_policy_gradient_times_n_minus_one_over_n(world, group_size):
+    expected = world.gradient_P * (group_size - 1) / group_size
+    np.testing.assert_allclose(world.estimate(DrGRPO(), group_size)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [TokenGAE(1.0, 1.0), TurnGAE(1.0, 1.0)], ids=repr)
+@pytest.mark.parametrize("wrong_by", [0.0, 0.7])
+def test_gae_with_lambda_one_is_unbiased_whatever_the_critic_says(world, rule, wrong_by):
+    np.testing.assert_allclose(world.estimate(rule, 1, wrong_by=wrong_by)[0], world.gradient_P, atol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.9])
+@pytest.mark.parametrize("rule", [TokenGAE, TurnGAE])
+def test_gae_with_the_true_values_is_unbiased_at_any_lambda(world, rule, lam):
+    np.testing.assert_allclose(world.estimate(rule(1.0, lam), 1)[0], world.gradient_P, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [TokenGAE, TurnGAE])
+def test_gae_with_a_wrong_critic_is_biased_below_lambda_one(world, rule):
+    estimate, _ = world.estimate(rule(1.0, 0.5), 1, wrong_by=0.7)
+    assert np.linalg.norm(estimate - world.gradient_P) > 0.05 * np.linalg.norm(world.gradient_P)
+
+
+@pytest.mark.parametrize(
+    ("rule", "cosines"), [(GRPO(), (0.9230, 0.9177)), (turn_rloo(gamma=1.0), (0.9570, 0.9606))], ids=["GRPO", "turn_rloo"]
+)
+def test_dividing_by_a_deviation_of_the_same_episodes_turns_the_gradient(rule, cosines):
+    # groups of 3; the deviation of a group is GRPO's for good, that of a batch averages out as the batch grows
+    for world, expected in zip(WORLDS, cosines, strict=True):
+        assert cosine(world.estimate(rule, 3)[0], world.gradient_P) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_bias_of_dividing_by_the_batchs_deviation_shrinks_with_the_batch(world):
+    small, large = (cosine(world.estimate(turn_rloo(gamma=1.0), size)[0], world.gradient_P) for size in (2, 3))
+    assert small < large < 1.0
+
+
+def test_a_baseline_that_sees_its_own_future_is_biased(world):
+    class Peeking:
+        min_group = 1
+
+        def __call__(self, group, returns_GN):
+            return [np.full(len(returns_N), returns_N[-1]) for returns_N in returns_GN]
+
+    estimate, _ = world.estimate(TurnReturn(1.0, Peeking()), 1)
+    assert np.linalg.norm(estimate - world.gradient_P) > 0.2 * np.linalg.norm(world.gradient_P)
+
+
+def test_a_critic_has_less_variance_than_the_bare_return(world):
+    variances = [world.estimate(rule, 1)[1] for rule in (TurnReturn(), TurnGAE(1.0, 1.0), TurnGAE(1.0, 0.9))]
+    assert variances[0] > 1.1 * variances[1] > 1.1 * variances[2]
+
+
+def test_the_kl_penalty_gives_the_gradient_of_the_return_less_the_divergence(world):
+    coef, reference = 0.3, mdp.World.random(7)
+
+    estimate_P = np.zeros(len(mdp.SLOTS))
+    for episode, theirs in zip(world.episodes, reference.episodes, strict=True):
+        old, ref = floats(episode.logprobs_T), floats(theirs.logprobs_T)
+        ((credited,),) = KLPenalty(TurnReturn(), coef)([(replace(world.scored(episode), old_logprobs_T=old, ref_logprobs_T=ref),)])
+        estimate_P += episode.probability * episode.scores_TP.T @ credited.advantages_T.astype(np.float64)
+
+    def objective(one: mdp.World) -> float:
+        pairs = zip(one.episodes, reference.episodes, strict=True)
+        return sum(
+            mine.probability * (sum(mine.rewards) - coef * (np.log(mine.probability) - np.log(theirs.probability)))
+            for mine, theirs in pairs
+        )
+
+    np.testing.assert_allclose(estimate_P, world.differences_P(objective), atol=1e-6)
