@@ -53,7 +53,7 @@ def pass_hat_k(num_episodes: int, num_successes: int, k: int) -> float:
     return math.comb(num_successes, k) / math.comb(num_episodes, k)
 
 
-def share_interval(shares_K: Sequence[float], *, num_episodes: int) -> Interval:
+def share_interval(shares_K: Sequence[float] | Array, *, num_episodes: int) -> Interval:
     """Return the mean of per-task shares in [0, 1], with a Wilson score interval at the effective sample size.
 
     ``p = mean(shares)``, ``v = sum((shares - p)^2) / n^2`` (its cluster-robust variance: Liang & Zeger 1986), ``m = p (1 - p) / v``
@@ -84,7 +84,7 @@ def share_interval(shares_K: Sequence[float], *, num_episodes: int) -> Interval:
     return Interval(p, min(p, max(0.0, low)), max(p, min(1.0, high)), shares.size)  # at 0 and 1, rounding would step over p
 
 
-def mean_interval(values_K: Sequence[float]) -> Interval:
+def mean_interval(values_K: Sequence[float] | Array) -> Interval:
     """Return the mean of per-task values with a t interval, ``mean -+ t_{n-1} s / sqrt(n)``: cluster-robust, a cluster per task.
 
     With one task the interval is unbounded.
