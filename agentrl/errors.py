@@ -12,6 +12,7 @@ AgentRLError
 ├── EngineError      (RuntimeError)   a policy could not answer
 │   ├── ContextFull                   the context has no room for another action: the episode ends as truncated, counted
 │   └── TokenDrift                    stored tokens and rendered context disagree: training on them would be silently wrong
+├── Diverged         (ArithmeticError) a loss or gradient is not finite: no step was taken with it
 └── Stalled          (TimeoutError)   a run made no progress within its deadline; the message names the culprit
 ```
 
@@ -67,6 +68,10 @@ class ContextFull(EngineError):
 
 class TokenDrift(EngineError):
     """The tokens stored for an episode are not a prefix of its rendered context."""
+
+
+class Diverged(AgentRLError, ArithmeticError):
+    """A loss or gradient is not a finite number; the weights are as they were before."""
 
 
 class Stalled(AgentRLError, TimeoutError):

@@ -63,3 +63,11 @@ class Aggregation(Protocol):
         Sequences without action tokens count in no denominator.
         """
         ...
+
+
+class OffPolicy(Protocol):
+    """How much each token of another sampler counts."""
+
+    def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
+        """Return a weight per token ``[A]``, without gradient."""
+        ...

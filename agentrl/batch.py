@@ -1,0 +1,175 @@
+"""Batches: credited trajectories as rows of tokens, and their division into minibatches and micro-batches.
+
+Legend: ``L`` the tokens of a row, ``A`` its action tokens in order of time.
+
+A row is one *segment*: context that only grew. An action that is ``fresh`` starts the next row of its trajectory. Rows are never cut and
+never padded: the learner lays the rows of a micro-batch end to end. The rows of one trajectory always stay together, because a loss may
+look at whole sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.types import Credited, FloatArray, IntArray, Scored, ScoredGroup, seed_of
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A segment of a trajectory. Arrays over ``A`` belong to the tokens at ``positions_A``."""
+
+    tokens_L: IntArray
+    positions_A: npt.NDArray[np.int64]
+    """Where the action tokens stand in ``tokens_L``; at least 1: nothing predicts the first token of a context."""
+    turn_A: IntArray
+    """The turn of its trajectory that each action token belongs to."""
+    behaviour_A: FloatArray
+    advantages_A: FloatArray
+    targets_A: FloatArray
+    """What the critic should say before each action token; NaN where nothing."""
+    values_A: FloatArray | None = None
+    old_A: FloatArray | None = None
+    ref_A: FloatArray | None = None
+
+    @property
+    def is_action_L(self) -> BoolArray:
+        """Whether each token was sampled by the policy."""
+        mask_L = np.zeros(len(self.tokens_L), dtype=np.bool_)
+        mask_L[self.positions_A] = True
+        return mask_L
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrajectoryRows:
+    """The rows of one trajectory, in order of time."""
+
+    rows: tuple[Row, ...]
+    turn_lengths: tuple[int, ...]
+    """Number of action tokens of each turn."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, context and actions."""
+        return sum(len(row.tokens_L) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The trajectories of an update that have tokens, in the order of their groups."""
+
+    sequences: tuple[TrajectoryRows, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, context and actions."""
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
+    @property
+    def num_action_tokens(self) -> int:
+        """Action tokens of all rows."""
+        return sum(sum(sequence.turn_lengths) for sequence in self.sequences)
+
+    @property
+    def turn_lengths(self) -> list[tuple[int, ...]]:
+        """What an aggregation weighs."""
+        return [sequence.turn_lengths for sequence in self.sequences]
+
+    def minibatches(self, number: int, seed: int) -> list[Batch]:
+        """Deal the sequences into ``number`` parts of nearly equal count, at random; fewer where there are fewer sequences.
+
+        One part is the batch itself, in its own order.
+        """
+        number = min(number, len(self.sequences))
+        if number <= 1:
+            return [self] if self.sequences else []
+        order = np.random.default_rng(seed_of(seed, "minibatches")).permutation(len(self.sequences))
+        return [Batch(tuple(self.sequences[index] for index in part)) for part in np.array_split(order, number)]
+
+    def packs(self, token_budget: int) -> list[tuple[int, ...]]:
+        """Divide the sequences into micro-batches of at most ``token_budget`` tokens: their indices, longest sequences first.
+
+        First-fit decreasing. A sequence above the budget is a micro-batch of its own. Equal input gives an equal division.
+        """
+        sizes = [sequence.num_tokens for sequence in self.sequences]
+        packs: list[list[int]] = []
+        room: list[int] = []
+        for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+            home = next((pack for pack, free in enumerate(room) if free >= sizes[index]), None)
+            if home is None:
+                packs.append([index])
+                room.append(token_budget - sizes[index])
+            else:
+                packs[home].append(index)
+                room[home] -= sizes[index]
+        return [tuple(pack) for pack in packs]
+
+
+def make_batch(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]] | None = None) -> Batch:
+    """Lay trajectories out as rows; ``credited`` has the shape of ``groups`` (``None``: to measure, not to learn).
+
+    Trajectories without tokens have no rows and are left out.
+
+    Raises:
+        ValueError: shapes differ, or an action token has no context before it.
+    """
+    if credited is None:
+        pairs: list[tuple[Scored, Credited | None]] = [(scored, None) for group in groups for scored in group]
+    else:
+        pairs = [
+            (scored, credit)
+            for group, credits_ in zip(groups, credited, strict=True)
+            for scored, credit in zip(group, credits_, strict=True)
+        ]
+    sequences = (TrajectoryRows(tuple(_rows(scored, credit)), tuple(scored.num_tokens_N.tolist())) for scored, credit in pairs)
+    return Batch(tuple(sequence for sequence in sequences if sequence.rows))
+
+
+def _rows(scored: Scored, credit: Credited | None) -> Iterator[Row]:
+    """Walk the turns: ``prompt0 + tokens0 + prompt1 + ...``, and start again where an action is fresh."""
+    turns = scored.trajectory.turns
+    num_tokens = scored.trajectory.num_tokens
+    for name, array in (
+        ("advantages", credit.advantages_T if credit else None),
+        ("targets", credit.targets_T if credit else None),
+        ("values", scored.values_T),
+        ("old log-probabilities", scored.old_logprobs_T),
+        ("reference log-probabilities", scored.ref_logprobs_T),
+    ):
+        if array is not None and array.shape != (num_tokens,):
+            raise ValueError(f"{name} of task {scored.trajectory.task.id!r}: {array.shape} numbers for {num_tokens} action tokens")
+    starts = [index for index, turn in enumerate(turns) if index == 0 or turn.action.fresh]
+    offset = 0
+    for start, stop in zip(starts, [*starts[1:], len(turns)], strict=True):
+        row = _row(scored, credit, start, stop, offset)
+        offset += len(row.positions_A)
+        if len(row.tokens_L):
+            yield row
+
+
+def _row(scored: Scored, credit: Credited | None, start: int, stop: int, offset: int) -> Row:
+    actions = [turn.action for turn in scored.trajectory.turns[start:stop]]
+    tokens_L = np.concatenate([part for action in actions for part in (action.prompt, action.tokens)])
+    lengths = [len(action.tokens) for action in actions]
+    is_action_L = np.repeat([False, True] * len(actions), [n for action in actions for n in (len(action.prompt), len(action.tokens))])
+    positions_A = np.flatnonzero(is_action_L)
+    if len(positions_A) and positions_A[0] == 0:
+        raise ValueError(f"turn {start} of task {scored.trajectory.task.id!r}: an action token has no context before it")
+    span = slice(offset, offset + len(positions_A))
+    unknown_A = np.full(len(positions_A), np.nan, dtype=np.float32)
+    return Row(
+        tokens_L=tokens_L,
+        positions_A=positions_A,
+        turn_A=np.repeat(np.arange(start, stop, dtype=np.int32), lengths),
+        behaviour_A=np.concatenate([action.logprobs for action in actions]),
+        advantages_A=unknown_A if credit is None else credit.advantages_T[span],
+        targets_A=unknown_A if credit is None or credit.targets_T is None else credit.targets_T[span],
+        values_A=None if scored.values_T is None else scored.values_T[span],
+        old_A=None if scored.old_logprobs_T is None else scored.old_logprobs_T[span],
+        ref_A=None if scored.ref_logprobs_T is None else scored.ref_logprobs_T[span],
+    )

@@ -1,0 +1,298 @@
+"""Models and tokenizers: a pretrained folder, or a shape with seeded random weights. Nothing here touches a network.
+
+A model from scratch is given by its ``Shape``; its tokenizer is trained on the environment's own text. Both are functions of their
+arguments alone: the same seed and texts give the same weights and the same vocabulary in every process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import psutil
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from agentrl.errors import ConfigError, MissingExtra, boundary
+from agentrl.types import Json
+
+PAD, ACT, END = "<pad>", "<act>", "<end>"
+"""Padding, the start of an action, the end of an action: the special tokens of tokenizers that we train."""
+_MIB = 2**20
+_CausalLM: Any = AutoModelForCausalLM  # Any: transformers types it as something it is not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A causal language model by its numbers; ``extra`` are further fields of the architecture's ``transformers`` config."""
+
+    architecture: str = "qwen2"
+    """A ``model_type`` that ``transformers`` has a causal language model for."""
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 384
+    max_context: int = 1024
+    tied: bool = True
+    """Whether input and output embeddings are one matrix."""
+    extra: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """Train low-rank adapters ``W + alpha / rank * B A`` (Hu et al. 2021) instead of all weights; needs ``peft``."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedTokenizer:
+    """A byte-level BPE tokenizer trained on the run's own text. The 256 bytes are always in: no text is out of vocabulary."""
+
+    vocab_size: int = 512
+    """Most entries, of which 256 are bytes; fewer where the text has no more merges."""
+    special: tuple[str, ...] = (PAD, ACT, END)
+    """The first entries, in this order; the first one pads, the last one ends a text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Which model: exactly one of ``folder`` (pretrained weights) and ``shape`` (random weights)."""
+
+    folder: str = ""
+    shape: Shape | None = None
+    tokenizer: str | TrainedTokenizer = ""
+    """A folder, or how to train one; empty: the model folder's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the stored weights. Trained weights belong in float32 (the learner computes in bfloat16 on request); frozen ones need not."""
+    lora: LoRA | None = None
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, a fraction of the memory."""
+
+    def __post_init__(self) -> None:
+        if bool(self.folder) == (self.shape is not None):
+            found = "both" if self.folder else "neither"
+            raise ConfigError(f"a model is a folder or a shape; found {found}; give exactly one of ModelSpec.folder and ModelSpec.shape")
+        if not self.folder and not self.tokenizer:
+            raise ConfigError("a model with random weights brings no tokenizer; set tokenizer to a folder or TrainedTokenizer(...)")
+        if self.dtype == "bfloat16" and self.lora is None:
+            raise ConfigError(
+                "weights stored in bfloat16 lose small updates; keep ModelSpec.dtype at float32 and compute in bfloat16, or train with LoRA"
+            )
+
+
+def train_tokenizer(texts: Iterable[str], spec: TrainedTokenizer | None = None) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on ``texts``; deterministic.
+
+    >>> tokenizer = train_tokenizer(["go east", "go west"])
+    >>> tokenizer.decode(tokenizer.encode("<act>go north<end>"))
+    '<act>go north<end>'
+
+    Raises:
+        ConfigError: the vocabulary has no room for the bytes and special tokens.
+    """
+    spec = spec or TrainedTokenizer()
+    least = 256 + len(spec.special)
+    if spec.vocab_size < least:
+        raise ConfigError(
+            f"vocab_size {spec.vocab_size} has no room for 256 bytes and {len(spec.special)} special tokens; give {least} or more"
+        )
+    if not spec.special or len(set(spec.special)) < len(spec.special):
+        raise ConfigError(f"special tokens must be different, at least one; found {spec.special}")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec.vocab_size,
+        special_tokens=list(spec.special),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=core, pad_token=spec.special[0], eos_token=spec.special[-1]
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(spec.special[1:-1])})
+    return tokenizer
+
+
+def load_tokenizer(folder: str | Path, *, required: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer; each of ``required`` must be a single token of it.
+
+    Raises:
+        ConfigError: the folder is missing or unreadable, or a required token is not there.
+    """
+    _check_folder(folder, "tokenizer")
+    with boundary(ConfigError, f"reading the tokenizer in {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError(f"the tokenizer in {folder} has no tokenizer.json (found {type(tokenizer).__name__}); convert it to a fast one")
+    check_tokens(tokenizer, required)
+    return tokenizer
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerFast, required: Sequence[str]) -> None:
+    """Raise ``ConfigError`` unless each of ``required`` is a single token."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in required if token not in vocabulary]
+    if missing:
+        raise ConfigError(
+            f"the tokenizer lacks the special tokens {', '.join(missing)} (it has {', '.join(tokenizer.all_special_tokens) or 'none'}); "
+            "add them to the tokenizer and resize the model, choose a renderer that needs none, or train a tokenizer"
+        )
+
+
+def model_config(spec: ModelSpec, vocab_size: int) -> Any:  # Any: transformers types configs per architecture
+    """Return the ``transformers`` config of ``spec``.
+
+    Raises:
+        ConfigError: the folder or the shape is no config of a causal language model, or is too small for the vocabulary.
+    """
+    if spec.shape is None:
+        _check_folder(spec.folder, "model")
+        with boundary(ConfigError, f"reading the model config in {spec.folder}"):
+            config = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
+        if config.vocab_size < vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {vocab_size} tokens, the model in {spec.folder} only {config.vocab_size}; use the model's own tokenizer"
+            )
+        return config
+    shape = spec.shape
+    fields: dict[str, Any] = {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.mlp,
+        "max_position_embeddings": shape.max_context,
+        "tie_word_embeddings": shape.tied,
+        "vocab_size": vocab_size,
+        **shape.extra,
+    }
+    small = [name for name, value in fields.items() if isinstance(value, int) and not isinstance(value, bool) and value < 1]
+    if small and not shape.extra:
+        raise ConfigError(f"the model's shape has {small[0]} = {fields[small[0]]}; every size must be at least 1")
+    if shape.hidden % shape.heads or shape.heads % shape.kv_heads:
+        raise ConfigError(
+            f"hidden must be a multiple of heads, and heads of kv_heads; found {shape.hidden}, {shape.heads}, {shape.kv_heads}"
+        )
+    with boundary(ConfigError, f"a config of architecture {shape.architecture!r}"):
+        return AutoConfig.for_model(shape.architecture, **fields)
+
+
+def build_model(spec: ModelSpec, vocab_size: int, seed: int, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """Build the model of ``spec`` on ``device``, in training mode, with dropout off: what is trained is what samples.
+
+    Random weights (and adapters) come from ``seed`` alone, on the CPU, so every device starts from the same numbers. With
+    ``spec.lora`` the adapters are injected in place and every other weight is frozen.
+
+    Raises:
+        ConfigError: the folder or shape is no causal language model, or weights are missing from the folder.
+        MissingExtra: LoRA without ``peft``.
+    """
+    config = model_config(spec, vocab_size)
+    dtype = getattr(torch, spec.dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if spec.folder:
+            model = _load_weights(spec.folder, dtype)
+        else:
+            with boundary(ConfigError, f"building a model of architecture {config.model_type!r}"):
+                model = _CausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+        if spec.lora is not None:
+            _inject(model, spec.lora)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    model.train()
+    with boundary(ConfigError, f"moving the model to {device}"):
+        model.to(device)
+    return cast("PreTrainedModel", model)
+
+
+def memory_mib(
+    spec: ModelSpec, vocab_size: int, *, token_budget: int, kv_tokens: int = 0, reference: bool = False, engine: bool = True
+) -> dict[str, float]:
+    """Estimate what a run holds, in MiB: weights, gradients, Adam's moments, activations of a micro-batch, the engine's copy and cache.
+
+    ``kv_tokens``: context tokens of all episodes that the engine holds at once. The activations are a fit to measured models
+    (24 hidden + 6 mlp floats per token and layer), good to about a quarter; logits at action positions are bounded elsewhere.
+    """
+    config = model_config(spec, vocab_size)
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in _CausalLM.from_config(config).parameters())
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    heads = config.num_attention_heads
+    kv_width = getattr(config, "num_key_value_heads", None) or heads
+    kv_width *= getattr(config, "head_dim", None) or hidden // heads
+    mlp = getattr(config, "intermediate_size", None) or 4 * hidden
+    trained = parameters if spec.lora is None else min(parameters, 2 * spec.lora.rank * layers * (6 * hidden + 3 * mlp))
+    stored = 4 if spec.dtype == "float32" else 2
+    per_layer = 24 * hidden + 6 * mlp
+    floats = per_layer + layers * hidden if spec.gradient_checkpointing else layers * per_layer
+    sizes = {
+        "weights": parameters * stored,
+        "gradients": trained * 4,
+        "adam": trained * 8,
+        "reference": trained * 4 * reference,
+        "activations": token_budget * floats * 4,
+        "engine_weights": parameters * stored * engine,
+        "kv_cache": kv_tokens * layers * 2 * kv_width * stored,
+    }
+    return {name: size / _MIB for name, size in sizes.items()} | {"total": sum(sizes.values()) / _MIB}
+
+
+def check_fits(needed_mib: float, device: str | torch.device) -> None:
+    """Raise ``ConfigError`` where ``device`` has less free memory than ``needed_mib``."""
+    if torch.device(device).type == "cuda":
+        free_mib = torch.cuda.mem_get_info(device)[0] / _MIB
+    else:
+        free_mib = psutil.virtual_memory().available / _MIB
+    if needed_mib > free_mib:
+        raise ConfigError(
+            f"the model does not fit: it needs about {needed_mib:,.0f} MiB and {device} has {free_mib:,.0f} MiB free; "
+            "choose a smaller model or token budget, or set gradient_checkpointing or lora in the ModelSpec"
+        )
+
+
+def _check_folder(folder: str | Path, what: str) -> None:
+    if not Path(folder).is_dir():
+        raise ConfigError(f"the {what} folder does not exist: {folder}; give a folder on this machine (nothing is downloaded)")
+
+
+def _load_weights(folder: str, dtype: torch.dtype) -> Any:  # Any: transformers types models per architecture
+    with boundary(ConfigError, f"reading the model in {folder}"):
+        model, report = _CausalLM.from_pretrained(
+            folder, local_files_only=True, attn_implementation="sdpa", dtype=dtype, output_loading_info=True
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ConfigError(f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}; copy the whole folder again")
+    return model
+
+
+def _inject(model: Any, lora: LoRA) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as problem:
+        raise MissingExtra("LoRA needs peft; install agentrl with the extra 'train'") from problem
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+    with boundary(ConfigError, f"LoRA on {lora.targets}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inject_adapter_in_model(config, model)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            weight.data = weight.data.float()

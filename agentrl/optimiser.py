@@ -1,0 +1,88 @@
+"""How an optimiser is driven: AdamW's numbers, and learning-rate schedules as values.
+
+A schedule is a function from progress (0 at a stage's first update, 1 after its last) to a factor of the learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agentrl.errors import ConfigError
+
+Schedule = Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same learning rate throughout."""
+
+    def __call__(self, progress: float) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A straight line from 1 to ``floor``.
+
+    >>> Linear(floor=0.1)(0.5)
+    0.55
+    """
+
+    floor: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        """Return the line's height."""
+        return 1.0 - (1.0 - self.floor) * progress
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine:
+    """Half a cosine from 1 to ``floor`` (Loshchilov & Hutter 2017, eq. 5)."""
+
+    floor: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        """Return the curve's height."""
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimisation:
+    """AdamW (Loshchilov & Hutter 2019) and its schedule, for one stage. An update is one call of ``Learner.update``."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """On matrices only: never on norms and biases, nor on the value head."""
+    grad_clip: float = 1.0
+    """Largest gradient norm, over all that is trained; ``inf`` does not clip."""
+    warmup_updates: int = 0
+    """Updates over which the learning rate rises to ``lr``; the schedule runs over those that follow."""
+    schedule: Schedule = field(default_factory=Constant)
+    value_lr: float | None = None
+    """Learning rate of the value head; ``None``: ``lr``."""
+    freeze_policy_updates: int = 0
+    """First updates in which the value head alone is trained."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"Optimisation.{name} must be positive; found {getattr(self, name)}")
+        for name in ("warmup_updates", "freeze_policy_updates", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"Optimisation.{name} must not be negative; found {getattr(self, name)}")
+
+    def factor(self, update: int, total_updates: int) -> float:
+        """Return the factor of the learning rate in ``update``, counted from 0.
+
+        >>> rates = Optimisation(warmup_updates=2, schedule=Linear())
+        >>> [rates.factor(update, 6) for update in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+        """
+        if update < self.warmup_updates:
+            return (update + 1) / self.warmup_updates
+        return self.schedule(min(1.0, (update - self.warmup_updates) / max(1, total_updates - self.warmup_updates)))
