@@ -1,0 +1,309 @@
+"""Keys and values of past tokens: which slot holds which context, and attention over the slots.
+
+A *slot* holds the keys and values of one context. ``Slots`` finds the slot that holds a given context by its content: policies are
+stateless, so an episode is recognised by its tokens and by nothing else. ``SlotAttention`` owns the tensors.
+
+Bits. A token's result must not depend on what else is computed beside it, so that an episode repeats bit for bit alone, among others,
+and after its slot was given away and filled again. Measured with MKL on AVX-512, in float32, one and two threads, these keep the bits:
+
+- a matrix product gives a row the same bits whatever the number of rows, from 10 on: rows are padded to multiples of 16;
+- scaled dot product attention gives a query the same bits whatever the batch, and whatever the number of queries from 4 on, as long as
+  the last block of 32 has none or at least 4: queries are padded;
+- and it does so for many, but not all, lengths that the keys are padded to (not where the last 512 have 193 to 383): which ones depends on
+  the library's blocking, so ``same_bits_lengths`` measures them when the engine starts, and only those are used.
+
+Axes: ``M`` tokens of a step, ``B`` rows of a block, ``T`` tokens of each, ``K`` key-value heads, ``G`` query heads per such head,
+``D`` dimension of a head, ``L`` length of the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agentrl.types import IntArray
+
+ROWS = 16
+"""Rows of a matrix product are padded to a multiple of this."""
+KEYS = 32
+"""Lengths of keys are padded to a multiple of this."""
+QUERIES = 4
+"""Fewest queries of one attention product."""
+
+Index = npt.NDArray[np.int64]
+
+
+def digest(tokens: IntArray) -> bytes:
+    """Return a content hash of a context."""
+    return hashlib.blake2b(np.ascontiguousarray(tokens, np.int32).tobytes(), digest_size=16).digest()
+
+
+class Slots:
+    """Bookkeeping of ``num_slots`` slots: in use, idle with a known content, or empty. Gives away the one idle for longest."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._empty = list(range(num_slots))[::-1]
+        self._idle: OrderedDict[int, bytes] = OrderedDict()  # slot -> content, the oldest first
+        self._holding: dict[bytes, list[int]] = {}
+
+    @property
+    def num_idle(self) -> int:
+        """Number of slots that nobody uses and that hold a context."""
+        return len(self._idle)
+
+    def take(self, content: bytes) -> tuple[int, bool] | None:
+        """Take a slot into use, and say whether it holds ``content``; ``None`` where all slots are in use."""
+        holding = self._holding.get(content)
+        if holding:
+            slot = holding[-1]
+            self._forget(slot)
+            return slot, True
+        if self._empty:
+            return self._empty.pop(), False
+        if self._idle:
+            slot = next(iter(self._idle))
+            self._forget(slot)
+            return slot, False
+        return None
+
+    def keep(self, slot: int, content: bytes) -> None:
+        """Put a slot out of use that now holds ``content``."""
+        self._idle[slot] = content
+        self._holding.setdefault(content, []).append(slot)
+
+    def drop(self, slot: int) -> None:
+        """Put a slot out of use whose content is worth nothing."""
+        self._empty.append(slot)
+
+    def clear(self) -> None:
+        """Forget what idle slots hold."""
+        self._empty += self._idle
+        self._idle.clear()
+        self._holding.clear()
+
+    def _forget(self, slot: int) -> None:
+        content = self._idle.pop(slot)
+        holding = self._holding[content]
+        holding.remove(slot)
+        if not holding:
+            del self._holding[content]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Tokens to append to a slot that holds ``start`` tokens already."""
+
+    slot: int
+    start: int
+    tokens: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Queries of one attention product: rows that feed about as many tokens each."""
+
+    slots_B: Tensor | slice
+    source_BT: Tensor | None
+    """Index into ``M`` of each query; ``None``: all of ``M``, one query per row."""
+    target_M: Tensor | None
+    """Index into ``B * T`` of each token of ``owner_M``; ``None`` as above."""
+    owner_M: Tensor | None
+    mask: Tensor
+    """Added to the scores, ``[B, 1, T * G, L]``: 0 where a query may look, else minus infinity."""
+    num_queries: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """Everything one forward pass is told: tokens with their place, blocks of queries, and the rows whose logits are wanted."""
+
+    tokens_M: Tensor
+    positions_M: Tensor
+    cells_M: Tensor
+    """Where keys and values go: slot times context length plus position."""
+    last_R: Tensor
+    """Index into ``M`` of the last token of each feed, padded to a multiple of ``ROWS``."""
+    blocks: tuple[Block, ...]
+
+
+class SlotAttention:
+    """Keys and values of all layers, ``[slots + 1, context, 2 * K * D]`` each; the last slot takes what padding writes."""
+
+    def __init__(
+        self, *, num_layers: int, num_slots: int, max_context: int, num_heads: int, num_kv_heads: int, head_dim: int, like: Tensor
+    ) -> None:
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.max_context = up(max_context, KEYS)
+        self.padding_slot = num_slots
+        width = 2 * num_kv_heads * head_dim
+        # zeros, not empty: what was never written is masked, but 0 times NaN would be NaN
+        self.layers = [like.new_zeros(num_slots + 1, self.max_context, width) for _ in range(num_layers)]
+        self._places = np.arange(self.max_context)
+        self._lengths = same_bits_lengths(self.layers[0], head_dim)
+
+    @property
+    def group(self) -> int:
+        """Query heads per key-value head, ``G``."""
+        return self.num_heads // self.num_kv_heads
+
+    def plan(self, feeds: Sequence[Feed]) -> Step:
+        """Lay the tokens of ``feeds`` out for one pass."""
+        lengths = np.array([len(feed.tokens) for feed in feeds])
+        ends = lengths.cumsum()
+        total, device = int(ends[-1]), self.layers[0].device
+        tokens_M, slots_M, positions_M = (np.zeros(up(total, ROWS), np.int64) for _ in range(3))
+        slots_M[total:] = self.padding_slot
+        tokens_M[:total] = np.concatenate([feed.tokens for feed in feeds])
+        slots_M[:total] = np.repeat([feed.slot for feed in feeds], lengths)
+        starts = np.repeat([feed.start for feed in feeds], lengths)
+        positions_M[:total] = starts + np.arange(total) - np.repeat(ends - lengths, lengths)
+        last_R = np.zeros(up(len(feeds), ROWS), np.int64)
+        last_R[: len(feeds)] = ends - 1
+        if total == len(feeds):
+            blocks = [self._decode_block(slots_M, positions_M)]
+        else:
+            buckets = np.array([self._bucket(length) for length in lengths])
+            blocks = [
+                self._block(np.flatnonzero(buckets == size), size, lengths, ends, slots_M, positions_M) for size in np.unique(buckets)
+            ]
+        return Step(
+            tokens_M=torch.from_numpy(tokens_M).to(device),
+            positions_M=torch.from_numpy(positions_M).to(device),
+            cells_M=torch.from_numpy(slots_M * self.max_context + positions_M).to(device),
+            last_R=torch.from_numpy(last_R).to(device),
+            blocks=tuple(blocks),
+        )
+
+    def _padded(self, positions: Index) -> int:
+        """Return a length of keys that holds all positions and keeps the bits."""
+        return self._lengths[bisect_left(self._lengths, int(positions.max()) + 1)]
+
+    def _bucket(self, length: int) -> int:
+        """Return the number of queries per row: enough to keep the bits, and few different ones."""
+        if length == 1:
+            return -(-QUERIES // self.group)
+        size = ROWS
+        while size < length:
+            size *= 2
+        return size if length > size * 3 // 4 or size == ROWS else size * 3 // 4
+
+    def _decode_block(self, slots_M: Index, positions_M: Index) -> Block:
+        """Return the block of a step that feeds one token per row."""
+        length = self._padded(positions_M)
+        return Block(self._select(slots_M), None, None, None, self._mask(positions_M[:, None], length, 1), self._bucket(1), length)
+
+    def _block(self, rows: Index, size: int, lengths: Index, ends: Index, slots_M: Index, positions_M: Index) -> Block:
+        offsets = np.arange(size)
+        valid_BT = offsets < lengths[rows, None]
+        source_BT = np.where(valid_BT, (ends - lengths)[rows, None] + offsets, (ends - 1)[rows, None])
+        positions_BT = positions_M[source_BT]
+        length = self._padded(positions_BT)
+        device = self.layers[0].device
+        return Block(
+            self._select(slots_M[source_BT[:, 0]]),
+            torch.from_numpy(source_BT).to(device),
+            torch.from_numpy(np.flatnonzero(valid_BT)).to(device),
+            torch.from_numpy(source_BT[valid_BT]).to(device),
+            self._mask(positions_BT, length, self.group),
+            size,
+            length,
+        )
+
+    def _select(self, slots_B: Index) -> Tensor | slice:
+        """Return an index of the slots: a slice where they follow each other, which copies nothing."""
+        first = int(slots_B[0])
+        if np.array_equal(slots_B, np.arange(first, first + len(slots_B))):
+            return slice(first, first + len(slots_B))
+        return torch.from_numpy(slots_B).to(self.layers[0].device)
+
+    def _mask(self, positions_BT: Index, length: int, repeat: int) -> Tensor:
+        hidden_BTL = self._places[:length] > positions_BT[:, :, None]
+        mask_BTL = torch.from_numpy(np.where(hidden_BTL, np.float32(-np.inf), np.float32(0.0))).to(self.layers[0])
+        return mask_BTL.repeat_interleave(repeat, dim=1)[:, None] if repeat > 1 else mask_BTL[:, None]
+
+    def write(self, layer: int, step: Step, keys_values: Tensor) -> None:
+        """Store keys and values of a step, ``[M, 2 * K * D]``."""
+        cells = self.layers[layer]
+        cells.view(-1, cells.shape[-1]).index_copy_(0, step.cells_M, keys_values)
+
+    def attend(self, layer: int, step: Step, queries: Tensor, *, scale: float) -> Tensor:
+        """Return what each token of a step sees, ``[M, K * G * D]``, for ``queries`` ``[M, K, G, D]`` of tokens already written."""
+        if step.blocks[0].source_BT is None:
+            return self._attend_once(layer, step.blocks[0], queries, scale)
+        seen = queries.new_empty(len(queries), self.num_heads * self.head_dim)
+        seen[-ROWS:] = 0.0  # padding, at most ROWS - 1 tokens
+        for block in step.blocks:
+            assert block.source_BT is not None
+            assert block.target_M is not None
+            assert block.owner_M is not None
+            num_rows, size = block.source_BT.shape
+            queries_BKTGD = queries[block.source_BT].transpose(1, 2)
+            flat = queries_BKTGD.reshape(num_rows, self.num_kv_heads, size * self.group, self.head_dim)
+            out = self._product(layer, block, flat, scale)
+            out = out.view(num_rows, self.num_kv_heads, size, self.group, self.head_dim).transpose(1, 2).reshape(num_rows * size, -1)
+            seen.index_copy_(0, block.owner_M, out.index_select(0, block.target_M))
+        return seen
+
+    def _attend_once(self, layer: int, block: Block, queries: Tensor, scale: float) -> Tensor:
+        """Attention of one query per row, repeated until there are enough queries to keep the bits."""
+        num_rows = len(queries)
+        repeated = queries[:, :, None].expand(-1, -1, block.num_queries, -1, -1)
+        flat = repeated.reshape(num_rows, self.num_kv_heads, block.num_queries * self.group, self.head_dim)
+        flat = flat.contiguous()  # for one head per group the repetition is still a stride of 0, which takes another path in the library
+        return self._product(layer, block, flat, scale)[:, :, : self.group].reshape(num_rows, -1)
+
+    def _product(self, layer: int, block: Block, queries: Tensor, scale: float) -> Tensor:
+        """Return attention over the block's slots, ``[B, K, queries, D]``."""
+        cells = self.layers[layer][:, : block.length]
+        cells = cells[block.slots_B] if isinstance(block.slots_B, slice) else cells.index_select(0, block.slots_B)
+        keys, values = cells.view(len(cells), block.length, 2, self.num_kv_heads, self.head_dim).unbind(2)
+        return functional.scaled_dot_product_attention(
+            queries, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=block.mask, scale=scale
+        )
+
+
+@torch.no_grad()
+def same_bits_lengths(cells: Tensor, head_dim: int) -> list[int]:
+    """Return lengths of keys, the longest included, for which attention over ``cells`` ``[slots, context, ...]`` has the same bits.
+
+    Found by trying every multiple of ``KEYS`` on random numbers against the longest, for few and for many queries.
+    """
+    longest = cells.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(1, 2, size, head_dim, generator=generator).to(cells) for size in (64, longest, longest))
+    lengths = []
+    for length in range(KEYS, longest + 1, KEYS):
+        positions = length - 1 - torch.arange(64, device=cells.device) % length
+        hidden = torch.arange(longest, device=cells.device) > positions[:, None]
+        mask = torch.zeros(64, longest, device=cells.device, dtype=cells.dtype).masked_fill(hidden, -torch.inf)[None, None]
+        same = all(
+            torch.equal(
+                functional.scaled_dot_product_attention(queries[:, :, :few], keys, values, attn_mask=mask[:, :, :few]),
+                functional.scaled_dot_product_attention(
+                    queries[:, :, :few], keys[:, :, :length], values[:, :, :length], attn_mask=mask[:, :, :few, :length]
+                ),
+            )
+            for few in (QUERIES, 64)
+        )
+        if same:
+            lengths.append(length)
+    return lengths
+
+
+def up(number: int, multiple: int) -> int:
+    """Return the smallest multiple that is at least ``number``.
+
+    >>> up(1, 16), up(16, 16), up(17, 16)
+    (16, 16, 32)
+    """
+    return -(-number // multiple) * multiple

@@ -1,0 +1,163 @@
+"""Forward passes over a step's tokens, laid out flat: no padding between rows, and attention only through the slots.
+
+``LlamaForward`` is written by hand for models of Llama's shape (Llama, Qwen2, Qwen3). ``GenericForward`` runs any causal language model of
+transformers whose attention can be replaced. ``forward_for`` takes the first if it agrees with the model's own forward, else the
+second; a model with which neither agrees cannot be served.
+
+Axes: ``M`` tokens of a step, ``R`` rows whose logits are wanted, ``V`` vocabulary, ``H`` hidden, ``D`` dimension of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agentrl.engines.cache import Feed, SlotAttention, Step
+from agentrl.engines.generic import GenericForward
+from agentrl.errors import ConfigError
+from agentrl.types import ints
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""Largest accepted difference of log-probabilities from the model's own forward; for half precisions ``HALF_TOLERANCE``."""
+HALF_TOLERANCE = 0.25
+
+# transformers models are typed as Any: their attributes differ from architecture to architecture
+
+
+class Forward(Protocol):
+    """Computes logits and keeps keys and values in slots."""
+
+    attention: SlotAttention
+
+    def __call__(self, step: Step) -> Tensor:
+        """Return the logits of the step's last tokens, ``[R, V]``, and store keys and values of all."""
+        ...
+
+
+class LlamaForward:
+    """The forward pass of Llama, Qwen2 and Qwen3 with fused weights: about seven products per layer, and nothing else that is large.
+
+    The model's own parameters become views of the fused ones, so weights loaded into the model are in force here at once.
+    """
+
+    def __init__(self, model: Any, *, num_slots: int, max_context: int) -> None:
+        config, body = model.config, model.model
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._embed, self._head, self._norm = body.embed_tokens.weight, model.lm_head, body.norm
+        self._layers = [_FusedLayer(layer) for layer in body.layers]
+        self.attention = SlotAttention(
+            num_layers=len(self._layers),
+            num_slots=num_slots,
+            max_context=max_context,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            like=self._embed.detach(),
+        )
+        places = torch.arange(self.attention.max_context, device=self._embed.device)[None]
+        cos, sin = body.rotary_emb(self._embed.detach()[:1], places)
+        half = head_dim // 2
+        self._cos, self._sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
+
+    @staticmethod
+    def suits(model: Any) -> bool:
+        """Return whether the model has the shape this class is written for."""
+        config = model.config
+        rope = getattr(config, "rope_parameters", None) or {}
+        return (
+            config.model_type in ("llama", "qwen2", "qwen3")
+            and config.hidden_act == "silu"
+            and rope.get("rope_type", "default") in ("default", "linear", "llama3")
+            and not getattr(model.lm_head, "bias", None)
+            and all(type(module) is nn.Linear for module in model.model.layers.modules() if isinstance(module, nn.Linear))
+        )
+
+    def __call__(self, step: Step) -> Tensor:
+        """Return the logits of the step's last tokens, ``[R, V]``."""
+        attention = self.attention
+        num_kv, num_heads, dim = attention.num_kv_heads, attention.num_heads, attention.head_dim
+        cos, sin = self._cos[step.positions_M], self._sin[step.positions_M]
+        hidden = functional.embedding(step.tokens_M, self._embed)
+        for index, layer in enumerate(self._layers):
+            projected = functional.linear(layer.norm_in(hidden), layer.qkv, layer.qkv_bias)
+            queries_keys = projected[:, : (num_heads + num_kv) * dim].view(len(hidden), num_heads + num_kv, dim)
+            if layer.norm_q is not None and layer.norm_k is not None:  # qwen3
+                queries_keys = torch.cat([layer.norm_q(queries_keys[:, :num_heads]), layer.norm_k(queries_keys[:, num_heads:])], dim=1)
+            turned = _rotate(queries_keys, cos, sin)
+            attention.write(index, step, torch.cat([turned[:, num_heads:].flatten(1), projected[:, (num_heads + num_kv) * dim :]], dim=1))
+            queries = turned[:, :num_heads].reshape(-1, num_kv, attention.group, dim)
+            seen = attention.attend(index, step, queries, scale=layer.scale)
+            hidden = hidden + functional.linear(seen, layer.out, layer.out_bias)
+            gate, value = functional.linear(layer.norm_mlp(hidden), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+            hidden = hidden + functional.linear(functional.silu(gate) * value, layer.down, layer.down_bias)
+        logits: Tensor = self._head(self._norm(hidden[step.last_R]))
+        return logits
+
+
+class _FusedLayer:
+    """One decoder layer's weights: queries, keys and values as one matrix, gate and up as one."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv, self.qkv_bias = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up, self.gate_up_bias = _fuse(mlp.gate_proj, mlp.up_proj)
+        self.out, self.out_bias = attention.o_proj.weight, attention.o_proj.bias
+        self.down, self.down_bias = mlp.down_proj.weight, mlp.down_proj.bias
+        self.norm_in, self.norm_mlp = layer.input_layernorm, layer.post_attention_layernorm
+        self.norm_q, self.norm_k = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.scale = float(attention.scaling)
+
+
+def _fuse(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Stack the weights (and biases) of layers that share an input, and make the layers' parameters views of the stack."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    bias = torch.cat([linear.bias.detach() for linear in linears]) if linears[0].bias is not None else None
+    first = 0
+    for linear in linears:
+        rows = slice(first, first := first + linear.out_features)
+        linear.weight.data = weight[rows]
+        if bias is not None:
+            linear.bias.data = bias[rows]
+    return weight, bias
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021), halves convention of transformers; ``cos`` and ``sin`` are ``[M, 1, D / 2]``."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+@torch.no_grad()  # not inference mode: the fused weights stay ordinary tensors, which can be replaced later
+def forward_for(model: Any, *, num_slots: int, max_context: int) -> Forward:
+    """Return the fastest forward pass that agrees with the model's own.
+
+    Raises:
+        ConfigError: none does; the model has an attention or a state that slots cannot hold.
+    """
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    probe = torch.arange(24, device=model.device) * 7 % vocab_size
+    wanted = torch.log_softmax(model(input_ids=probe[None]).logits[0].float(), dim=-1)
+    tolerance = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+    found: dict[str, float] = {}
+    for kind in ([LlamaForward] if LlamaForward.suits(model) else []) + [GenericForward]:
+        forward: Forward = kind(model, num_slots=num_slots, max_context=max_context)
+        found[kind.__name__] = _difference(forward, probe, wanted)
+        if found[kind.__name__] <= tolerance:
+            return forward
+    raise ConfigError(
+        f"a model of type {model.config.model_type!r} cannot be served by this engine: its log-probabilities are off by "
+        f"{', '.join(f'{off:.2g} ({name})' for name, off in found.items())}, {tolerance:g} is accepted. Serve it with another engine"
+    )
+
+
+def _difference(forward: Forward, probe: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference of log-probabilities over a prompt fed in three pieces: at once, and token by token."""
+    tokens, worst, start = ints(probe.tolist()), 0.0, 0
+    for size in (16, 7, 1):
+        logits = forward(forward.attention.plan([Feed(0, start, tokens[start : start + size])]))
+        start += size
+        worst = max(worst, float((torch.log_softmax(logits[0].float(), dim=-1) - wanted[start - 1]).abs().max()))
+    return worst
