@@ -1,8 +1,8 @@
 """Metrics: what they are called and mean, and where they are written.
 
 A run folder keeps ``metrics.jsonl``, one JSON object per record: ``update``, ``stage``, then numbers in order of name. Two runs of one
-recipe on one machine write the same bytes there. What cannot repeat (``time/``, ``machine/``) goes to ``timing.jsonl`` instead. A number
-that is not finite is written as null. Updates are numbered over all stages of a run.
+recipe on one machine write the same bytes there. What cannot repeat (``time/``, ``machine/``, names that end in ``_s`` or ``_mib``) goes to
+``timing.jsonl`` instead. A number that is not finite is written as null. Updates are numbered over all stages of a run.
 
 Other places to write to are *sinks*: values that are opened at the first record and get the same records.
 """
@@ -49,26 +49,34 @@ METRICS: Mapping[str, str] = {
     "credit/advantage_std": "advantage, standard deviation over action tokens",
     "credit/zero_variance": "share of groups of two or more whose episodes were all paid the same: nothing to learn from",
     "credit/explained_variance": "share of the variance of the critic's targets that its values explain",
-    # measured by the learner, over the tokens of an update
-    "loss/*": "a loss, a regulariser or one of its measurements, weighted over action tokens",
-    "learner/*": "the optimiser's own numbers: gradient norm before clipping, learning rate, steps, tokens",
+    # measured by the learner
+    "learner/loss": "the loss, mean over optimiser steps",
+    "learner/value_loss": "the critic's loss, mean over optimiser steps",
+    "learner/observation_nll": "negative log-likelihood of the context's tokens, in nats, mean over optimiser steps",
+    "learner/grad_norm": "gradient norm before clipping, mean over optimiser steps",
+    "learner/lr": "learning rate",
+    "learner/tokens": "tokens of the update's batch",
+    "learner/action_tokens": "tokens of the batch that were sampled and are trained on",
+    "learner/tokens_per_s": "tokens that went through the update per second of wall clock",
+    "learner/logprob_gap": "largest difference, in nats, from the sampler's log-probabilities before the first step",
+    "learner/*": "a measurement of a loss or regulariser, mean over action tokens",
     "filter/*": "groups or episodes that a filter dropped",
     "sampler/*": "what a sampler that learns believes",
     "eval/*": "an evaluation's result: means over tasks of the panel; `_low` and `_high` are the ends of its 95% interval",
     # cannot repeat: kept apart
-    "time/*": "seconds of wall clock that a part of the update took, or a rate per second",
-    "machine/*": "memory in MiB, processor and device load",
+    "time/*": "wall clock that a part of the update took, in seconds (`_s`)",
+    "machine/*": "memory in MiB (`_mib`), processor and device load",
 }
 """Every metric's name (``*`` stands for any ending) and meaning."""
 
 _NAMES = re.compile("|".join("".join(".+" if part == "*" else re.escape(part) for part in re.split(r"(\*)", name)) for name in METRICS))
-_CANNOT_REPEAT = ("time/", "machine/")
+_CANNOT_REPEAT = re.compile(r"(time|machine)/.*|.*_(s|mib)")
 
 
 def check_names(names: Sequence[str]) -> None:
     """Refuse metrics that the table does not explain.
 
-    >>> check_names(["rollout/success", "loss/entropy"])
+    >>> check_names(["rollout/success", "learner/entropy"])
     >>> check_names(["rollout/succes"])
     Traceback (most recent call last):
     ...
@@ -129,7 +137,7 @@ class MetricsLog:
         """
         check_names(list(values))
         numbers = {name: float(values[name]) for name in sorted(values)}
-        timing = {name: value for name, value in numbers.items() if name.startswith(_CANNOT_REPEAT)}
+        timing = {name: value for name, value in numbers.items() if _CANNOT_REPEAT.fullmatch(name)}
         exact = {name: value for name, value in numbers.items() if name not in timing}
         for name, part in (("metrics.jsonl", exact), ("timing.jsonl", timing)):
             if part:

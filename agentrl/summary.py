@@ -12,9 +12,9 @@ from agentrl.types import Credited, End, Scored, ScoredGroup, Trajectory
 
 def summarise(
     groups: Sequence[ScoredGroup],
-    *,
     failures: Sequence[Trajectory] = (),
     credited: Sequence[Sequence[Credited]] = (),
+    *,
     version: int | None = None,
 ) -> dict[str, float]:
     """Return what the episodes of an update tell: ``rollout/``, ``reward/`` and ``credit/`` metrics. What has no value is left out.
@@ -34,14 +34,17 @@ def summarise(
     lags = [version - turn.action.version for e in episodes for turn in e.turns if version is not None and turn.action.version >= 0]
     if lags:
         numbers |= {"rollout/staleness_mean": float(np.mean(lags)), "rollout/staleness_max": float(max(lags))}
-    gaps = [
-        np.abs(scored.old_logprobs_T - np.concatenate([turn.action.logprobs for turn in scored.trajectory.turns])).max()
-        for scored in paid
-        if scored.old_logprobs_T is not None and len(scored.old_logprobs_T)
-    ]
-    if gaps:
-        numbers["rollout/logprob_gap"] = float(max(gaps))
+    if gaps := [gap for scored in paid if (gap := _logprob_gap(scored)) is not None]:
+        numbers["rollout/logprob_gap"] = max(gaps)
     return numbers | _of_credit(paid, list(chain.from_iterable(credited)))
+
+
+def _logprob_gap(scored: Scored) -> float | None:
+    """Return the episode's largest difference; demonstrations know nothing of a sampler: their log-probabilities are NaN."""
+    if scored.old_logprobs_T is None or not scored.trajectory.num_tokens:
+        return None
+    gap_T = np.abs(scored.old_logprobs_T - np.concatenate([turn.action.logprobs for turn in scored.trajectory.turns]))
+    return None if np.isnan(gap_T).all() else float(np.nanmax(gap_T))
 
 
 def _of_episodes(episodes: Sequence[Trajectory]) -> dict[str, float]:

@@ -62,3 +62,9 @@ def test_credit_and_the_critic_are_summarised_over_tokens():
 def test_a_summary_of_nothing_has_no_made_up_numbers():
     assert set(summarise([])) == {"rollout/episodes", "rollout/groups", "rollout/attempts", "rollout/failed"}
     assert json.dumps(summarise([]))
+
+
+def test_demonstrations_without_a_sampler_have_no_gap():
+    shown = Turn(Observation.text("o"), Action("x", tokens=ints([5]), logprobs=floats([np.nan])))
+    scored = Scored(Trajectory(Task("a"), (shown,), End.TERMINATED), {}, old_logprobs_T=floats([-1.0]))
+    assert "rollout/logprob_gap" not in summarise([(scored,)])
