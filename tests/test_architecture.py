@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 ROOTS = {"agentrl": ROOT / "agentrl", "agentrl_environments": ROOT / "environments" / "agentrl_environments"}
 ROOTS["agentrl_sandboxes"] = ROOT / "sandboxes" / "agentrl_sandboxes"
 TORCH_ALLOWED = ("agentrl.model", "agentrl.batch", "agentrl.losses", "agentrl.learner", "agentrl.checkpoint", "agentrl.engines")
-PLUGIN_MAY_IMPORT = {"agentrl.errors", "agentrl.types", "agentrl.sandbox", "agentrl.env"}
+PLUGIN_MAY_IMPORT = {"agentrl.errors", "agentrl.types", "agentrl.sandbox", "agentrl.env", "agentrl.gym_text"}
 MAX_DEPTH = 8
 
 

@@ -1,0 +1,218 @@
+"""Gymnasium, both ways: our environments as gymnasium's, and gymnasium's as ours.
+
+Importing this module registers every installed environment as ``agentrl/NAME-v0``, as gymnasium's own convention has it (it reads
+packaging metadata and imports no environment):
+
+    env = gymnasium.make("agentrl.gym:agentrl/bandit-v0", split="train", arms=4)
+    text, info = env.reset(options={"task": "bandit-train-0"})
+
+Text goes in and text comes out; ``info`` holds the signals, the task's id and, where the environment lists them, the admissible actions.
+The other direction, gymnasium's environments as ours, is ``agentrl.gym_text``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from concurrent.futures import Future
+from typing import Any  # Any: gymnasium's observations and keyword arguments are untyped
+
+import gymnasium
+from gymnasium.spaces import Text
+
+from agentrl.env import EnvSpec
+from agentrl.errors import AgentRLError, ConfigError, EnvError
+from agentrl.gym_text import GymEpisode, GymText
+from agentrl.plugins import environments, make_environment, unknown
+from agentrl.rollout import Host, deadline
+from agentrl.types import Observation, Step, Task
+from agentrl.workers import open_host
+
+__all__ = ["AnyText", "GymEpisode", "GymText", "TextEnv", "register_all"]
+
+PRINTABLE = frozenset(map(chr, range(32, 127)))
+MAX_CHARACTERS = 1 << 20
+VERSION = 0
+
+
+class AnyText(Text):
+    """Every text up to a length: unlike gymnasium's own space, not limited to listed characters. Samples are short and printable."""
+
+    def __init__(self, max_length: int = MAX_CHARACTERS, *, seed: int | None = None) -> None:
+        super().__init__(max_length, min_length=0, charset=PRINTABLE, seed=seed)
+
+    def contains(self, x: Any) -> bool:
+        """Whether ``x`` is a text that is not too long."""
+        return isinstance(x, str) and len(x) <= self.max_length
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """Return a random text of at most 32 printable characters; masks are as in ``Text``."""
+        if mask is not None or probability is not None:
+            return super().sample(mask, probability)
+        return "".join(self.np_random.choice(self.character_list, size=self.np_random.integers(33)))
+
+    def __repr__(self) -> str:
+        return f"AnyText({self.max_length})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AnyText) and self.max_length == other.max_length
+
+    __hash__ = None  # type: ignore[assignment]  # a space is mutable: it holds a generator
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """One of our environments as a gymnasium environment.
+
+    ``reset(options={"task": id})`` plays that task, otherwise the generator that ``seed`` seeds chooses one. The episodes run on an event
+    loop in a thread of their own, started by the first ``reset``.
+
+    Raises:
+        ConfigError: the environment, split, task or an option does not exist.
+        EnvError: the environment broke; ``reset`` starts afresh.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - gymnasium's own declaration
+
+    def __init__(
+        self,
+        environment: str | EnvSpec,
+        *,
+        split: str = "train",
+        render_mode: str | None = None,
+        deadline_s: float = 120.0,
+        **options: Any,
+    ) -> None:
+        if isinstance(environment, EnvSpec) and options:
+            raise ConfigError(f"options {', '.join(options)} belong to a name; the environment given is configured already")
+        spec = make_environment(environment, **options) if isinstance(environment, str) else environment
+        spec.prepare(lambda what, done, total: None)
+        self.tasks = {task.id: task for task in spec.tasks(split)}
+        self.render_mode = render_mode
+        self.observation_space = AnyText()
+        self.action_space = AnyText()
+        self._spec, self._deadline_s = spec, deadline_s
+        self._thread: _Thread | None = None
+        self._task: Task | None = None
+        self._turn, self._text = 0, ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Start an episode of ``options["task"]``, or of a random task."""
+        super().reset(seed=seed)
+        wanted = (options or {}).get("task")
+        if wanted is None:
+            wanted = list(self.tasks)[int(self.np_random.integers(len(self.tasks)))]
+        elif wanted not in self.tasks:
+            raise ConfigError(unknown("task of this split", str(wanted), list(self.tasks)[:20]))
+        if self._thread is None:
+            self._thread = _Thread(self._spec, self._deadline_s)
+            weakref.finalize(self, self._thread.stop)
+        self._task, self._turn = self.tasks[wanted], 0
+        observation = self._thread.ask(self._task)
+        assert isinstance(observation, Observation)
+        return self._show(observation)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Play one action; truncated where the environment's ``max_turns`` is reached."""
+        if self._thread is None or self._task is None:
+            raise EnvError("no episode is open; call reset first")
+        step = self._thread.ask(action)
+        assert isinstance(step, Step)
+        self._turn += 1
+        text, info = self._show(step.observation)
+        truncated = step.truncated or (self._turn >= self._spec.max_turns and not step.terminated)
+        if step.terminated or truncated:
+            self._task = None
+        return text, float(step.reward), step.terminated, truncated, info | dict(step.info)
+
+    def render(self) -> str | None:
+        """Return the last text where the render mode is ``ansi``."""
+        return self._text if self.render_mode == "ansi" else None
+
+    def close(self) -> None:
+        """Close the episode, and end the thread and any worker."""
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread.join()
+        self._thread, self._task = None, None
+
+    def _show(self, observation: Observation) -> tuple[str, dict[str, Any]]:
+        self._text = "\n".join(message.content for message in observation.messages)
+        assert self._task is not None
+        return self._text, {"task": self._task.id, "actions": observation.actions}
+
+
+class _Thread:
+    """Plays episodes one after another on an event loop of its own, so that a caller needs none, or may be inside another."""
+
+    def __init__(self, spec: EnvSpec, deadline_s: float) -> None:
+        self._spec, self._deadline_s = spec, deadline_s
+        self._asked: asyncio.Queue[_Question] = asyncio.Queue()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="agentrl.gym", daemon=True)
+        self._thread.start()
+
+    def ask(self, what: Task | str) -> Observation | Step:
+        """Start an episode of a task, or play an action, and wait for the answer."""
+        answer: Future[Observation | Step] = Future()
+        self._loop.call_soon_threadsafe(self._asked.put_nowait, (what, answer))
+        return answer.result()
+
+    def stop(self) -> None:
+        """Let the thread end; does not wait, and may be called again."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._asked.put_nowait, (None, Future()))
+
+    def join(self) -> None:
+        """Wait until the thread has closed everything."""
+        self._thread.join(self._deadline_s + 10)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        question = await self._asked.get()
+        while question[0] is not None:
+            try:
+                async with open_host(self._spec, num_workers=1, deadline_s=self._deadline_s) as host:
+                    while question[0] is not None:
+                        question = await self._answer(host, question)
+            except AgentRLError as problem:
+                question[1].set_exception(problem)
+                question = await self._asked.get()
+
+    async def _answer(self, host: Host, question: _Question) -> _Question:
+        """Answer a question and, where it starts an episode, those about it; return the next one."""
+        what, answer = question
+        try:
+            if not isinstance(what, Task):
+                raise EnvError("the episode is over; call reset first")
+            async with host.open(what) as env:
+                async with deadline(self._deadline_s, EnvError, f"reset of {what.id}"):
+                    answer.set_result(await env.reset())
+                while True:
+                    action, answer = await self._asked.get()
+                    if not isinstance(action, str):
+                        break
+                    async with deadline(self._deadline_s, EnvError, f"step of {what.id}"):
+                        answer.set_result(await env.step(action))
+            return action, answer
+        except AgentRLError as problem:
+            answer.set_exception(problem)
+            return await self._asked.get()
+
+
+_Question = tuple[Task | str | None, Future[Observation | Step]]
+
+
+def register_all() -> tuple[str, ...]:
+    """Register every installed environment with gymnasium, and return their ids; registering again changes nothing."""
+    ids = tuple(f"agentrl/{name}-v{VERSION}" for name in environments())
+    for name, identity in zip(environments(), ids, strict=True):
+        if identity not in gymnasium.registry:
+            gymnasium.register(identity, entry_point="agentrl.gym:TextEnv", kwargs={"environment": name})
+    return ids
+
+
+register_all()

@@ -1,0 +1,195 @@
+"""Plug-ins: environments and sandbox providers, found by the name they registered or by ``module:attribute``.
+
+The registry is packaging metadata. A distribution registers in its ``pyproject.toml``, and nothing is imported until it is asked for:
+
+    [project.entry-points."agentrl.environments"]
+    maze = "my_maze:Maze"
+
+``module:attribute`` needs no install: the module is looked for on the import path and then in the current folder. The attribute is an
+``EnvSpec`` subclass, or a configured value of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, NoReturn  # Any: an option's value is whatever its field holds
+
+from agentrl.env import EnvSpec
+from agentrl.errors import ConfigError, MissingExtra, UnknownPlugin, boundary
+from agentrl.options import check_types
+from agentrl.sandbox import SandboxProvider
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of plug-in: its entry-point group, what it is called, and what it must inherit."""
+
+    group: str
+    noun: str
+    base: type
+
+
+ENVIRONMENT = Kind("agentrl.environments", "environment", EnvSpec)
+SANDBOX = Kind("agentrl.sandboxes", "sandbox", SandboxProvider)
+
+
+def environments() -> tuple[str, ...]:
+    """Return the names of the installed environments, sorted."""
+    return _names(ENVIRONMENT)
+
+
+def sandboxes() -> tuple[str, ...]:
+    """Return the names of the installed sandbox providers, sorted."""
+    return _names(SANDBOX)
+
+
+def load_environment(name: str) -> type[EnvSpec]:
+    """Return the environment's class, by registered name or ``module:attribute``.
+
+    Raises:
+        UnknownPlugin: nothing of that name; the message lists what is installed.
+        MissingExtra: it is registered, and a package it needs is not installed.
+        ConfigError: it cannot be imported, or is no environment.
+    """
+    return _class(ENVIRONMENT, name)
+
+
+def load_sandbox(name: str) -> type[SandboxProvider]:
+    """Return the provider's class; raises as ``load_environment``."""
+    return _class(SANDBOX, name)
+
+
+def make_environment(name: str, **options: Any) -> EnvSpec:
+    """Return the environment, configured: ``make_environment("bandit", arms=4)``.
+
+    Raises:
+        ConfigError: as ``load_environment``; and an unknown option, a missing one, or a value of the wrong type.
+    """
+    made = _make(ENVIRONMENT, name, options)
+    assert isinstance(made, EnvSpec)
+    return made
+
+
+def make_sandbox(name: str, **options: Any) -> SandboxProvider:
+    """Return the sandbox provider, configured; raises as ``make_environment``."""
+    made = _make(SANDBOX, name, options)
+    assert isinstance(made, SandboxProvider)
+    return made
+
+
+def _names(kind: Kind) -> tuple[str, ...]:
+    return tuple(sorted({entry.name for entry in entry_points(group=kind.group)}))
+
+
+def _class(kind: Kind, name: str) -> type[Any]:
+    found = _load(kind, name)
+    return found if isinstance(found, type) else type(found)
+
+
+def _make(kind: Kind, name: str, options: Mapping[str, Any]) -> object:
+    found = _load(kind, name)
+    cls = found if isinstance(found, type) else type(found)
+    what = f"{kind.noun} {name!r}"
+    _check_options(what, cls, options, configured=found is not cls)
+    with boundary(ConfigError, what):
+        return cls(**options) if found is cls else dataclasses.replace(found, **options)
+
+
+def _load(kind: Kind, name: str) -> Any:
+    """Return the class, or configured value, behind a name."""
+    if ":" in name:
+        entry, what = EntryPoint(name, name, kind.group), f"{kind.noun} {name!r}"
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)
+    else:
+        candidates = [entry for entry in entry_points(group=kind.group) if entry.name == name]
+        if not candidates:
+            raise UnknownPlugin(unknown(f"{kind.noun} plug-in", name, _names(kind)) + "; or give it as module:attribute")
+        entry = candidates[0]
+        what = f"{kind.noun} {name!r}" + (f" of {entry.dist.name} {entry.dist.version}" if entry.dist else "")
+    found = _import(what, entry)
+    if not (isinstance(found, kind.base) or (isinstance(found, type) and issubclass(found, kind.base))):
+        raise ConfigError(f"{what} is no {kind.base.__name__}, found {found!r}; name a subclass of {kind.base.__name__} or a value of one")
+    return found
+
+
+def _import(what: str, entry: EntryPoint) -> object:
+    module_name, _, attribute = entry.value.partition(":")
+    with boundary(ConfigError, f"importing {what}"):
+        try:
+            found: object = importlib.import_module(module_name)
+        except ModuleNotFoundError as problem:
+            _explain_missing(what, entry, module_name, problem)
+    for part in attribute.split("."):
+        names = [one for one in vars(found) if not one.startswith("_")]
+        if not hasattr(found, part):
+            raise UnknownPlugin(f"{what}: " + unknown(f"attribute of {module_name}", part, names))
+        found = getattr(found, part)
+    return found
+
+
+def _explain_missing(what: str, entry: EntryPoint, module_name: str, problem: ModuleNotFoundError) -> NoReturn:
+    missing = (problem.name or "").partition(".")[0]
+    if missing == module_name.partition(".")[0]:
+        raise UnknownPlugin(f"{what}: no module is named {problem.name!r}; run in the folder that holds it, or install it") from problem
+    extra = _extra_with(entry.dist, missing) if entry.dist else None
+    if entry.dist is not None and extra is not None:
+        where = "." if entry.dist.name == "agentrl" else entry.dist.name
+        mend = f"pip install '{where}[{extra}]'" + (" in agentrl's folder" if where == "." else "")
+        raise MissingExtra(f"{what} needs the package {missing!r}, which is not installed; it comes with an extra: {mend}") from problem
+    raise MissingExtra(f"{what} needs the package {missing!r}, which is not installed") from problem
+
+
+def _extra_with(dist: Distribution, package: str) -> str | None:
+    """Return the extra of ``dist`` that brings ``package``, if one does."""
+    for requirement in dist.requires or ():
+        required = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"""extra\s*==\s*['"]([\w.-]+)['"]""", requirement)
+        if required and extra and _normal(required[0]) == _normal(package):
+            return extra[1]
+    return None
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """Say that ``name`` is not known, what was perhaps meant, and what is.
+
+    >>> unknown("environment plug-in", "bandid", ["bandit", "frozen-lake"])
+    "no environment plug-in is named 'bandid'; did you mean 'bandit'? known: bandit, frozen-lake"
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"no {what} is named {name!r}; {guess}known: {', '.join(known) or 'none'}"
+
+
+def _check_options(what: str, cls: type[Any], options: Mapping[str, Any], *, configured: bool) -> None:
+    """Check names and types before the class itself sees the values."""
+    if not dataclasses.is_dataclass(cls):
+        raise ConfigError(f"{what}: {cls.__name__} is no dataclass, so its options are not known; make it a frozen dataclass")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for name in options:
+        if name not in fields:
+            raise ConfigError(f"{what}: " + unknown("option", name, list(fields)))
+    nothing = dataclasses.MISSING
+    needed = [name for name, field in fields.items() if field.default is nothing and field.default_factory is nothing]
+    if missing := [name for name in needed if name not in options and not configured]:
+        raise ConfigError(f"{what} needs a value for {', '.join(missing)}")
+    probe = object.__new__(cls)  # holds the values as they are; a constructor could trip over a wrong type first
+    for name, field in fields.items():
+        default = field.default_factory() if field.default_factory is not nothing else field.default
+        object.__setattr__(probe, name, options.get(name, default))
+    for line in check_types(probe):
+        if line.split(" ", 1)[0].split(".")[0] in options:
+            raise ConfigError(f"{what}: {line}")
