@@ -130,6 +130,11 @@ class Learner:
             "tokens_per_s": tokens * epochs / took_s,
         }
 
+    @property
+    def trained_names(self) -> frozenset[str]:
+        """Names of the weights that learn, as in the model's ``named_parameters``."""
+        return frozenset(self._trained)
+
     def weights(self) -> dict[str, Tensor]:
         """Return the weights by their names in the model's ``state_dict``, adapters merged in.
 

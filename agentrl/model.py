@@ -7,7 +7,8 @@ arguments alone: the same seed and texts give the same weights and the same voca
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,6 +17,7 @@ import psutil
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from agentrl.errors import ConfigError, MissingExtra, boundary
 from agentrl.types import Json
@@ -266,13 +268,25 @@ def check_fits(needed_mib: float, device: str | torch.device) -> None:
         )
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep the progress bars of ``transformers`` out of our terminal."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _check_folder(folder: str | Path, what: str) -> None:
     if not Path(folder).is_dir():
         raise ConfigError(f"the {what} folder does not exist: {folder}; give a folder on this machine (nothing is downloaded)")
 
 
 def _load_weights(folder: str, dtype: torch.dtype) -> Any:  # Any: transformers types models per architecture
-    with boundary(ConfigError, f"reading the model in {folder}"):
+    with boundary(ConfigError, f"reading the model in {folder}"), no_bars():
         model, report = _CausalLM.from_pretrained(
             folder, local_files_only=True, attn_implementation="sdpa", dtype=dtype, output_loading_info=True
         )

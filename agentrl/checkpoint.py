@@ -1,0 +1,158 @@
+"""Checkpoints: whole or absent, checked when read, and a model folder that ``transformers`` loads as it is.
+
+```
+000038/
+  model/              config, weights (adapters merged), tokenizer: a Hugging Face folder
+  learner.safetensors value head, optimiser moments, reference; the trained weights too where the model folder holds them merged
+  learner.json        counts, and what the run wanted to remember
+  MANIFEST.json       size and SHA-256 of every file
+```
+
+A checkpoint is written under a temporary name, synced to the disk and renamed: a reader sees all of it or none, whenever the writer is
+killed. What is read is compared with the manifest first, so a torn or altered file is an error, not a wrong number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from agentrl.errors import CheckpointError, ConfigError
+from agentrl.files import sync_folder, writing
+from agentrl.learner import Learner
+from agentrl.model import no_bars
+from agentrl.types import Json
+
+FORMAT = 1
+_MANIFEST = "MANIFEST.json"
+
+
+def save(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, extra: Mapping[str, Json]) -> None:
+    """Write a checkpoint to ``folder``, which must not exist; ``extra`` is handed back by ``load``.
+
+    Raises:
+        ConfigError: the disk is full or not writable; nothing is left of the checkpoint, and those before it are untouched.
+        CheckpointError: ``folder`` exists.
+    """
+    if folder.exists():
+        raise CheckpointError(f"the checkpoint {folder} exists already; checkpoints are never overwritten, remove it or give another name")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
+    try:
+        with _disk(folder):
+            temporary.mkdir(parents=True)
+            _write(temporary, learner, tokenizer, extra)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(folder: Path, learner: Learner) -> dict[str, Json]:
+    """Put ``learner`` in the state that was saved and return ``extra``. Call ``Learner.start`` before, to resume within a stage.
+
+    Raises:
+        CheckpointError: no checkpoint, a torn or altered one, one of a later version, or one of another model.
+    """
+    verify(folder)
+    state = json.loads((folder / "learner.json").read_text())
+    tensors = load_file(folder / "learner.safetensors")
+    if not state["merged"]:
+        tensors |= {f"model.{name}": weight for name, weight in read_weights(folder / "model").items() if name in learner.trained_names}
+    try:
+        learner.load_state_dict(tensors, state["numbers"])
+    except CheckpointError:
+        raise
+    except ConfigError as problem:
+        raise CheckpointError(f"the checkpoint {folder} does not fit this recipe: {problem}") from problem
+    return cast("dict[str, Json]", state["extra"])
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        CheckpointError: a file is missing or altered, or this is no checkpoint; the message says which and how to go on.
+    """
+    manifest_path = folder / _MANIFEST
+    if not manifest_path.is_file():
+        found = "holds no " + _MANIFEST if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"no checkpoint of agentrl at {folder}: it {found}; give a folder below a run's checkpoints/")
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        version, files = manifest["format"], manifest["files"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise CheckpointError(f"the manifest of checkpoint {folder} is unreadable; {_MEND}") from problem
+    if version != FORMAT:
+        raise CheckpointError(f"the checkpoint {folder} has format {version}, this agentrl reads {FORMAT}; use the version that wrote it")
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"the checkpoint {folder} lacks {name}; {_MEND}")
+        if path.stat().st_size != entry["size"] or _digest(path) != entry["sha256"]:
+            raise CheckpointError(f"{name} in the checkpoint {folder} is torn or was altered; {_MEND}")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights in a Hugging Face model folder, by name."""
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(path)
+    return weights
+
+
+_MEND = "remove this checkpoint and start again from the one before it"
+
+
+def _write(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, extra: Mapping[str, Json]) -> None:
+    model: Any = learner.model  # Any: transformers types models per architecture
+    weights = learner.weights()
+    tensors, numbers = learner.state_dict()
+    merged = any(name.removeprefix("model.") not in weights for name in tensors if name.startswith("model."))
+    if not merged:  # the model folder holds them already
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
+    tokenizer.save_pretrained(folder / "model")
+    with no_bars():
+        model.save_pretrained(folder / "model", state_dict=weights)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "learner.safetensors")
+    state = {"numbers": numbers, "merged": merged, "extra": extra}
+    (folder / "learner.json").write_text(json.dumps(state, indent=1))
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = {name: {"size": path.stat().st_size, "sha256": _digest(path)} for name, path in files.items()}
+    (folder / _MANIFEST).write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
+    for path in [*files.values(), folder / _MANIFEST]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync_folder(inner)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Give what ``safetensors`` and ``tokenizers`` say of a full disk, in exceptions of no useful type, the words of everybody else."""
+    with writing(folder):
+        try:
+            yield
+        except (OSError, ConfigError):
+            raise
+        except Exception as problem:
+            code = re.search(r"\(os error (\d+)\)", str(problem))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from problem
