@@ -71,6 +71,8 @@ def share_interval(shares_K: Sequence[float] | Array, *, num_episodes: int) -> I
     shares = np.asarray(shares_K, dtype=np.float64)
     if shares.size == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
+    assert shares.min() >= 0.0, "a share lies in [0, 1]"
+    assert shares.max() <= 1.0, "a share lies in [0, 1]"
     p = float(shares.mean())
     variance = float(np.sum((shares - p) ** 2)) / shares.size**2
     coin = p * (1.0 - p)
