@@ -1,0 +1,5 @@
+"""Conformance suites: whoever implements a contract calls one function and is checked."""
+
+from agentrl.testing.env import ContractViolation, check_env
+
+__all__ = ["ContractViolation", "check_env"]
