@@ -2,7 +2,7 @@
 
 Legend: ``N`` tokens of a micro-batch, ``A`` its action tokens, sequence after sequence, in order of time; ``H`` hidden size.
 
-The token at position ``t`` is predicted by the hidden state at ``t - 1``: that shift happens in ``Micro.lay`` and nowhere else. Every
+The token at position ``t`` is predicted by the hidden state at ``t - 1``: that shift happens in ``batch.Micro.lay`` and nowhere else. Every
 denominator is taken over the whole minibatch before it is divided into micro-batches, so the sum of their gradients is the minibatch's
 gradient, whatever the token budget. What trains is what sampled: dropout is off, log-probabilities are those at the temperature.
 """
@@ -14,36 +14,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agentrl.batch import Batch, make_batch
+from agentrl.batch import Batch, Micro, make_batch, offsets
 from agentrl.errors import ConfigError, Diverged
-from agentrl.learner_forward import Forward, Micro, offsets
+from agentrl.learner_forward import Forward
 from agentrl.learner_meter import Meter
 from agentrl.losses import LossInputs
 from agentrl.objective import Objective
-from agentrl.optimiser import Constant, Cosine, Linear, Optimisation
+from agentrl.optimiser import Compute, Constant, Cosine, Linear, Optimisation
 from agentrl.types import Json, Need, Scored, ScoredGroup, floats, seed_of
 
 __all__ = ["Compute", "Constant", "Cosine", "Learner", "Linear", "Optimisation"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compute:
-    """Where and how the learner computes."""
-
-    device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products; weights, optimiser, log-probabilities and losses stay in float32."""
-    token_budget: int = 2048
-    """Most tokens of a micro-batch: memory against the cost of launching. On CPUs about 2,000 is fastest; GPUs want more."""
-    threads: int = 0
-    """Threads of the CPU path, part of what makes a run repeat; 0: as torch chooses."""
 
 
 class Learner:

@@ -11,12 +11,9 @@ Only the hidden states that predict a wanted token reach the output layer; ``[N,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,9 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from agentrl.batch import TrajectoryRows
 from agentrl.errors import ConfigError
-from agentrl.types import FloatArray, IntArray
+from agentrl.types import IntArray
 
 PACKED = "agentrl_packed"
 _MOST_LOGITS = 2**24
@@ -66,71 +62,6 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Micro:
-    """A micro-batch on the device: the rows, and what belongs to their action tokens. ``predicts_A``: the token before each of them."""
-
-    rows: tuple[IntArray, ...]
-    predicts_A: Tensor
-    tokens_A: Tensor
-    sequence_A: Tensor
-    turn_A: Tensor
-    behaviour_A: Tensor
-    advantages_A: Tensor
-    targets_A: Tensor
-    values_A: Tensor | None
-    old_A: Tensor | None
-    ref_A: Tensor | None
-    observes_S: Tensor
-    """The token before each token that is no action and has a context."""
-    observed_S: Tensor
-
-    @classmethod
-    def lay(cls, sequences: Sequence[TrajectoryRows], device: torch.device) -> Micro:
-        """Lay ``sequences`` end to end; the shift by one token happens here."""
-        rows = [row for sequence in sequences for row in sequence.rows]
-        tokens_N = np.concatenate([row.tokens_L for row in rows]).astype(np.int64)
-        starts = offsets([len(row.tokens_L) for row in rows])
-        positions_A = np.concatenate([row.positions_A + start for row, start in zip(rows, starts, strict=True)])
-        is_observed_N = np.ones(len(tokens_N), dtype=np.bool_)
-        is_observed_N[positions_A] = False
-        is_observed_N[starts] = False
-        observed_S = np.flatnonzero(is_observed_N)
-        counts = [sum(len(row.positions_A) for row in sequence.rows) for sequence in sequences]
-        turns = [row.turn_A for row in rows]
-        sequence_A = np.repeat(np.arange(len(sequences)), counts)
-
-        def put(array: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        def optional(arrays: Sequence[FloatArray | None]) -> Tensor | None:
-            known = [array for array in arrays if array is not None]
-            return put(np.concatenate(known)) if len(known) == len(arrays) else None
-
-        return cls(
-            rows=tuple(row.tokens_L for row in rows),
-            predicts_A=put(positions_A - 1),
-            tokens_A=put(tokens_N[positions_A]),
-            sequence_A=put(sequence_A),
-            turn_A=put(_number(sequence_A, np.concatenate(turns))),
-            behaviour_A=put(np.concatenate([row.behaviour_A for row in rows])),
-            advantages_A=put(np.concatenate([row.advantages_A for row in rows])),
-            targets_A=put(np.concatenate([row.targets_A for row in rows])),
-            values_A=optional([row.values_A for row in rows]),
-            old_A=optional([row.old_A for row in rows]),
-            ref_A=optional([row.ref_A for row in rows]),
-            observes_S=put(observed_S - 1),
-            observed_S=put(tokens_N[observed_S]),
-        )
-
-
-def _number(sequence_A: npt.NDArray[Any], turn_A: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Count the turns of all sequences from 0, in order."""
-    changes_A = np.ones(len(turn_A), dtype=np.bool_)
-    changes_A[1:] = (sequence_A[1:] != sequence_A[:-1]) | (turn_A[1:] != turn_A[:-1])
-    return np.cumsum(changes_A) - 1
 
 
 class Forward:
@@ -216,12 +147,3 @@ class Forward:
             f"the logits of {type(self.model).__name__} are more than its output layer over its last hidden states; "
             "this architecture is not supported, choose another model"
         )
-
-
-def offsets(lengths: Sequence[int]) -> list[int]:
-    """Return where each span starts when spans lie end to end.
-
-    >>> offsets([2, 3, 1])
-    [0, 2, 5]
-    """
-    return [0, *accumulate(lengths)][: len(lengths)]

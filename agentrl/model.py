@@ -271,13 +271,14 @@ def check_fits(needed_mib: float, device: str | torch.device) -> None:
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keep the progress bars of ``transformers`` out of our terminal."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars: Any = logging  # Any: its functions are not typed
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _check_folder(folder: str | Path, what: str) -> None:

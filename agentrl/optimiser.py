@@ -1,4 +1,4 @@
-"""How an optimiser is driven: AdamW's numbers, and learning-rate schedules as values.
+"""How the learner is driven: where it computes, AdamW's numbers, and learning-rate schedules as values.
 
 A schedule is a function from progress (0 at a stage's first update, 1 after its last) to a factor of the learning rate.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from agentrl.errors import ConfigError
 
@@ -47,6 +48,19 @@ class Cosine:
     def __call__(self, progress: float) -> float:
         """Return the curve's height."""
         return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """Where and how the learner computes."""
+
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products; weights, optimiser, log-probabilities and losses stay in float32."""
+    token_budget: int = 2048
+    """Most tokens of a micro-batch: memory against the cost of launching. On CPUs about 2,000 is fastest; GPUs want more."""
+    threads: int = 0
+    """Threads of the CPU path, part of what makes a run repeat; 0: as torch chooses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: str)
         path.unlink()
     else:
         path.write_bytes(data[:-1] if damage == "cut" else data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
-    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.*remove this checkpoint"):
+    with pytest.raises(CheckpointError, match=re.escape(name) + ".*remove this checkpoint"):
         checkpoint.load(tmp_path / "0", learner)
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"holds no MANIFEST\.json"):
         checkpoint.load(tmp_path, new_learner())
     (tmp_path / "MANIFEST.json").write_text("{")
-    with pytest.raises(CheckpointError, match="manifest.*unreadable"):
+    with pytest.raises(CheckpointError, match=r"manifest.*unreadable"):
         checkpoint.load(tmp_path, new_learner())
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"format": 99, "files": {}}))
     with pytest.raises(CheckpointError, match="format 99"):
@@ -157,7 +157,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_previous_checkpoint(tmp_p
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        with pytest.raises(ConfigError, match=rf"{os.strerror(errno.EFBIG).lower()}.*free space"):
+        with pytest.raises(ConfigError, match=os.strerror(errno.EFBIG).lower() + ".*free space"):
             checkpoint.save(tmp_path / "1", learner, TOKENIZER, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

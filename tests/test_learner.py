@@ -1,21 +1,15 @@
-import subprocess
-import sys
-from dataclasses import replace
-
 import numpy as np
-import pytest
 import torch
 
 from agentrl.batch import Batch, make_batch
-from agentrl.errors import ConfigError, Diverged
-from agentrl.learner import Compute, Learner, Linear, Optimisation
+from agentrl.learner import Compute, Learner, Optimisation
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.kl import KL
-from agentrl.losses.likelihood import NegativeLogLikelihood, PolicyGradient
+from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.tis import TokenTIS
 from agentrl.losses.value import ValueLoss
-from agentrl.model import LoRA, ModelSpec, Shape, build_model
+from agentrl.model import ModelSpec, Shape, build_model
 from agentrl.objective import Objective
 from agentrl.types import Action, Credited, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
 
