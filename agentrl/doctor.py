@@ -1,0 +1,167 @@
+"""What a machine has and lacks for agentrl, and how to mend it. Nothing here is loaded that is only looked for, except torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+
+_MIN_PYTHON = (3, 11)
+_MIN_MEMORY_MIB = 4096
+_MIN_DISK_MIB = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. ``needed`` ones must be ok for ``make demo``, others open a part of agentrl. ``mend`` is empty where all is well."""
+
+    name: str
+    ok: bool
+    found: str
+    mend: str = ""
+    needed: bool = True
+
+
+def checks(*, cache: Path | None = None, runs: Path | None = None) -> list[Check]:
+    """Look at this machine. ``cache`` and ``runs`` are the folders that games and runs are to be written to."""
+    cache = cache or Path(platformdirs.user_cache_dir("agentrl"))
+    return [
+        _python(),
+        _torch(),
+        *(_package(*row) for row in _PACKAGES),
+        _threads(),
+        _memory(),
+        _disk(runs or Path.cwd()),
+        _writable("cache folder", cache, "set XDG_CACHE_HOME to a folder you may write to"),
+        _writable("run folder", runs or Path.cwd(), "give --out a folder you may write to"),
+        _gpu(),
+        _docker(),
+    ]
+
+
+def healthy(found: list[Check]) -> bool:
+    """Whether everything is there that ``make demo`` needs."""
+    return all(check.ok for check in found if check.needed)
+
+
+_PACKAGES = (
+    ("transformers", "pip install '.[train]'", True),
+    ("textworld", "pip install '.[textworld]' (needs a C compiler and make: apt-get install build-essential)", True),
+    ("peft", "pip install '.[train]', for LoRA", False),
+    ("vllm", "pip install vllm, for its engine; the local engine needs nothing", False),
+    ("wandb", "pip install '.[wandb]', to log to Weights & Biases", False),
+    ("mlflow", "pip install '.[mlflow]', to log to MLflow", False),
+)
+
+
+def _python() -> Check:
+    ok = sys.version_info[:2] >= _MIN_PYTHON
+    return Check("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or newer and make the environment anew")
+
+
+def _torch() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("torch", False, "not installed", "pip install '.[train]'")
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as problem:  # a wheel for another system, a missing library
+        return Check("torch", False, f"does not load: {problem}", "pip install --force-reinstall torch, in the build for this machine")
+    return Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def _package(name: str, mend: str, needed: bool) -> Check:
+    """Look for a package by the name it is imported under, without importing it."""
+    if importlib.util.find_spec(name) is None:
+        return Check(name, False, "not installed", mend, needed)
+    for distribution in (name, f"{name}-skinny", f"{name}-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            return Check(name, True, metadata.version(distribution), needed=needed)
+    return Check(name, True, "installed", needed=needed)
+
+
+def _threads() -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > usable:
+        mend = f"set OMP_NUM_THREADS to at most {usable}: threads would wait for each other"
+        return Check("processor", False, f"{usable} cores, OMP_NUM_THREADS={asked}", mend, needed=False)
+    return Check("processor", True, f"{usable} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={asked}" if asked else ""))
+
+
+def _memory() -> Check:
+    found = _available_mib()
+    if found is None:
+        return Check("memory", True, "not known on this system")
+    ok = found >= _MIN_MEMORY_MIB
+    return Check("memory", ok, f"{found:,} MiB available", "" if ok else f"end other programs until {_MIN_MEMORY_MIB:,} MiB are available")
+
+
+def _available_mib() -> int | None:
+    """Return the memory this process may still take: the machine's, or its control group's where that is less."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    found = int(fields["MemAvailable"].split()[0]) // 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdigit():
+        found = min(found, (int(most) - int(used.read_text())) >> 20)
+    return found
+
+
+def _disk(folder: Path) -> Check:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free >> 20
+    ok = free >= _MIN_DISK_MIB
+    return Check("disk", ok, f"{free:,} MiB free", "" if ok else f"free {_MIN_DISK_MIB:,} MiB, or write runs to another disk with --out")
+
+
+def _writable(name: str, folder: Path, mend: str) -> Check:
+    """Write and remove a file, as a run would; permissions alone do not tell (root, read-only mounts, quotas)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as problem:
+        return Check(name, False, f"{folder}: {problem.strerror}", mend)
+    return Check(name, True, str(folder))
+
+
+def _gpu() -> Check:
+    mend = "none is needed; for one, install an NVIDIA driver and torch's CUDA build"
+    if importlib.util.find_spec("torch") is None:
+        return Check("gpu", False, "torch is not installed", mend, needed=False)
+    try:
+        cuda = importlib.import_module("torch").cuda
+    except (ImportError, OSError):
+        return Check("gpu", False, "torch does not load", mend, needed=False)
+    if not cuda.is_available():
+        return Check("gpu", False, "none that torch can use", mend, needed=False)
+    memory = cuda.get_device_properties(0).total_memory >> 20
+    return Check("gpu", True, f"{cuda.device_count()} x {cuda.get_device_name(0)}, {memory:,} MiB", needed=False)
+
+
+def _docker() -> Check:
+    """Knock at the daemon's socket; the client program alone says nothing."""
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    mend = "only sandboxed environments need it: install Docker or Podman, start the daemon, and join the group of its socket"
+    if not host.startswith("unix://"):
+        return Check("docker", True, f"DOCKER_HOST={host} (not tried)", needed=False)
+    try:
+        with socket.socket(socket.AF_UNIX) as knock:
+            knock.settimeout(2.0)
+            knock.connect(host.removeprefix("unix://"))
+    except OSError as problem:
+        return Check("docker", False, f"no daemon at {host}: {problem.strerror or problem}", mend, needed=False)
+    return Check("docker", True, host, needed=False)
