@@ -19,7 +19,6 @@ Axes: ``M`` tokens of a step, ``B`` rows of a block, ``T`` tokens of each, ``K``
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,8 @@ ROWS = 16
 """Rows of a matrix product are padded to a multiple of this."""
 KEYS = 32
 """Lengths of keys are padded to a multiple of this."""
+BLOCK = 512
+"""Keys are worked on in blocks of this many, so a multiple of it is always a safe length, and the room of a slot is one."""
 QUERIES = 4
 """Fewest queries of one attention product."""
 
@@ -134,6 +135,9 @@ class Step:
     last_R: Tensor
     """Index into ``M`` of the last token of each feed, padded to a multiple of ``ROWS``."""
     blocks: tuple[Block, ...]
+    """Blocks of all tokens."""
+    last_blocks: tuple[Block, ...]
+    """Blocks of the tokens ``last_R`` alone, for a layer of which nothing else is wanted."""
 
 
 class SlotAttention:
@@ -143,13 +147,25 @@ class SlotAttention:
         self, *, num_layers: int, num_slots: int, max_context: int, num_heads: int, num_kv_heads: int, head_dim: int, like: Tensor
     ) -> None:
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.max_context = up(max_context, KEYS)
+        self.limit = up(max_context, BLOCK)
         self.padding_slot = num_slots
-        width = 2 * num_kv_heads * head_dim
         # zeros, not empty: what was never written is masked, but 0 times NaN would be NaN
-        self.layers = [like.new_zeros(num_slots + 1, self.max_context, width) for _ in range(num_layers)]
-        self._places = np.arange(self.max_context)
-        self._lengths = same_bits_lengths(self.layers[0], head_dim)
+        self.layers = [like.new_zeros(num_slots + 1, BLOCK, 2 * num_kv_heads * head_dim) for _ in range(num_layers)]
+        self._places = np.arange(self.limit)
+        self._lengths = same_bits_lengths(self.limit, head_dim, like)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a slot has room for now; it grows to what is asked for."""
+        return self.layers[0].shape[1]
+
+    def _grow(self, length: int) -> None:
+        """Make room for contexts of ``length`` tokens; memory is taken only for as long contexts as there are."""
+        room = self.capacity
+        while room < length:
+            room = min(2 * room, self.limit)
+        for index, cells in enumerate(self.layers):
+            self.layers[index] = functional.pad(cells, (0, 0, 0, room - cells.shape[1]))
 
     @property
     def group(self) -> int:
@@ -161,6 +177,8 @@ class SlotAttention:
         lengths = np.array([len(feed.tokens) for feed in feeds])
         ends = lengths.cumsum()
         total, device = int(ends[-1]), self.layers[0].device
+        if (longest := max(feed.start + len(feed.tokens) for feed in feeds)) > self.capacity:
+            self._grow(longest)
         tokens_M, slots_M, positions_M = (np.zeros(up(total, ROWS), np.int64) for _ in range(3))
         slots_M[total:] = self.padding_slot
         tokens_M[:total] = np.concatenate([feed.tokens for feed in feeds])
@@ -169,24 +187,33 @@ class SlotAttention:
         positions_M[:total] = starts + np.arange(total) - np.repeat(ends - lengths, lengths)
         last_R = np.zeros(up(len(feeds), ROWS), np.int64)
         last_R[: len(feeds)] = ends - 1
-        if total == len(feeds):
-            blocks = [self._decode_block(slots_M, positions_M)]
-        else:
-            buckets = np.array([self._bucket(length) for length in lengths])
-            blocks = [
-                self._block(np.flatnonzero(buckets == size), size, lengths, ends, slots_M, positions_M) for size in np.unique(buckets)
-            ]
+        blocks = self._blocks(slots_M, positions_M, lengths)
+        decoding = total == len(feeds)
+        last_blocks = blocks if decoding else self._blocks(slots_M[last_R], positions_M[last_R], np.ones(len(feeds), np.int64))
         return Step(
             tokens_M=torch.from_numpy(tokens_M).to(device),
             positions_M=torch.from_numpy(positions_M).to(device),
-            cells_M=torch.from_numpy(slots_M * self.max_context + positions_M).to(device),
+            cells_M=torch.from_numpy(slots_M * self.capacity + positions_M).to(device),
             last_R=torch.from_numpy(last_R).to(device),
-            blocks=tuple(blocks),
+            blocks=blocks,
+            last_blocks=last_blocks,
         )
 
-    def _padded(self, positions: Index) -> int:
-        """Return a length of keys that holds all positions and keeps the bits."""
-        return self._lengths[bisect_left(self._lengths, int(positions.max()) + 1)]
+    def _blocks(self, slots_M: Index, positions_M: Index, lengths: Index) -> tuple[Block, ...]:
+        """Sort rows of ``lengths`` tokens into blocks of about as many queries, over about as many keys."""
+        ends = lengths.cumsum()
+        needed = positions_M[ends - 1] + 1
+        num_keys = self._lengths[np.searchsorted(self._lengths, needed)]
+        if len(ends) == ends[-1] and num_keys.min() == num_keys.max():
+            length = int(num_keys[0])
+            positions_M = np.minimum(positions_M, length - 1)  # padding
+            return (Block(self._select(slots_M), None, None, None, self._mask(positions_M[:, None], length, 1), self._bucket(1), length),)
+        num_queries = np.array([self._bucket(length) for length in lengths.tolist()])
+        kinds = num_queries * (1 << 32) + num_keys
+        return tuple(
+            self._block(np.flatnonzero(kinds == kind), int(kind >> 32), int(kind & 0xFFFFFFFF), lengths, ends, slots_M, positions_M)
+            for kind in np.unique(kinds)
+        )
 
     def _bucket(self, length: int) -> int:
         """Return the number of queries per row: enough to keep the bits, and few different ones."""
@@ -197,24 +224,17 @@ class SlotAttention:
             size *= 2
         return size if length > size * 3 // 4 or size == ROWS else size * 3 // 4
 
-    def _decode_block(self, slots_M: Index, positions_M: Index) -> Block:
-        """Return the block of a step that feeds one token per row."""
-        length = self._padded(positions_M)
-        return Block(self._select(slots_M), None, None, None, self._mask(positions_M[:, None], length, 1), self._bucket(1), length)
-
-    def _block(self, rows: Index, size: int, lengths: Index, ends: Index, slots_M: Index, positions_M: Index) -> Block:
+    def _block(self, rows: Index, size: int, length: int, lengths: Index, ends: Index, slots_M: Index, positions_M: Index) -> Block:
         offsets = np.arange(size)
         valid_BT = offsets < lengths[rows, None]
         source_BT = np.where(valid_BT, (ends - lengths)[rows, None] + offsets, (ends - 1)[rows, None])
-        positions_BT = positions_M[source_BT]
-        length = self._padded(positions_BT)
         device = self.layers[0].device
         return Block(
             self._select(slots_M[source_BT[:, 0]]),
             torch.from_numpy(source_BT).to(device),
             torch.from_numpy(np.flatnonzero(valid_BT)).to(device),
             torch.from_numpy(source_BT[valid_BT]).to(device),
-            self._mask(positions_BT, length, self.group),
+            self._mask(positions_M[source_BT], length, self.group),
             size,
             length,
         )
@@ -236,13 +256,12 @@ class SlotAttention:
         cells = self.layers[layer]
         cells.view(-1, cells.shape[-1]).index_copy_(0, step.cells_M, keys_values)
 
-    def attend(self, layer: int, step: Step, queries: Tensor, *, scale: float) -> Tensor:
-        """Return what each token of a step sees, ``[M, K * G * D]``, for ``queries`` ``[M, K, G, D]`` of tokens already written."""
-        if step.blocks[0].source_BT is None:
-            return self._attend_once(layer, step.blocks[0], queries, scale)
-        seen = queries.new_empty(len(queries), self.num_heads * self.head_dim)
-        seen[-ROWS:] = 0.0  # padding, at most ROWS - 1 tokens
-        for block in step.blocks:
+    def attend(self, layer: int, blocks: Sequence[Block], queries: Tensor, *, scale: float) -> Tensor:
+        """Return what each token sees, ``[M, K * G * D]``, for ``queries`` ``[M, K, G, D]`` of tokens whose keys are written already."""
+        if blocks[0].source_BT is None:
+            return self._attend_once(layer, blocks[0], queries, scale)
+        seen = queries.new_zeros(len(queries), self.num_heads * self.head_dim)
+        for block in blocks:
             assert block.source_BT is not None
             assert block.target_M is not None
             assert block.owner_M is not None
@@ -273,31 +292,28 @@ class SlotAttention:
 
 
 @torch.no_grad()
-def same_bits_lengths(cells: Tensor, head_dim: int) -> list[int]:
-    """Return lengths of keys, the longest included, for which attention over ``cells`` ``[slots, context, ...]`` has the same bits.
+def same_bits_lengths(limit: int, head_dim: int, like: Tensor) -> Index:
+    """Return ascending lengths of keys, up to ``limit``, for which attention gives the same bits.
 
-    Found by trying every multiple of ``KEYS`` on random numbers against the longest, for few and for many queries.
+    Up to two blocks they are found by trying every multiple of ``KEYS`` on random numbers against four blocks, for few and for many
+    queries; beyond, they are whole blocks.
     """
-    longest = cells.shape[1]
     generator = torch.Generator().manual_seed(0)
-    queries, keys, values = (torch.randn(1, 2, size, head_dim, generator=generator).to(cells) for size in (64, longest, longest))
-    lengths = []
-    for length in range(KEYS, longest + 1, KEYS):
-        positions = length - 1 - torch.arange(64, device=cells.device) % length
-        hidden = torch.arange(longest, device=cells.device) > positions[:, None]
-        mask = torch.zeros(64, longest, device=cells.device, dtype=cells.dtype).masked_fill(hidden, -torch.inf)[None, None]
-        same = all(
-            torch.equal(
-                functional.scaled_dot_product_attention(queries[:, :, :few], keys, values, attn_mask=mask[:, :, :few]),
-                functional.scaled_dot_product_attention(
-                    queries[:, :, :few], keys[:, :, :length], values[:, :, :length], attn_mask=mask[:, :, :few, :length]
-                ),
-            )
-            for few in (QUERIES, 64)
+    queries, keys, values = (torch.randn(1, 2, size, head_dim, generator=generator).to(like) for size in (64, 4 * BLOCK, 4 * BLOCK))
+
+    def attention(length: int, num_queries: int, hidden: Tensor) -> Tensor:
+        mask = torch.zeros_like(hidden[:num_queries, :length], dtype=like.dtype).masked_fill(hidden[:num_queries, :length], -torch.inf)
+        return functional.scaled_dot_product_attention(
+            queries[:, :, :num_queries], keys[:, :, :length], values[:, :, :length], attn_mask=mask[None, None]
         )
-        if same:
+
+    lengths = list(range(BLOCK, limit + 1, BLOCK))
+    for length in range(KEYS, min(limit, 2 * BLOCK), KEYS):
+        positions = length - 1 - torch.arange(64, device=like.device) % length
+        hidden = torch.arange(4 * BLOCK, device=like.device) > positions[:, None]
+        if all(torch.equal(attention(length, few, hidden), attention(4 * BLOCK, few, hidden)) for few in (QUERIES, 64)):
             lengths.append(length)
-    return lengths
+    return np.unique(np.array(lengths))
 
 
 def up(number: int, multiple: int) -> int:

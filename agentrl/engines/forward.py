@@ -57,7 +57,7 @@ class LlamaForward:
             head_dim=head_dim,
             like=self._embed.detach(),
         )
-        places = torch.arange(self.attention.max_context, device=self._embed.device)[None]
+        places = torch.arange(self.attention.limit, device=self._embed.device)[None]
         cos, sin = body.rotary_emb(self._embed.detach()[:1], places)
         half = head_dim // 2
         self._cos, self._sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
@@ -89,11 +89,14 @@ class LlamaForward:
             turned = _rotate(queries_keys, cos, sin)
             attention.write(index, step, torch.cat([turned[:, num_heads:].flatten(1), projected[:, (num_heads + num_kv) * dim :]], dim=1))
             queries = turned[:, :num_heads].reshape(-1, num_kv, attention.group, dim)
-            seen = attention.attend(index, step, queries, scale=layer.scale)
+            blocks = step.blocks
+            if index == len(self._layers) - 1:  # of the last layer only the last tokens are wanted
+                hidden, queries, blocks = hidden[step.last_R], queries[step.last_R], step.last_blocks
+            seen = attention.attend(index, blocks, queries, scale=layer.scale)
             hidden = hidden + functional.linear(seen, layer.out, layer.out_bias)
             gate, value = functional.linear(layer.norm_mlp(hidden), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
             hidden = hidden + functional.linear(functional.silu(gate) * value, layer.down, layer.down_bias)
-        logits: Tensor = self._head(self._norm(hidden[step.last_R]))
+        logits: Tensor = self._head(self._norm(hidden))
         return logits
 
 

@@ -34,14 +34,14 @@ def _slot_attention(
 ) -> tuple[Tensor, None]:
     """Attention function of transformers: ``query`` ``[1, heads, M, D]``, keys and values likewise; returns ``[1, M, heads, D]``."""
     attention, step = _current.get()
-    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < attention.max_context):
+    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < attention.limit):
         raise ConfigError(
             f"{type(module).__name__} uses a sliding window, soft caps or sinks, which slots cannot hold; serve it with another engine"
         )
     layer = module.layer_idx
     attention.write(layer, step, _join(key, value))
     queries = query[0].transpose(0, 1).reshape(-1, attention.num_kv_heads, attention.group, attention.head_dim)
-    seen = attention.attend(layer, step, queries, scale=attention.head_dim**-0.5 if scaling is None else scaling)
+    seen = attention.attend(layer, step.blocks, queries, scale=attention.head_dim**-0.5 if scaling is None else scaling)
     return seen.view(1, len(queries), attention.num_heads, attention.head_dim), None
 
 
