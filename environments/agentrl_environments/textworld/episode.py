@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jericho.jericho import UnsupportedGameWarning
 from textworld import EnvInfos
 from textworld import start as start_compiled
 
@@ -89,8 +91,10 @@ class CompiledEpisode(_Episode):
 
     def __init__(self, world: World, view: View, path: Path) -> None:
         super().__init__(world, view)
-        # The package's own intermediate_reward fails where a plan is lost, so the plan's length is compared here.
-        self._env = start_compiled(str(path), EnvInfos(admissible_commands=True, policy_commands=view.intermediate, moves=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnsupportedGameWarning)  # the interpreter knows no score of these games; the package does
+            # The package's own intermediate_reward fails where a plan is lost, so the plan's length is compared here.
+            self._env = start_compiled(str(path), EnvInfos(admissible_commands=True, policy_commands=view.intermediate, moves=True))
         self._moves = 0
         self._plan: int | None = None
 

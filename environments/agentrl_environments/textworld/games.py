@@ -35,7 +35,7 @@ from agentrl.errors import ConfigError, EnvError, MissingExtra
 BLOCK = 32
 SHARES = {"train": range(5), "valid": range(5, 6), "test": range(6, 8)}
 """Eighths of all structures: which remainders of the key belong to which split."""
-_BARREN = 16
+_BARREN = 8
 """Give up after so many blocks in a row without a new structure for the split."""
 _FORMAT = 1
 """Raise it when the same seeds would make other files."""
