@@ -38,9 +38,10 @@ _EXACTNESS = {
 def make_manifest(*, seed: int, panels: Mapping[str, str]) -> Manifest:
     """Describe this process, machine and source tree. ``panels`` holds the content hash of each split's tasks.
 
-    ``threads`` is null where torch is not loaded, ``commit`` where agentrl does not run out of a git working tree.
+    ``threads`` and ``gpu`` are null where torch is not loaded, ``commit`` where agentrl does not run out of a git working tree.
     """
     torch = sys.modules.get("torch")
+    gpu = None if torch is None or not torch.cuda.is_available() else torch.cuda.get_device_name(0)
     commit = _git("rev-parse", "HEAD")
     return {
         "seed": seed,
@@ -48,7 +49,7 @@ def make_manifest(*, seed: int, panels: Mapping[str, str]) -> Manifest:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": package_versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count(), "gpu": gpu},
         "threads": None if torch is None else torch.get_num_threads(),
         "commit": commit,
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),

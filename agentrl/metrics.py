@@ -147,12 +147,12 @@ class MetricsLog:
         for writer in self._writers:
             writer.write(update, stage, numbers)
 
-    def truncate(self, update: int) -> None:
-        """Forget what was recorded of updates later than ``update`` (-1: everything). To be called before the first ``write``."""
-        assert self._writers is None, "truncate comes before the first write"
+    def drop_after(self, update: int) -> None:
+        """Forget what was recorded of updates later than ``update``, the last one committed (-1: none). Comes before the first ``write``."""
+        assert self._writers is None, "drop_after comes before the first write"
         self._first_update = update + 1
         for file in self._files.values():
-            file.truncate(update)
+            file.drop_after(update)
 
     def sync(self) -> None:
         """Make all records survive a power cut; a kill alone cannot lose them."""
@@ -211,7 +211,7 @@ class _Lines:
             while line:  # a disk that is nearly full takes a part
                 line = line[self._file.write(line) :]
 
-    def truncate(self, update: int) -> None:
+    def drop_after(self, update: int) -> None:
         records = read_metrics(self.path)
         kept = [record for record in records if record["update"] <= update]
         if len(kept) < len(records):

@@ -67,7 +67,7 @@ def test_a_resumed_run_forgets_what_was_not_committed(tmp_path):
         with (tmp_path / "killed" / name).open("ab") as file:
             file.write(b'{"update": 5, "sta')
     with MetricsLog(tmp_path / "killed") as log:
-        log.truncate(2)
+        log.drop_after(2)
         write(log, range(3, 6))
         log.sync()
     with MetricsLog(tmp_path / "whole") as log:
@@ -75,7 +75,7 @@ def test_a_resumed_run_forgets_what_was_not_committed(tmp_path):
     assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     assert [r["update"] for r in read_metrics(tmp_path / "killed" / "timing.jsonl")] == list(range(6))
     with MetricsLog(tmp_path / "killed") as log:
-        log.truncate(-1)
+        log.drop_after(-1)
     assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == b""
 
 
@@ -95,7 +95,7 @@ def test_a_line_torn_at_any_byte_is_repaired(tmp_path, length):
 def test_a_broken_line_that_is_not_the_last_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 0, "stage": "rl"}\n{"upd\n{"update": 2, "stage": "rl"}\n')
     with MetricsLog(tmp_path) as log, pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is no JSON"):
-        log.truncate(1)
+        log.drop_after(1)
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):
@@ -116,7 +116,7 @@ def test_tensorboard_reads_what_was_written_and_a_resume_hides_what_was_dropped(
         for update in range(4):
             log.write(update, "rl", {"rollout/success": 0.25, "time/update_s": 2.0})
     with MetricsLog(tmp_path, [TensorBoard()]) as log:
-        log.truncate(1)
+        log.drop_after(1)
         log.write(2, "rl", {"rollout/success": 0.75, "time/update_s": 2.0})
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -151,7 +151,7 @@ def test_mlflow_goes_on_in_the_same_run_after_a_resume(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for update in range(2):
         with MetricsLog(tmp_path / "run", [MLflow(experiment="e", tracking_uri=uri)]) as log:
-            log.truncate(update - 1)
+            log.drop_after(update - 1)
             log.write(update, "rl", {"rollout/turns": float(update)})
     history = MlflowClient(uri).get_metric_history((tmp_path / "run" / "mlflow_run").read_text(), "rollout/turns")
     assert [(point.step, point.value) for point in history] == [(0, 0.0), (1, 1.0)]

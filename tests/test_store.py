@@ -216,6 +216,27 @@ def test_a_killed_run_forgets_updates_that_were_never_committed(tmp_path):
     drop_trajectories_after(tmp_path / "none", 1)
 
 
+def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
+    script = textwrap.dedent(f"""
+        from pathlib import Path
+        from agentrl.store import write_trajectories
+        from agentrl.types import Action, End, Observation, Task, Trajectory, Turn
+        path = Path({str(tmp_path)!r}) / "part-0.parquet"
+        for update in range(10_000):
+            turns = tuple(Turn(Observation.text(f"{{update}} {{n}}"), Action("x")) for n in range(50))
+            write_trajectories(path, [[Trajectory(Task("a"), turns, End.TERMINATED)]], update=update, stage="rl")
+            print(update, flush=True)
+    """)
+    for wait in (1, 7, 12):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as writer:
+            for _ in range(wait):
+                writer.stdout.readline()
+            writer.kill()
+        (stored,) = read_trajectories(tmp_path / "part-0.parquet")
+        assert stored.update >= wait - 1
+        assert [turn.observation for turn in stored.trajectory.turns] == [Observation.text(f"{stored.update} {n}") for n in range(50)]
+
+
 def test_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
     script = textwrap.dedent(f"""
         import resource, sys
