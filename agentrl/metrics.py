@@ -148,7 +148,7 @@ class MetricsLog:
             writer.write(update, stage, numbers)
 
     def drop_after(self, update: int) -> None:
-        """Forget what was recorded of updates later than ``update``, the last one committed (-1: none). Comes before the first ``write``."""
+        """Forget what was recorded of updates later than ``update``, the last one committed (-1: none); before the first ``write``."""
         assert self._writers is None, "drop_after comes before the first write"
         self._first_update = update + 1
         for file in self._files.values():
