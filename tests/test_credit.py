@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import group, scored, scored_groups, scored_trajectories, tokens_of, trajectory
 
-from agentrl.credit.baselines import NoBaseline, OthersAtTurn, OthersHere, OthersStart
+from agentrl.credit.baselines import NoBaseline, OthersAtTurn, OthersStart
 from agentrl.credit.constant import Constant
 from agentrl.credit.gae import TokenGAE, TurnGAE
 from agentrl.credit.group import GRPO, RLOO, DrGRPO
@@ -20,7 +20,7 @@ from agentrl.types import End, Scored, floats, ints
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 GROUP_RULES = [GRPO(), DrGRPO(), RLOO()]
-BASELINES = [OthersStart(), OthersAtTurn(), OthersHere()]
+BASELINES = [OthersStart(), OthersAtTurn()]
 EVERY_RULE = [
     *GROUP_RULES,
     *(TurnReturn(0.9, baseline) for baseline in (NoBaseline(), *BASELINES)),
@@ -126,18 +126,6 @@ def test_the_baseline_at_a_turn_counts_an_episode_that_is_over_as_nothing():
     np.testing.assert_allclose(baselines[2], [2.0])
 
 
-def test_the_baseline_here_is_what_others_got_from_the_same_place():
-    members = (
-        scored([0, 1], observations=["hall", "kitchen"]),
-        scored([0, 0, 0], observations=["hall", "kitchen", "kitchen"]),
-        scored([2], observations=["kitchen"]),
-    )
-    returns = [returns_to_go(one.rewards_N, gamma=1.0) for one in members]
-    # member 0: start (0 + 2) / 2 = 1; the hall: member 1 got 0 from there; the kitchen: 0 (mean of two visits) and 2
-    np.testing.assert_allclose(OthersHere(prior=0.0)(members, returns)[0], [0.0, 1.0])
-    np.testing.assert_allclose(OthersHere(prior=1.0)(members, returns)[0], [(1 + 0) / 2, (1 + 0 + 2) / 3])
-
-
 # Edges that released code gets wrong.
 
 
@@ -199,7 +187,7 @@ def test_a_value_that_was_not_measured_is_an_error(rule):
 
 def test_a_rule_declares_the_smallest_group_that_it_can_use():
     assert [rule.min_group for rule in GROUP_RULES] == [2, 2, 2]
-    assert turn_rloo().min_group == TurnReturn(1.0, OthersHere()).min_group == 2
+    assert turn_rloo().min_group == TurnReturn(1.0, OthersAtTurn()).min_group == 2
     assert TurnReturn().min_group == TokenGAE().min_group == Constant().min_group == 1
 
 
@@ -215,6 +203,13 @@ def test_rescaling_a_batch_without_variance_stays_finite():
     same = (scored([0.1]), scored([0.1]))
     assert not tokens_of(Modified(TurnReturn(), (Whiten(),))([same])[0]).any()
     np.testing.assert_allclose(tokens_of(Modified(TurnReturn(), (UnitDeviation(),))([same])[0]), [0.1, 0.1])
+
+
+@pytest.mark.parametrize("modifier", [Whiten(), UnitDeviation()], ids=name)
+def test_a_single_turn_has_no_deviation_to_divide_by(modifier):
+    lone = (scored([1.0], [2], values=[0.0, 0.5]),)
+    advantages = tokens_of(Modified(TokenGAE(1.0, 1.0), (modifier,))([lone])[0])
+    np.testing.assert_allclose(advantages, [0.0, 0.0] if isinstance(modifier, Whiten) else [1.0, 0.5])
 
 
 def test_scaled_credit_serves_as_control():
@@ -334,6 +329,17 @@ def test_turn_gae_equals_the_definition_as_a_sum(one, gamma, lam):
     assert np.isnan(np.delete(credited.targets_T, first)).all()
 
 
+@given(scored_groups(min_tokens=1, min_turns=1))
+def test_whitened_advantages_have_mean_zero_and_deviation_one(members):
+    by_turn, by_token = (Modified(TokenGAE(), (Whiten(per=unit),))([members])[0] for unit in ("turn", "token"))
+    pairs = list(zip(by_turn, members, strict=True))
+    turns = [part.mean() for one, member in pairs for part in np.split(one.advantages_T, member.num_tokens_N.cumsum()[:-1])]
+    assert abs(np.mean(turns)) < 1e-4
+    for advantages in (tokens_of(by_token), tokens_of(Modified(TurnReturn(), (Whiten(),))([[scored(m.rewards_N) for m in members]])[0])):
+        assert abs(advantages.mean()) < 1e-4
+        assert advantages.std(ddof=1) == pytest.approx(1.0, abs=1e-3) or not advantages.any()
+
+
 @given(scored_trajectories(min_tokens=1))
 def test_with_lambda_one_the_advantage_is_the_return_minus_the_value(one):
     to_go = spread(returns_to_go(one.rewards_N, gamma=1.0), one.num_tokens_N)
@@ -352,5 +358,5 @@ def test_token_and_turn_gae_agree_where_each_turn_is_one_token(one):
 @given(scored_groups(min_tokens=1))
 def test_without_reward_nothing_is_credited(members):
     unpaid = tuple(replace(one, ledger={"outcome": floats([0.0] * len(one.rewards_N))}) for one in members)
-    for rule in (*GROUP_RULES, turn_rloo(), TurnReturn(0.9, OthersHere())):
+    for rule in (*GROUP_RULES, turn_rloo(), TurnReturn(0.9, OthersAtTurn())):
         assert not tokens_of(rule([unpaid])[0]).any()

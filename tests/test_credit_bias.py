@@ -9,7 +9,7 @@ import mdp
 import numpy as np
 import pytest
 
-from agentrl.credit.baselines import OthersAtTurn, OthersHere, OthersStart
+from agentrl.credit.baselines import OthersAtTurn, OthersStart
 from agentrl.credit.gae import TokenGAE, TurnGAE
 from agentrl.credit.group import GRPO, RLOO, DrGRPO
 from agentrl.credit.penalty import KLPenalty
@@ -17,7 +17,7 @@ from agentrl.credit.returns import TurnReturn, turn_rloo
 from agentrl.types import floats
 
 WORLDS = [mdp.World.random(seed) for seed in (0, 1)]
-BASELINES = [OthersStart(), OthersAtTurn(), OthersHere(prior=1.0), OthersHere(prior=0.0)]
+BASELINES = [OthersStart(), OthersAtTurn()]
 
 
 def cosine(one, other) -> float:

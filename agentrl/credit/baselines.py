@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from agentrl.credit.turns import Array
-from agentrl.types import Message, ScoredGroup
+from agentrl.types import ScoredGroup
 
 
 class Baseline(Protocol):
@@ -76,45 +76,7 @@ class OthersAtTurn:
         return [others_N[: len(returns_N)] for others_N, returns_N in zip(others_GN, returns_GN, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class OthersHere:
-    """The mean return of the other members from where they saw the same observation, shrunk towards ``OthersStart``.
-
-    ``b = (prior * start + sum of the m members' mean returns from here) / (prior + m)``: a Monte Carlo critic made of the group, for tasks
-    whose episodes pass through the same places. Where nobody else was, it is ``OthersStart``. The anchor states are those of GiGPO
-    (Feng et al. 2025); leaving the member out, which GiGPO does not, keeps it unbiased, also when a member comes back to a place.
-    """
-
-    prior: float = 1.0
-    """Weight of the start's mean, in members."""
-    min_group: ClassVar[int] = 2
-
-    def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
-        """Return one number per turn."""
-        if len(group) < 2:
-            return list(returns_GN)
-        seen_G = [_mean_by_observation(group, returns_GN, member) for member in range(len(group))]
-        baselines_GN: list[Array] = []
-        for member, (scored, start) in enumerate(zip(group, _others_start(returns_GN), strict=True)):
-            others = seen_G[:member] + seen_G[member + 1 :]
-            baseline_N = np.zeros(len(scored.trajectory.turns))
-            for n, turn in enumerate(scored.trajectory.turns):
-                here = [seen[turn.observation.messages] for seen in others if turn.observation.messages in seen]
-                weight = self.prior + len(here)
-                baseline_N[n] = (self.prior * start + sum(here)) / weight if weight > 0 else start
-            baselines_GN.append(baseline_N)
-        return baselines_GN
-
-
 def _others_start(returns_GN: Sequence[Array]) -> Array:
     """Return for each member the mean start return of the others; an episode without turns returned 0."""
     start_G = np.array([returns_N[0] if len(returns_N) else 0.0 for returns_N in returns_GN])
     return np.asarray((start_G.sum() - start_G) / (len(start_G) - 1))
-
-
-def _mean_by_observation(group: ScoredGroup, returns_GN: Sequence[Array], member: int) -> dict[tuple[Message, ...], float]:
-    """Return the member's mean return from each observation that it saw, over its visits."""
-    visits: dict[tuple[Message, ...], list[float]] = {}
-    for turn, value in zip(group[member].trajectory.turns, returns_GN[member], strict=True):
-        visits.setdefault(turn.observation.messages, []).append(float(value))
-    return {observation: sum(values) / len(values) for observation, values in visits.items()}

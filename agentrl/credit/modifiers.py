@@ -6,6 +6,7 @@ tokens instead, as PPO's masked whitening does. Turns without tokens count nowhe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -74,7 +75,7 @@ class UnitDeviation:
     def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
         """Return advantages with variance 1; a batch without variance is left alone."""
         _, variance = _moments(groups, credited, self.per)
-        return _affine(credited, shift=0.0, factor=1.0 / float(np.sqrt(variance + self.eps)) if variance > 0.0 else 1.0)
+        return _affine(credited, shift=0.0, factor=1.0 / float(np.sqrt(variance + self.eps)) if 0.0 < variance < math.inf else 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _affine(credited: Sequence[tuple[Credited, ...]], *, shift: float, factor: f
 
 
 def _moments(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]], per: Unit) -> tuple[float, float]:
-    """Return the mean, and the variance with Bessel's correction, over the batch's units."""
+    """Return the mean, and the variance with Bessel's correction, over the batch's units; fewer than two have an infinite variance."""
     values: list[Array] = [np.zeros(0)]
     weights: list[Array] = [np.zeros(0)]
     for scored, one in (pair for group, credit in zip(groups, credited, strict=True) for pair in zip(group, credit, strict=True)):
@@ -108,8 +109,8 @@ def _moments(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, .
     values_T, weights_T = np.concatenate(values), np.concatenate(weights)
     total = float(weights_T.sum())
     if total <= 0.0:
-        return 0.0, 0.0
+        return 0.0, math.inf
     shifted_T = values_T - values_T[0]  # equal values then have exactly no variance
     offset = float(weights_T @ shifted_T) / total
     squares = float(weights_T @ (shifted_T - offset) ** 2)
-    return float(values_T[0]) + offset, squares / (total - 1.0) if total > 1.5 else 0.0
+    return float(values_T[0]) + offset, squares / (total - 1.0) if total > 1.5 else math.inf  # weights are sums of fractions
