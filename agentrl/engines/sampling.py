@@ -22,7 +22,7 @@ def uniforms(seeds_R: npt.NDArray[np.uint64], counters_R: npt.NDArray[np.uint64]
     """Return one number in [0, 1) per (seed, counter): two rounds of SplitMix64 (Steele, Lea & Flood 2014), its top 53 bits.
 
     >>> float(uniforms(np.array([7], np.uint64), np.array([0], np.uint64))[0]).hex()
-    '0x1.8f1d2c2a5cb58p-4'
+    '0x1.7169852efd579p-1'
     """
     mixed = _splitmix(_splitmix(seeds_R) ^ (counters_R * np.uint64(0xD1342543DE82EF95)))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
