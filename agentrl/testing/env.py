@@ -65,9 +65,10 @@ def check_env(spec: EnvSpec, *, num_tasks: int = 3, deadline_s: float = 60.0, sa
         ContractViolation: with every clause that is not kept; a clause is reported once, with the first place it was seen.
     """
     violations: dict[str, str] = {}
-    for clauses in (_data(spec), _panels(spec)):
-        for clause, found in clauses:
-            violations.setdefault(clause, found)
+    for clause, found in _data(spec):
+        violations.setdefault(clause, found)
+    for clause, found in _panels(spec, elsewhere=not violations):
+        violations.setdefault(clause, found)
     if not violations:  # what cannot be listed cannot be played
         tasks = [task for split in spec.splits for task in spec.tasks(split)[:num_tasks]]
         checks = _Play(spec, tasks, deadline_s, sandboxes)
@@ -103,7 +104,7 @@ def _data(spec: EnvSpec) -> Iterator[Found]:
             yield "signals", f"signal {name!r} has no meaning written beside it"
 
 
-def _panels(spec: EnvSpec) -> Iterator[Found]:
+def _panels(spec: EnvSpec, *, elsewhere: bool) -> Iterator[Found]:
     """Clauses on splits and tasks."""
     where: dict[str, str] = {}
     contents: dict[str, str] = {}
@@ -123,7 +124,7 @@ def _panels(spec: EnvSpec) -> Iterator[Found]:
                 yield "task ids", f"{task.id!r} of split {split!r} is empty or not unique"
                 break
             try:
-                content = json.dumps(task.data, sort_keys=True, allow_nan=False, default=list) + repr(task.sandbox)
+                content = json.dumps(task.data, sort_keys=True, allow_nan=False) + repr(task.sandbox)
             except (TypeError, ValueError) as problem:
                 yield "task data", f"the data of {task.id!r} is not JSON: {problem}"
                 break
@@ -132,7 +133,7 @@ def _panels(spec: EnvSpec) -> Iterator[Found]:
                 break
         else:
             hashes[split] = panel_hash(tasks)
-    if type(spec).__module__ != "__main__":
+    if elsewhere:
         yield from _panels_elsewhere(spec, hashes)
     try:
         spec.tasks("no such split")
@@ -243,6 +244,8 @@ class _Play:
                     self.say("finite numbers", f"{name}: {key} is {value!r} on turn {index}")
         if any(turn.info.get("success", 0.0) > 0 for turn in trajectory.turns[:-1]):
             self.say("success ends", f"{name}: success was reported before the last turn")
+        if trajectory.success and trajectory.end is End.FAILED:
+            self.say("success ends", f"{name}: the episode went on after success was reported")
 
     async def repeat(self, host: Host, example: Trajectory) -> None:
         """Play the same actions again: alone, and while an episode of another task is played."""

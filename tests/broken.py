@@ -1,0 +1,223 @@
+"""Environments that each break one clause of the contract, and the sound one they differ from. Importable by worker processes."""
+
+import itertools
+import os
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from agentrl.env import STANDARD_SIGNALS, Env, EnvSpec
+from agentrl.errors import ConfigError
+from agentrl.sandbox import Sandbox
+from agentrl.types import Message, Observation, Step, Task
+
+CALLS = itertools.count()
+KEPT: list[Any] = []
+
+
+@dataclass
+class Door:
+    """Say the word of the task."""
+
+    word: str
+    spec: "Sound"
+    tries: int = 0
+
+    async def reset(self) -> Observation:
+        return self.spec.show(Observation.text(f"a door {self.spec.odd()}", actions=(self.word, "wait"), plan=(self.word,)))
+
+    async def step(self, action: str) -> Step:
+        self.tries += 1
+        said = action.strip()
+        success = float(said == self.word)
+        info = {"success": success, "valid": float(said in (self.word, "wait")), "tries": float(self.tries)}
+        return self.spec.answer(action, Step(Observation.text(f"tried {self.tries}"), success, success > 0, info=info))
+
+
+@dataclass(frozen=True)
+class Sound(EnvSpec):
+    signals: ClassVar = {**STANDARD_SIGNALS, "tries": "words said so far"}
+    max_turns: int = 4
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        if split not in self.splits:
+            raise ConfigError(f"no split {split!r}; there are {', '.join(self.splits)}")
+        return [Task(f"{split}-{index}", {"word": f"{split}{index}"}) for index in range(4)]
+
+    @asynccontextmanager
+    async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
+        yield Door(str(task.data["word"]), self)
+
+    def odd(self) -> str:
+        return ""
+
+    def show(self, observation: Observation) -> Observation:
+        return observation
+
+    def answer(self, action: str, step: Step) -> Step:
+        return step
+
+
+@dataclass
+class Thawed(EnvSpec):
+    max_turns: int = 4
+    tasks = Sound.tasks
+    open = Sound.open
+    odd, show, answer = Sound.odd, Sound.show, Sound.answer
+    signals = Sound.signals
+
+
+class Unpicklable(Sound):
+    def __getstate__(self) -> object:
+        raise TypeError("cannot be pickled")
+
+
+@dataclass(frozen=True)
+class NoTurns(Sound):
+    max_turns: int = 0
+
+
+class Undeclared(Sound):
+    signals = STANDARD_SIGNALS
+
+
+class NoStandard(Sound):
+    signals: ClassVar = {"tries": "words said so far"}
+
+
+class NoMeaning(Sound):
+    signals: ClassVar = {**STANDARD_SIGNALS, "tries": " "}
+
+
+class Empty(Sound):
+    def tasks(self, split: str) -> Sequence[Task]:
+        return super().tasks(split) if split != "valid" else []
+
+
+class Reordered(Sound):
+    def tasks(self, split: str) -> Sequence[Task]:
+        return super().tasks(split)[:: 1 if next(CALLS) % 2 else -1]
+
+
+class HashOrdered(Sound):
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [replace(task, data={**task.data, "salt": hash("salt")}) for task in super().tasks(split)]
+
+
+class SameIds(Sound):
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [Task("one id", task.data) for task in super().tasks(split)]
+
+
+class NotJson(Sound):
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [replace(task, data={**task.data, "set": {1}}) for task in super().tasks(split)]  # type: ignore[dict-item]
+
+
+class Overlapping(Sound):
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [replace(task, data={"word": "same"}) for task in super().tasks(split)[:1]]
+
+
+class AnySplit(Sound):
+    def tasks(self, split: str) -> Sequence[Task]:
+        return super().tasks(split) if split in self.splits else []
+
+
+class Unopenable(Sound):
+    @asynccontextmanager
+    async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
+        raise OSError("no door")
+        yield
+
+
+class Raising(Sound):
+    def answer(self, action: str, step: Step) -> Step:
+        action.encode("ascii")
+        return step
+
+
+class Speechless(Sound):
+    def show(self, observation: Observation) -> Observation:
+        return replace(observation, messages=())
+
+
+class Roleless(Sound):
+    def show(self, observation: Observation) -> Observation:
+        return replace(observation, messages=(Message("narrator", "once"),))  # type: ignore[arg-type]
+
+
+class Silent(Sound):
+    def answer(self, action: str, step: Step) -> Step:
+        return replace(step, info={"success": step.info["success"]})
+
+
+class Infinite(Sound):
+    def answer(self, action: str, step: Step) -> Step:
+        return replace(step, reward=float("nan"))
+
+
+class Chancy(Sound):
+    def odd(self) -> str:
+        return str(next(CALLS))
+
+
+class Watching(Sound):
+    """Its episodes count the words of each other, where they are open at once."""
+
+    @asynccontextmanager
+    async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
+        KEPT.append(task)
+        yield Door(str(task.data["word"]), self)
+        KEPT.remove(task)
+
+    def answer(self, action: str, step: Step) -> Step:
+        return replace(step, info={**step.info, "tries": float(len(KEPT))})
+
+
+class Generous(Sound):
+    def answer(self, action: str, step: Step) -> Step:
+        return replace(step, info={**step.info, "success": 1.0}, terminated=True)
+
+
+class Impossible(Sound):
+    def answer(self, action: str, step: Step) -> Step:
+        return replace(step, info={**step.info, "success": 0.0})
+
+
+class Early(Sound):
+    def answer(self, action: str, step: Step) -> Step:
+        return replace(step, terminated=False)
+
+
+class Refusing(Sound):
+    def answer(self, action: str, step: Step) -> Step:
+        return replace(step, info={**step.info, "valid": 0.0})
+
+
+class LeakingThreads(Sound):
+    def odd(self) -> str:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        return ""
+
+
+class LeakingFiles(Sound):
+    def odd(self) -> str:
+        os.dup(0)
+        return ""
+
+
+class LeakingProcesses(Sound):
+    def odd(self) -> str:
+        KEPT.append(subprocess.Popen(["sleep", "3"]))
+        return ""
+
+
+class OnlyHere(Sound):
+    """Plays otherwise in another process."""
+
+    def odd(self) -> str:
+        return "" if os.environ.get("PYTHONHASHSEED") != "0" else "elsewhere"
