@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -36,16 +37,25 @@ __all__ = ["Compute", "Constant", "Cosine", "Learner", "Linear", "Optimisation"]
 class Learner:
     """Holds the weights, the value head and the optimiser. One call of ``update`` is one update.
 
+    ``allowed_V``: the ids that a sampler may draw (``Renderer.allowed``); log-probabilities of actions leave out the others, as it did.
+
     Raises:
         ConfigError: the model's logits are more than its output layer over its last hidden states.
     """
 
-    def __init__(self, model: PreTrainedModel, compute: Compute | None = None, *, value_head: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        compute: Compute | None = None,
+        *,
+        value_head: bool = False,
+        allowed_V: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         self.model = model
         self.compute = compute or Compute()
         self.num_updates = 0
         """Updates made since ``start``."""
-        self._forward = Forward(model, bfloat16=self.compute.precision == "bfloat16")
+        self._forward = Forward(model, bfloat16=self.compute.precision == "bfloat16", allowed_V=allowed_V)
         self._device = model.device
         self._value_head: nn.Linear | None = None
         if value_head:
@@ -249,7 +259,9 @@ class Learner:
             meter.steps("value_loss", value_loss)
             pieces.append(value_loss)
         if not frozen and objective.observation_weight and totals.observed:
-            logprobs_S, _ = self._forward.logprobs(hidden_NH[micro.observes_S], micro.observed_S, temperature=temperature)
+            logprobs_S, _ = self._forward.logprobs(
+                hidden_NH[micro.observes_S], micro.observed_S, temperature=temperature, sampled=False
+            )
             observed = -logprobs_S.sum() / totals.observed
             meter.steps("observation_nll", observed)
             pieces.append(objective.observation_weight * observed)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +27,8 @@ from agentrl.errors import ConfigError
 from agentrl.types import IntArray
 
 PACKED = "agentrl_packed"
+_NEVER = -1e9
+"""Logit of what is never sampled: finite, so that an entropy has no ``0 * inf`` in it."""
 _MOST_LOGITS = 2**24
 """Logits that exist at once, 64 MiB in float32; above it the output layer runs in chunks and is run again in the backward pass."""
 
@@ -67,10 +70,11 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 class Forward:
     """Runs a model over packed rows; holds no state beside the model and how its rows are laid out."""
 
-    def __init__(self, model: PreTrainedModel, *, bfloat16: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, *, bfloat16: bool = False, allowed_V: npt.NDArray[np.bool_] | None = None) -> None:
         self.model = cast(Any, model)  # Any: transformers types models per architecture
         self.device = model.device
         self.bfloat16 = bfloat16
+        self._banned_V = None if allowed_V is None or allowed_V.all() else torch.from_numpy(~allowed_V).to(self.device)
         self._backbone = self.model.get_decoder()
         self._output = self.model.get_output_embeddings()
         config = model.config.get_text_config()
@@ -96,13 +100,18 @@ class Forward:
             hidden = self._run(torch.from_numpy(padded))
             return torch.cat([states[:length] for states, length in zip(hidden, lengths, strict=True)])
 
-    def logprobs(self, hidden_SH: Tensor, tokens_S: Tensor, *, temperature: float, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return float32 log-probabilities of ``tokens_S`` at ``temperature``, and entropies in nats over the vocabulary if wanted."""
+    def logprobs(
+        self, hidden_SH: Tensor, tokens_S: Tensor, *, temperature: float, sampled: bool = True, entropies: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return float32 log-probabilities of ``tokens_S`` at ``temperature``, and entropies in nats over the vocabulary if wanted.
+
+        ``sampled``: they are tokens of actions, drawn from the allowed part of the vocabulary.
+        """
         size = max(1, _MOST_LOGITS // self._output.weight.shape[0])
         if len(tokens_S) <= size:
-            return self._score(hidden_SH, tokens_S, temperature, entropies)
+            return self._score(hidden_SH, tokens_S, temperature, sampled, entropies)
         parts = [
-            checkpoint(self._score, hidden, tokens, temperature, entropies, use_reentrant=False)
+            checkpoint(self._score, hidden, tokens, temperature, sampled, entropies, use_reentrant=False)
             for hidden, tokens in zip(torch.split(hidden_SH, size), torch.split(tokens_S, size), strict=True)
         ]
         logprobs_S = torch.cat([part[0] for part in parts])
@@ -111,8 +120,12 @@ class Forward:
     def _run(self, tokens: Tensor, **kwargs: Any) -> Tensor:
         return self._backbone(input_ids=tokens.to(self.device), use_cache=False, **kwargs).last_hidden_state  # type: ignore[no-any-return]
 
-    def _score(self, hidden_SH: Tensor, tokens_S: Tensor, temperature: float, entropies: bool) -> tuple[Tensor, Tensor | None]:
+    def _score(
+        self, hidden_SH: Tensor, tokens_S: Tensor, temperature: float, sampled: bool, entropies: bool
+    ) -> tuple[Tensor, Tensor | None]:
         logits_SV = self._logits(hidden_SH) / temperature if temperature != 1.0 else self._logits(hidden_SH)
+        if sampled and self._banned_V is not None:
+            logits_SV = logits_SV.masked_fill(self._banned_V, _NEVER)
         if not entropies:
             return -functional.cross_entropy(logits_SV, tokens_S, reduction="none"), None
         logprobs_SV = logits_SV.log_softmax(-1)
