@@ -3,7 +3,7 @@
 ``GymText`` is a spec around any such environment; ``GymEpisode`` is one episode, for a spec that makes its own tasks:
 
     taxi = GymText(
-        env_id="Taxi-v3",
+        env_id="Taxi-v4",
         actions=("south", "north", "east", "west", "pickup", "dropoff"),
         render=render_taxi,                 # (gymnasium environment, its observation) -> text
         max_turns=40,
