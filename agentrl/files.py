@@ -15,10 +15,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say which file could not be written, and how to mend it, where the block meets a full disk or a missing right.
+    """Say which file could not be written, and how to mend it, where the block meets a full disk, a missing right or a file in the way.
 
     Raises:
-        ConfigError: the disk is full, a quota or file size limit is reached, or the folder is not writable.
+        ConfigError: the disk is full, a quota or file size limit is reached, or the folder cannot be one or not be written to.
     """
     try:
         yield
@@ -30,6 +30,8 @@ def writing(path: Path) -> Iterator[None]:
             ) from problem
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ConfigError(f"cannot write {path}: {os.strerror(problem.errno).lower()}; choose a folder you may write to") from problem
+        if isinstance(problem, (FileExistsError, NotADirectoryError)):
+            raise ConfigError(f"cannot write {path}: a part of the path is a file, not a folder; choose another folder") from problem
         raise
 
 
