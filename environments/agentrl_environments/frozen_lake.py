@@ -2,7 +2,8 @@
 
 Every task has a map of its own. The splits are disjoint by map, so what is learned on the training maps is how to walk on ice, not
 where to walk. The ``local`` view says what lies around and where the goal is: short texts of a dozen words that a tiny model learns
-from scratch; the ``grid`` view shows the whole map.
+from scratch; the ``grid`` view shows the whole map. On 4 by 4 lakes the best policy that looks at the local view only, and remembers
+nothing, crosses about 0.85 of them: it cannot see a dead end before it is in it.
 """
 
 from __future__ import annotations
