@@ -21,11 +21,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agentrl.engines.forward import LlamaForward
-from agentrl.engines.generic import GenericForward
+from agentrl.engines.forward import GenericForward, LlamaForward
 from agentrl.engines.local import LocalEngine
+from agentrl.errors import ConfigError, ContextFull, EngineError, TokenDrift
 from agentrl.policy import Sampling
 from agentrl.render import TagRenderer, context
+from agentrl.testing.engine import check_engine
 from agentrl.types import Action, Observation, Turn, seed_of
 
 WORDS = [
@@ -163,3 +164,146 @@ def test_long_contexts_keep_the_bits_when_computed_again_in_one_piece():
     kept, starved = (LocalEngine(build(), RENDERER, Sampling(max_tokens=5), num_slots=num_slots) for num_slots in (4, 1))
     options = {"num_turns": 4, "words": (30, 70)}
     assert [actions(turns) for turns in play(starved, range(3), **options)] == [actions(turns) for turns in play(kept, range(3), **options)]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt_neox"])
+def test_the_engine_keeps_the_contract(kind):
+    weights = {name: value.clone() for name, value in build(kind).state_dict().items()}
+    check_engine(lambda: LocalEngine(build(kind), RENDERER, Sampling(max_tokens=4), num_slots=16), weights=weights)
+
+
+class Flawed:
+    """An engine that breaks one clause."""
+
+    def __init__(self, flaw: str) -> None:
+        self.inner = LocalEngine(build(), RENDERER, Sampling(max_tokens=4), num_slots=16)
+        self.flaw, self.calls, self.shown = flaw, 0, 0
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *problem):
+        await self.inner.__aexit__(*problem)
+
+    @property
+    def version(self):
+        return 0 if self.flaw == "versions" else self.inner.version
+
+    async def act(self, turns, observation, *, seed):
+        self.calls += 1
+        return await self.inner.act(turns, observation, seed=seed + self.calls if self.flaw == "seeds" else seed)
+
+    def using(self, sampling):
+        return self.inner if self.flaw == "limits" else self.inner.using(sampling)
+
+    async def load(self, weights, *, version):
+        same = {name: value.clone() for name, value in build().state_dict().items()}
+        await self.inner.load(same if self.flaw == "weights" else weights, version=version)
+
+
+@pytest.mark.parametrize("flaw", ["seeds", "versions", "limits", "weights"])
+def test_the_suite_finds_an_engine_that_breaks_a_clause(flaw):
+    weights = {name: value.clone() for name, value in build().state_dict().items()}
+    with pytest.raises(AssertionError, match=f"\n{flaw}: "):
+        check_engine(lambda: Flawed(flaw), weights=weights)
+
+
+def test_a_full_context_is_said_before_anything_is_computed():
+    engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=8), max_context=24)
+    assert len(asyncio.run(engine.act((), Observation.text("x" * 15), seed=0)).prompt) == 16
+    with pytest.raises(ContextFull, match="holds 17 tokens on turn 0; with 8 more for the action it passes the limit of 24"):
+        asyncio.run(engine.act((), Observation.text("x" * 16), seed=0))
+
+
+def test_an_edited_turn_is_token_drift_whether_or_not_it_is_cached():
+    def edited(turns: list[Turn], index: int) -> list[Turn]:
+        return [Turn(Observation.text("edited"), turn.action) if at == index else turn for at, turn in enumerate(turns)]
+
+    engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=4), num_slots=4)
+    (turns,) = play(engine, [0], num_turns=3)
+    with pytest.raises(TokenDrift, match="turn 2 stores a prompt"):
+        asyncio.run(engine.act(edited(turns, 2), Observation.text("x"), seed=0))
+    engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=4), num_slots=4)
+    with pytest.raises(TokenDrift, match="turn 0 stores a prompt"):
+        asyncio.run(engine.act(edited(turns, 0), Observation.text("x"), seed=0))
+
+
+def test_a_history_makes_every_action_fresh_and_keeps_parity():
+    renderer = TagRenderer(tokenizer(), history=1)
+    engine, model = LocalEngine(build(), renderer, Sampling(max_tokens=5), num_slots=4), build()
+    for action in actions(play(engine, [0])[0]):
+        assert action.fresh
+        ids = np.concatenate([action.prompt, action.tokens])
+        rows = reference(model, ids)[len(action.prompt) - 1 : -1]
+        np.testing.assert_allclose(action.logprobs, rows[torch.arange(len(rows)), ids[len(action.prompt) :].astype(np.int64)], atol=1e-4)
+
+
+def test_an_action_ends_at_its_end_token_and_keeps_it():
+    engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=200))
+    said = [actions(turns)[0] for turns in play(engine, range(8), num_turns=1)]
+    assert all((action.tokens[-1] == 2) != action.clipped and 2 not in action.tokens[:-1] for action in said)
+    assert all(len(action.tokens) == 200 for action in said if action.clipped)
+    assert not all(action.clipped for action in said)
+
+
+def test_what_may_not_be_sampled_never_is():
+    engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=400))
+    sampled = np.concatenate([actions(turns)[0].tokens for turns in play(engine, range(16), num_turns=1)])
+    assert len(sampled) > 1000
+    assert RENDERER.allowed(VOCAB)[sampled].all()
+
+
+def test_a_stop_string_ends_an_action():
+    renderer = TagRenderer(tokenizer(), stop_strings=tuple("abcdefghijklmnopqrstuvwxyz"))
+    for action in (turn[0] for turn in map(actions, play(LocalEngine(build(), renderer, Sampling(max_tokens=64)), range(6), num_turns=1))):
+        letters = [index for index, token in enumerate(action.tokens) if "a" <= renderer.tokenizer.decode([int(token)]) <= "z"]
+        assert action.tokens[-1] == 2 or action.clipped or letters == [len(action.tokens) - 1]
+        assert not any("a" <= letter <= "z" for letter in action.text)
+
+
+def test_weights_that_do_not_fit_are_refused_and_nothing_changes():
+    engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=4))
+    before = asyncio.run(engine.act((), Observation.text("a"), seed=0))
+    good = build().state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    for bad, message in (
+        ({key: value for key, value in good.items() if key != name}, f"missing \\['{name}'\\]"),
+        (dict(good) | {"extra": good[name]}, r"unknown \['extra'\]"),
+        (dict(good) | {name: good[name][:3]}, rf"{name} \(3, 64\) for \(64, 64\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            asyncio.run(engine.load(bad, version=1))
+    assert asyncio.run(engine.act((), Observation.text("a"), seed=0)) == before
+
+
+def test_a_model_with_a_sliding_window_is_refused():
+    model = MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=8))
+    with pytest.raises(ConfigError, match="sliding window"):
+        LocalEngine(model, RENDERER)
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ConfigError, match="num_slots of at least 1"):
+        LocalEngine(build(), RENDERER, num_slots=0)
+    with pytest.raises(ConfigError, match="max_context from 1 to the model's 1024"):
+        LocalEngine(build(), RENDERER, max_context=4096)
+    with pytest.raises(ConfigError, match="the tokenizer defines 259"):
+        LocalEngine(Qwen2ForCausalLM(Qwen2Config(**(LLAMA | {"vocab_size": 200}))), RENDERER)
+
+
+def test_a_forward_pass_that_breaks_fails_its_actions_and_nothing_else():
+    engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=4), num_slots=4)
+    wanted = actions(play(engine, [0])[0])
+    whole = engine._forward
+
+    class Broken:
+        attention = whole.attention
+
+        def __call__(self, step):
+            raise RuntimeError("out of memory")
+
+    engine._forward = Broken()
+    with pytest.raises(EngineError, match="forward pass raised RuntimeError: out of memory"):
+        play(engine, range(3))
+    engine._forward = whole
+    assert actions(play(engine, [0])[0]) == wanted

@@ -23,7 +23,7 @@ import torch
 from agentrl.engines.cache import Feed, Slots, digest
 from agentrl.engines.forward import forward_for
 from agentrl.engines.sampling import draw, log_distribution, uniforms
-from agentrl.errors import ConfigError, ContextFull, EngineError, TokenDrift, boundary
+from agentrl.errors import AgentRLError, ConfigError, ContextFull, EngineError, TokenDrift, boundary
 from agentrl.policy import Policy, Sampling
 from agentrl.render import Prompt, Renderer, check_drift, context
 from agentrl.types import Action, IntArray, Observation, Turn, floats, ints
@@ -183,13 +183,13 @@ class LocalEngine:
                     self._admit()
                     if self._active:
                         self._step()
-            except EngineError as problem:
+            except AgentRLError as problem:
                 self._fail(problem)
             if not self._active:
                 self._drained.set()
             await asyncio.sleep(0)
 
-    def _fail(self, problem: EngineError) -> None:
+    def _fail(self, problem: AgentRLError) -> None:
         """Answer every action under way with the error; what their slots hold is unknown."""
         for request in self._active:
             self._slots.drop(request.slot)
