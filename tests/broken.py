@@ -34,7 +34,8 @@ class Door:
         said = action.strip()
         success = float(said == self.word)
         info = {"success": success, "valid": float(said in (self.word, "wait")), "tries": float(self.tries)}
-        return self.spec.answer(action, Step(Observation.text(f"tried {self.tries}"), success, success > 0, info=info))
+        shown = Observation.text(f"tried {self.tries}", actions=(self.word, "wait"))
+        return self.spec.answer(action, Step(shown, success, success > 0, info=info))
 
 
 @dataclass(frozen=True)
