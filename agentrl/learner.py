@@ -31,7 +31,13 @@ from agentrl.objective import Objective
 from agentrl.optimiser import Compute, Constant, Cosine, Linear, Optimisation
 from agentrl.types import Json, Need, Scored, ScoredGroup, floats, seed_of
 
-__all__ = ["Compute", "Constant", "Cosine", "Learner", "Linear", "Optimisation"]
+__all__ = ["Compute", "Constant", "Cosine", "Learner", "Linear", "Optimisation", "use_threads"]
+
+
+def use_threads(threads: int) -> None:
+    """Compute with so many threads on the CPU from here on; 0 leaves the choice to torch."""
+    if threads:
+        torch.set_num_threads(threads)
 
 
 class Learner:
@@ -126,6 +132,11 @@ class Learner:
             "action_tokens": float(batch.num_action_tokens),
             "tokens_per_s": tokens * epochs / took_s,
         }
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows are laid end to end, or padded because the model does not take our attention function."""
+        return self._forward.packed
 
     @property
     def trained_names(self) -> frozenset[str]:

@@ -24,6 +24,7 @@ from agentrl.types import Json
 
 PAD, ACT, END = "<pad>", "<act>", "<end>"
 """Padding, the start of an action, the end of an action: the special tokens of tokenizers that we train."""
+FastTokenizer = PreTrainedTokenizerFast
 _MIB = 2**20
 _CausalLM: Any = AutoModelForCausalLM  # Any: transformers types it as something it is not
 
@@ -207,11 +208,13 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int, device: str | torch
             model = _load_weights(spec.folder, dtype)
         else:
             with boundary(ConfigError, f"building a model of architecture {config.model_type!r}"):
-                model = _CausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+                model = _CausalLM.from_config(config, dtype=dtype)
         if spec.lora is not None:
             _inject(model, spec.lora)
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renamed it in 5.2x and warns of the old name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -288,9 +291,7 @@ def _check_folder(folder: str | Path, what: str) -> None:
 
 def _load_weights(folder: str, dtype: torch.dtype) -> Any:  # Any: transformers types models per architecture
     with boundary(ConfigError, f"reading the model in {folder}"), no_bars():
-        model, report = _CausalLM.from_pretrained(
-            folder, local_files_only=True, attn_implementation="sdpa", dtype=dtype, output_loading_info=True
-        )
+        model, report = _CausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ConfigError(f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}; copy the whole folder again")

@@ -50,7 +50,7 @@ def depth(name: str, above: tuple[str, ...] = ()) -> int:
     assert name not in above, "import cycle: " + " -> ".join((*above, name))
     below = {target for target in imports(name, top_level_only=True) if target in modules() and target != name}
     below = {target for target in below if not name.startswith(target + ".")}
-    return 1 + max((depth(target, (*above, name)) for target in below), default=0)
+    return max((1 + depth(target, (*above, name)) for target in below), default=0)
 
 
 def test_imports_form_no_cycle_and_are_not_deep() -> None:

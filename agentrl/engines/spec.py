@@ -1,0 +1,48 @@
+"""Which engine a recipe asks for: frozen data that opens it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentrl.engines.local import LocalEngine
+from agentrl.model import ModelSpec, build_model
+from agentrl.policy import Engine, Sampling
+from agentrl.render import Renderer
+
+
+class EngineSpec(Protocol):
+    """A configured engine."""
+
+    def open(
+        self, model: ModelSpec, *, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
+    ) -> AbstractAsyncContextManager[Engine]:
+        """Open an engine for ``model``. Its weights are not to be used before ``load`` has given it the learner's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Local:
+    """The engine of this package: torch in this process, on the learner's device."""
+
+    num_slots: int = 128
+    """Episodes whose context is kept in the cache; more are played by recomputing theirs."""
+    max_context: int = 0
+    """Longest context in tokens; 0: the model's own limit."""
+
+    def open(
+        self, model: ModelSpec, *, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
+    ) -> AbstractAsyncContextManager[Engine]:
+        """Build a copy of the model for sampling."""
+        return self._open(model, vocab_size, renderer, sampling, device)
+
+    @asynccontextmanager
+    async def _open(self, spec: ModelSpec, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str) -> AsyncIterator[Engine]:
+        plain = dataclasses.replace(spec, lora=None, gradient_checkpointing=False, dtype="float32")
+        model = build_model(plain, vocab_size, 0, device)
+        limit = self.max_context or int(model.config.max_position_embeddings)
+        async with LocalEngine(model, renderer, sampling, num_slots=self.num_slots, max_context=limit) as engine:
+            yield engine

@@ -1,0 +1,211 @@
+"""Frozen dataclasses as options: described as JSON, overridden from the command line, checked for types.
+
+``describe`` is how a recipe is written into a run folder and compared with the one a resumed run is given; ``override`` sets a field by its
+dotted path (``stages.rl.updates=20``; an element of a tuple is named by its ``name`` or its place); ``check_types`` finds the wrong type
+that Python itself would let through until it hurts.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from agentrl.errors import ConfigError
+from agentrl.types import Json
+
+_SCALARS = (bool, int, float, str)
+T = typing.TypeVar("T")
+
+
+def describe(value: object) -> Json:
+    """Return ``value`` as JSON that names every class and function, so that equal descriptions mean equal behaviour of equal code."""
+    if value is None or isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    if isinstance(value, (tuple, list)):
+        return [describe(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(item) for item in value)
+    if isinstance(value, functools.partial):
+        return {
+            "partial": describe(value.func),
+            "args": describe(value.args),
+            **{key: describe(item) for key, item in value.keywords.items()},
+        }
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return f"{value.__module__}:{value.__qualname__}"
+    name = f"{type(value).__module__}:{type(value).__qualname__}"
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
+        return {"class": name, **fields}
+    return {"class": name}
+
+
+def differences(old: Json, new: Json, path: str = "") -> Iterator[str]:
+    """Yield one line for each place where two descriptions differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (mine, theirs) in enumerate(zip(old, new, strict=True)):
+            label = mine.get("name", index) if isinstance(mine, Mapping) else index
+            yield from differences(mine, theirs, f"{path}.{label}")
+    elif old != new:
+        yield f"{path}: {old!r} -> {new!r}"
+
+
+def override(value: T, assignments: Sequence[str]) -> T:
+    """Return ``value`` with fields set by ``path=text`` assignments, each parsed by the field's type.
+
+    Raises:
+        ConfigError: no such field (with the nearest names), or text that is not of the field's type.
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"cannot read the option {assignment!r}; write it as path=value, for example stages.rl.updates=20")
+        value = typing.cast("T", _set(value, path.strip().split("."), text.strip(), path.strip()))
+    return value
+
+
+def _set(value: object, steps: Sequence[str], text: str, path: str) -> object:
+    step, rest = steps[0], steps[1:]
+    if isinstance(value, tuple):
+        names = [str(getattr(item, "name", index)) for index, item in enumerate(value)]
+        place = names.index(step) if step in names else int(step) if step.isdigit() and int(step) < len(value) else -1
+        if place < 0 or not rest:
+            raise ConfigError(f"option {path!r}: no element {step!r}; found {', '.join(names)}{_nearest(step, names)}")
+        return (*value[:place], _set(value[place], rest, text, path), *value[place + 1 :])
+    if isinstance(value, Mapping):
+        if rest:
+            raise ConfigError(f"option {path!r}: a mapping takes one name, as in {path.rsplit('.', len(rest))[0]}=...")
+        return {**value, step: _literal(text)}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise ConfigError(f"option {path!r}: {type(value).__name__} has no fields; set it in the recipe file")
+    fields = [field.name for field in dataclasses.fields(value) if field.init]
+    if step not in fields:
+        raise ConfigError(
+            f"option {path!r}: {type(value).__name__} has no field {step!r}; it has {', '.join(fields)}{_nearest(step, fields)}"
+        )
+    old = getattr(value, step)
+    new = _set(old, rest, text, path) if rest else _parse(text, _hints(type(value))[step], path)
+    return dataclasses.replace(value, **{step: new})
+
+
+def _parse(text: str, hint: object, path: str) -> object:
+    found = _literal(text)
+    for candidate in (found, text, (found,)):
+        if _fits(candidate, hint):
+            return float(candidate) if _wants_float(hint) and isinstance(candidate, int) and not isinstance(candidate, bool) else candidate
+    raise ConfigError(f"option {path!r} takes {_spell(hint)}; found {text!r}")
+
+
+def _literal(text: str) -> object:
+    lowered = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if lowered is not text:
+        return lowered
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def check_types(value: object, path: str = "") -> Iterator[str]:
+    """Yield one line for each field, at any depth, whose value is not of the field's declared type.
+
+    Looks at scalars, optional scalars, literals and tuples of them; a field that holds an object is checked by looking inside.
+    """
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from check_types(item, f"{path}.{getattr(item, 'name', index)}")
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return
+    hints = _hints(type(value))
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        here = f"{path}.{field.name}" if path else field.name
+        hint = hints.get(field.name, object)
+        if _checkable(hint) and not _fits(item, hint):
+            yield f"{here} must be {_spell(hint)}; found {item!r} ({type(item).__name__})"
+        else:
+            yield from check_types(item, here)
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, object]:
+    return typing.get_type_hints(cls)
+
+
+def _checkable(hint: object) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return all(_checkable(part) for part in typing.get_args(hint))
+    if origin is tuple:
+        return all(part is Ellipsis or _checkable(part) for part in typing.get_args(hint))
+    return origin is typing.Literal or hint in (*_SCALARS, type(None), Path)
+
+
+def _fits(value: object, hint: object) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            return all(_fits(item, parts[0]) for item in value)
+        return len(value) == len(parts) and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is Path:
+        return isinstance(value, (str, Path))
+    return isinstance(hint, type) and hint in (bool, str, type(None)) and isinstance(value, hint)
+
+
+def _wants_float(hint: object) -> bool:
+    parts = typing.get_args(hint) or (hint,)
+    return float in parts and int not in parts
+
+
+def _spell(hint: object) -> str:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_spell(part) for part in parts)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(part) for part in parts)
+    if hint is type(None):
+        return "none"
+    return hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def build(make: Callable[..., T], options: Mapping[str, str], what: str) -> T:
+    """Call a dataclass with text options parsed by the types of its fields.
+
+    Raises:
+        ConfigError: an unknown option, or text that is not of the option's type.
+    """
+    assert isinstance(make, type)
+    fields = [field.name for field in dataclasses.fields(make) if field.init]
+    for name in options:
+        if name not in fields:
+            raise ConfigError(f"{what} has no option {name!r}; it has {', '.join(fields)}{_nearest(name, fields)}")
+    made: T = make(**{name: _parse(text, _hints(make)[name], name) for name, text in options.items()})
+    return made

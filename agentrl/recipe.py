@@ -1,0 +1,228 @@
+"""A recipe: one frozen value that describes a run, and the checks that it can be run before anything is.
+
+A recipe file is Python and holds one value called ``recipe``. There is no second language and no registry of names: a reward, credit
+rule, loss, source or environment is the object itself. ``options.override`` sets fields from the command line, typed by the dataclasses;
+``check`` finds what is wrong with a recipe before any work.
+
+A run is a sequence of *stages*. Every stage is made of the same parts and goes the same way: where the episodes come from, what they are
+paid, how credit is assigned, what is optimised. A warm start on demonstrations and reinforcement learning differ in those values alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agentrl.credit import Credit, Modifier
+from agentrl.engines.spec import EngineSpec, Local
+from agentrl.env import EnvSpec, panel_hash
+from agentrl.errors import ConfigError
+from agentrl.learner import Compute, Optimisation
+from agentrl.metrics import Sink, TensorBoard
+from agentrl.model import ModelSpec
+from agentrl.objective import Objective
+from agentrl.policy import Policy, Sampling
+from agentrl.render import Renderer, TagRenderer, Tokenizer
+from agentrl.rewards import Reward, Transform
+from agentrl.rewards.outcome import Outcome
+from agentrl.rollout import Limits
+from agentrl.samplers import Filter
+from agentrl.sources import Payment, Source
+from agentrl.types import Need
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Some updates that are made alike."""
+
+    name: str
+    updates: int
+    source: Source
+    credit: Credit
+    objective: Objective
+    optimisation: Optimisation
+    reward: Reward = field(default_factory=Outcome)
+    transforms: tuple[Transform, ...] = ()
+    filters: tuple[Filter, ...] = ()
+    modifiers: tuple[Modifier, ...] = ()
+    epochs: int = 1
+    """Passes over an update's batch."""
+    minibatches: int = 1
+    """Optimiser steps of one pass."""
+    evaluate: bool = False
+    """Evaluate when the stage ends."""
+    evaluate_every: int = 0
+    """Also evaluate each so many updates; 0: not."""
+
+    @property
+    def payment(self) -> Payment:
+        """The stage's rewards, transforms and filters."""
+        return Payment(reward=self.reward, transforms=self.transforms, filters=self.filters)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Every measurement that somebody in the chain asks for."""
+        return self.credit.needs.union(self.objective.needs, *(modifier.needs for modifier in self.modifiers))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the stage."""
+        return self.updates * self.epochs * self.minibatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How the agent is measured while and after it learns."""
+
+    split: str = "test"
+    num_tasks: int = 0
+    """Tasks of the panel that are played, from its start; 0: all."""
+    episodes_per_task: int = 1
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.3))
+    baselines: Mapping[str, Policy] = field(default_factory=dict)
+    """Policies to measure beside the agent, by the name they get in the final table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """What is kept, and how often. A killed run repeats at most the updates since its last checkpoint, with the same numbers."""
+
+    every: int = 1
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run. Same recipe, same machine, same numbers."""
+
+    name: str
+    env: EnvSpec
+    model: ModelSpec
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    renderer: Callable[[Tokenizer], Renderer] = TagRenderer
+    sampling: Sampling = field(default_factory=Sampling)
+    """How the agent acts while it is trained."""
+    engine: EngineSpec = field(default_factory=Local)
+    compute: Compute = field(default_factory=Compute)
+    limits: Limits | None = None
+    """Deadlines and concurrency; by default the environment's turn limit and 64 episodes at once."""
+    num_workers: int = 1
+    """Worker processes for environments that block."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    panels: Mapping[str, str] = field(default_factory=dict)
+    """Expected content hash of a split's tasks; a panel that differs is an error."""
+    sinks: tuple[Sink, ...] = field(default_factory=lambda: (TensorBoard(),))
+    """Where metrics go besides the run folder's JSON lines."""
+
+    @property
+    def updates(self) -> int:
+        """Updates of all stages."""
+        return sum(stage.updates for stage in self.stages)
+
+    def stage_at(self, update: int) -> tuple[Stage, int]:
+        """Return the stage that makes ``update``, and the update's number within it."""
+        for stage in self.stages:
+            if update < stage.updates:
+                return stage, update
+            update -= stage.updates
+        raise IndexError(f"the recipe has {self.updates} updates")
+
+
+def load(path: Path) -> Recipe:
+    """Return the value called ``recipe`` of a Python file.
+
+    Raises:
+        ConfigError: no such file, it raises, or it holds no recipe.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no recipe file {str(path)!r}; recipes of this project are in recipes/, one Python file each")
+    spec = importlib.util.spec_from_file_location(f"agentrl_recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as problem:
+        raise ConfigError(f"recipe {str(path)!r} does not load: {type(problem).__name__}: {problem}") from problem
+    recipe = getattr(module, "recipe", None)
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"{str(path)!r} must hold a value `recipe = Recipe(...)`; found {type(recipe).__name__}")
+    return recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot run as meant, before any work.
+
+    Raises:
+        ConfigError: lists everything that is wrong, each with what was found and how to mend it.
+    """
+    problems = list(_problems(recipe))
+    if problems:
+        raise ConfigError(f"recipe {recipe.name!r} cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    if recipe.env.max_turns < 1:
+        yield f"env.max_turns is {recipe.env.max_turns}; an episode needs at least 1 turn"
+    if recipe.num_workers < 1:
+        yield f"num_workers is {recipe.num_workers}; at least 1 is needed"
+    if not recipe.stages:
+        yield "stages is empty; a run needs at least one stage"
+    names = [stage.name for stage in recipe.stages]
+    if len(set(names)) < len(names):
+        yield f"stage names repeat: {', '.join(names)}; each stage needs a name of its own"
+    for stage in recipe.stages:
+        for problem in _stage_problems(recipe, stage):
+            yield f"stage {stage.name!r}: {problem}"
+    splits = {recipe.evaluation.split} | {stage.source.split for stage in recipe.stages} | set(recipe.panels)
+    for split in sorted(splits - set(recipe.env.splits)):
+        yield f"split {split!r} does not exist; the environment has {', '.join(recipe.env.splits)}"
+
+
+def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
+    for name in ("updates", "epochs", "minibatches"):
+        if getattr(stage, name) < 1:
+            yield f"{name} is {getattr(stage, name)}; at least 1 is needed"
+    if stage.source.group_size < stage.credit.min_group:
+        yield (
+            f"{type(stage.credit).__name__} compares the episodes of a group and needs at least {stage.credit.min_group} of them; "
+            f"group_size is {stage.source.group_size}"
+        )
+    declared = set(recipe.env.signals)
+    for part in (stage.reward, *stage.transforms):
+        unknown = sorted(set(getattr(part, "signals", ())) - declared)
+        if unknown:
+            yield f"reward {type(part).__name__} reads {', '.join(unknown)}; the environment reports {', '.join(sorted(declared))}"
+    truncates = recipe.sampling.top_p < 1 or recipe.sampling.top_k > 0
+    if truncates and stage.source.group_size > 1 and "old_logprobs" not in stage.needs:
+        yield (
+            "sampling.top_p or top_k truncates what is sampled, but the loss compares with the log-probabilities of the sampler; "
+            "use top_p=1 and top_k=0, or an objective with off_policy weights"
+        )
+    if stage.source.max_staleness > 0 and "old_logprobs" not in stage.needs:
+        yield "max_staleness > 0 trains on older weights' episodes; give the objective off_policy weights (losses.tis) to correct for it"
+
+
+def check_panels(recipe: Recipe) -> dict[str, str]:
+    """Return the content hash of every split that the recipe plays, after comparing with ``recipe.panels``.
+
+    Raises:
+        ConfigError: a hash differs: these are not the tasks that the recipe was made for.
+    """
+    splits = {recipe.evaluation.split} | {stage.source.split for stage in recipe.stages} | set(recipe.panels)
+    found = {split: panel_hash(recipe.env.tasks(split)) for split in sorted(splits)}
+    for split, wanted in recipe.panels.items():
+        if found[split] != wanted:
+            raise ConfigError(
+                f"the tasks of split {split!r} are not those of the recipe: their hash is {found[split]}, the recipe names {wanted}; "
+                "delete the environment's cache so that they are made again, or change `panels` if the new tasks are meant"
+            )
+    return found

@@ -1,0 +1,227 @@
+"""A run: what is held open while training, and the folder that remembers it.
+
+```
+runs/demo/
+  recipe.json  manifest.json      what was run, on what
+  tokenizer/                      trained once, or copied
+  demonstrations/<stage>.parquet  episodes that stages learn from again and again
+  trajectories/update=000037/     every turn: text, tokens, log-probabilities, ledger, advantages
+  metrics.jsonl  timing.jsonl     numbers that repeat exactly, and those that cannot
+  tensorboard/
+  evaluations/<name>.json         reports
+  checkpoints/000038/             model (a Hugging Face folder), optimiser, value head, sampler state
+```
+
+**Exact resume.** The rename of a checkpoint commits all that came before it. Opening a folder again goes to the newest whole checkpoint,
+drops whatever was written after it, and goes on: every seed is derived from the update's number, so on the CPU the numbers are those of a
+run that was never killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from agentrl import checkpoint
+from agentrl.errors import CheckpointError, ConfigError
+from agentrl.files import replace
+from agentrl.learner import Learner, use_threads
+from agentrl.manifest import make_manifest, reconcile
+from agentrl.metrics import MetricsLog
+from agentrl.model import FastTokenizer, TrainedTokenizer, build_model, load_tokenizer, train_tokenizer
+from agentrl.options import check_types, describe, differences
+from agentrl.policy import Engine, ExpertPolicy, RandomPolicy
+from agentrl.recipe import Recipe, check, check_panels
+from agentrl.render import Renderer
+from agentrl.rollout import Host, Limits, play_all
+from agentrl.samplers import Draw
+from agentrl.sources import Playground
+from agentrl.store import drop_trajectories_after
+from agentrl.tables import Reporter
+from agentrl.types import Json, seed_of
+from agentrl.workers import open_host
+
+
+@dataclass(slots=True)
+class Run:
+    """A run in progress: open things, and the next update to make."""
+
+    recipe: Recipe
+    folder: Path
+    host: Host
+    engine: Engine
+    learner: Learner
+    tokenizer: FastTokenizer
+    ground: Playground
+    log: MetricsLog
+    reporter: Reporter
+    update: int
+
+    def record(self, update: int, stage: str, values: Mapping[str, float]) -> None:
+        """Write an update's numbers to the log and show them."""
+        self.log.write(update, stage, values)
+        self.reporter.update(update, stage, values)
+
+    def commit(self, update: int) -> None:
+        """Make everything up to and with ``update`` permanent, where a checkpoint is due."""
+        self.update = update + 1
+        stage, local = self.recipe.stage_at(update)
+        every = self.recipe.checkpoints.every
+        if self.update % every and self.update < self.recipe.updates and local + 1 < stage.updates:
+            return
+        state: dict[str, Json] = {"update": self.update, "samplers": {s.name: dict(_sampler_state(s.source)) for s in self.recipe.stages}}
+        checkpoint.save(self.folder / "checkpoints" / f"{self.update:06d}", self.learner, self.tokenizer, state)
+        for old in sorted((self.folder / "checkpoints").glob("[0-9]*"))[: -self.recipe.checkpoints.keep]:
+            shutil.rmtree(old)
+
+
+@asynccontextmanager
+async def open_run(recipe: Recipe, folder: Path, reporter: Reporter) -> AsyncIterator[Run]:
+    """Open ``folder`` for ``recipe``: a new run, or the same one where it was left.
+
+    Raises:
+        ConfigError: the recipe cannot run, the folder is in use, or it belongs to another recipe.
+    """
+    problems = list(check_types(recipe))
+    if problems:
+        raise ConfigError(f"recipe {recipe.name!r} has fields of the wrong type:\n" + "\n".join(f"  - {line}" for line in problems))
+    check(recipe)
+    with _claimed(folder, recipe):
+        recipe.env.prepare(reporter.progress)
+        panels = check_panels(recipe)
+        use_threads(recipe.compute.threads)
+        for warning in reconcile(folder / "manifest.json", make_manifest(seed=recipe.seed, panels=panels)):
+            reporter.say(f"resumed on another footing, so numbers may differ in their last digits: {warning}")
+        tasks = {split: recipe.env.tasks(split) for split in panels}
+        limits = recipe.limits or Limits(max_turns=recipe.env.max_turns)
+        async with AsyncExitStack() as stack:
+            host = await stack.enter_async_context(open_host(recipe.env, num_workers=recipe.num_workers, deadline_s=limits.env_deadline_s))
+            tokenizer = await _tokenizer(recipe, folder, host, limits)
+            renderer = recipe.renderer(tokenizer)
+            learner = _learner(recipe, len(tokenizer), renderer)
+            update = _restore(recipe, folder, learner)
+            engine = await stack.enter_async_context(
+                recipe.engine.open(
+                    recipe.model,
+                    vocab_size=len(tokenizer),
+                    renderer=renderer,
+                    sampling=recipe.sampling,
+                    device=recipe.compute.device,
+                )
+            )
+            await engine.load(learner.weights(), version=update)
+            log = stack.enter_context(MetricsLog(folder, recipe.sinks))
+            log.drop_after(update - 1)
+            drop_trajectories_after(folder, update - 1)
+            if update:
+                reporter.say(f"resumed {folder} at update {update} of {recipe.updates}")
+            ground = Playground(
+                agent=engine,
+                host=host,
+                renderer=renderer,
+                tasks=lambda split: tasks[split],
+                limits=limits,
+                seed=recipe.seed,
+                folder=folder,
+                on_end=reporter.episode,
+            )
+            yield Run(recipe, folder, host, engine, learner, tokenizer, ground, log, reporter, update)
+
+
+@contextmanager
+def _claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold the folder for this process, and make sure that it is this recipe's."""
+    described = describe(recipe)
+    recorded = folder / "recipe.json"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"the run folder {folder} is a file; give another --out")
+    if folder.exists() and any(folder.iterdir()) and not recorded.exists() and not (folder / "lock").exists():
+        raise ConfigError(f"the folder {folder} exists and is no run of agentrl; give another --out, or empty it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as busy:
+            raise ConfigError(f"another process is using the run folder {folder}; wait for it, end it, or give another --out") from busy
+        if recorded.exists():
+            changed = list(differences(json.loads(recorded.read_text()), json.loads(json.dumps(described))))
+            if changed:
+                raise CheckpointError(
+                    f"the run in {folder} was started with another recipe:\n"
+                    + "\n".join(f"  - {line}" for line in changed[:12])
+                    + "\nstart it with the recipe it had, or give another --out"
+                )
+        else:
+            replace(recorded, json.dumps(described, indent=1).encode())
+        yield
+
+
+def _learner(recipe: Recipe, vocab_size: int, renderer: Renderer) -> Learner:
+    model = build_model(recipe.model, vocab_size, seed_of(recipe.seed, "model"), recipe.compute.device)
+    return Learner(
+        model,
+        recipe.compute,
+        value_head=any("values" in stage.needs for stage in recipe.stages),
+        allowed_V=renderer.allowed(model.config.get_text_config().vocab_size),
+    )
+
+
+def _restore(recipe: Recipe, folder: Path, learner: Learner) -> int:
+    """Load the newest whole checkpoint; return the next update."""
+    found = sorted((folder / "checkpoints").glob("[0-9]*"))
+    if not found:
+        return 0
+    update = int(found[-1].name)
+    stage, _ = recipe.stage_at(update - 1)
+    learner.start(stage.optimisation, stage.steps)
+    state = cast("Mapping[str, Mapping[str, Mapping[str, Json]]]", checkpoint.load(found[-1], learner))
+    for stage in recipe.stages:
+        sampler = getattr(stage.source, "sampler", None)
+        if sampler is not None:
+            sampler.load_state_dict(state["samplers"].get(stage.name, {}))
+    return update
+
+
+def _sampler_state(source: object) -> Mapping[str, Json]:
+    sampler = getattr(source, "sampler", None)
+    return {} if sampler is None else cast("Mapping[str, Json]", sampler.state_dict())
+
+
+async def _tokenizer(recipe: Recipe, folder: Path, host: Host, limits: Limits) -> FastTokenizer:
+    """Load the run's tokenizer; where there is none yet, take the recipe's or train one on play of the training tasks."""
+    own = folder / "tokenizer"
+    if own.exists():
+        return load_tokenizer(own)
+    spec = recipe.model.tokenizer
+    if isinstance(spec, TrainedTokenizer):
+        tokenizer = train_tokenizer(await _texts(recipe, host, limits), spec)
+    else:
+        tokenizer = load_tokenizer(spec or recipe.model.folder)
+    fresh = folder / ".tokenizer"
+    tokenizer.save_pretrained(fresh)
+    fresh.rename(own)
+    return load_tokenizer(own)
+
+
+async def _texts(recipe: Recipe, host: Host, limits: Limits, *, num_episodes: int = 200) -> list[str]:
+    """Return what is said in random play (in expert play, where random is not possible) of training tasks."""
+    split = recipe.stages[0].source.split
+    tasks = recipe.env.tasks(split)
+    draws = [Draw(task, 1, 0) for task in tasks[:num_episodes]]
+    for policy in (RandomPolicy(), ExpertPolicy()):
+        played = await play_all(draws, policy=policy, host=host, seed=seed_of(recipe.seed, "tokenizer"), limits=limits)
+        if played.groups:
+            break
+    else:
+        raise ConfigError(
+            "a tokenizer is trained on play, and the environment lists neither admissible actions nor a plan; "
+            "give ModelSpec.tokenizer a folder"
+        )
+    turns = [turn for group in played.groups for trajectory in group for turn in trajectory.turns]
+    return [text for turn in turns for text in (*(message.content for message in turn.observation.messages), turn.action.text)]

@@ -1,0 +1,199 @@
+"""Sources: where the trajectories of an update come from.
+
+``Rollouts`` plays the agent itself, anew for each update. ``Demonstrations`` plays some policy once (an expert, random play, or the agent
+with only its successes kept) and hands out the same episodes epoch after epoch. Both end in the same paid and filtered groups, so what
+follows need not know which it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from agentrl.errors import ConfigError, EnvError
+from agentrl.policy import Policy
+from agentrl.render import Renderer
+from agentrl.rewards import Reward, Transform
+from agentrl.rollout import Host, Limits, play_all
+from agentrl.samplers import Draw, Filter, Sampler
+from agentrl.samplers.uniform import Uniform
+from agentrl.store import read_trajectories, write_trajectories
+from agentrl.types import Group, Ledger, Scored, ScoredGroup, Task, Trajectory, seed_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Playground:
+    """What a source plays with: opened once by the run, the same for every stage."""
+
+    agent: Policy
+    host: Host
+    renderer: Renderer
+    tasks: Callable[[str], Sequence[Task]]
+    limits: Limits
+    seed: int
+    folder: Path
+    on_end: Callable[[Trajectory], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """How trajectories become paid groups: a reward, then transforms of its ledger, then filters over groups."""
+
+    reward: Reward
+    transforms: tuple[Transform, ...] = ()
+    filters: tuple[Filter, ...] = ()
+
+    def pay(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        """Return the groups with their ledgers, and only those that every filter keeps."""
+        scored = [tuple(Scored(trajectory, self._ledger(trajectory)) for trajectory in group) for group in groups]
+        for keep in self.filters:
+            scored = keep(scored)
+        return scored
+
+    def _ledger(self, trajectory: Trajectory) -> Ledger:
+        ledger = self.reward(trajectory)
+        for transform in self.transforms:
+            ledger = transform(trajectory, ledger)
+        return ledger
+
+
+@dataclass(slots=True)
+class Collected:
+    """An update's groups, and what did not become one: counted, never silent."""
+
+    groups: list[ScoredGroup] = field(default_factory=list)
+    failures: list[Trajectory] = field(default_factory=list)
+    num_dropped: int = 0
+    """Groups that a filter dropped, or that lost so many episodes that they are no group any more."""
+
+
+class Source(Protocol):
+    """Brings an update's paid groups."""
+
+    @property
+    def split(self) -> str:
+        """The tasks it plays."""
+        ...
+
+    @property
+    def max_staleness(self) -> int:
+        """Updates that episodes may be ahead of: 0 where playing waits for learning."""
+        ...
+
+    @property
+    def group_size(self) -> int:
+        """Episodes of a task within an update."""
+        ...
+
+    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+        """Return the groups of the stage's ``update``-th update, counted from 0; ``name`` is the stage's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """The agent's own episodes, ``num_groups`` tasks times ``group_size`` episodes, new for every update.
+
+    ``refills``: how often more tasks are drawn when filters left fewer groups than asked for (dynamic sampling).
+    """
+
+    num_groups: int = 16
+    group_size: int = 8
+    split: str = "train"
+    sampler: Sampler = field(default_factory=Uniform)
+    refills: int = 0
+    max_staleness: int = 0
+
+    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+        """Play, pay and filter, until there are enough groups or no refill is left."""
+        collected = Collected()
+        seed = seed_of(ground.seed, name)
+        for refill in range(self.refills + 1):
+            missing = self.num_groups - len(collected.groups)
+            if not missing:
+                break
+            turn = update * (self.refills + 1) + refill
+            draws = self.sampler.draw(
+                ground.tasks(self.split), update=turn, num_groups=self.num_groups, group_size=self.group_size, seed=seed
+            )
+            played = await play_all(draws, policy=ground.agent, host=ground.host, seed=seed, limits=ground.limits, on_end=ground.on_end)
+            _refuse_ruin(played.groups, played.failures, f"update {update} of stage {name!r}")
+            kept = payment.pay([group for group in played.groups if len(group) >= min_group])
+            self.sampler.observe(kept)
+            collected.num_dropped += len(draws) - len(kept)
+            collected.failures += played.failures
+            collected.groups += kept[:missing]
+        return collected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstrations:
+    """Episodes of ``policy`` (``None``: the agent as it is when the stage begins), played once and handed out again each epoch.
+
+    ``batch`` episodes make one update (0: all of them), in an order drawn anew for each epoch. ``only_successful`` keeps the episodes that
+    solved their task. ``max_turns`` cuts episodes shorter than the environment would. What was played is kept in the run folder, so a
+    resumed run trains on the very same episodes.
+    """
+
+    policy: Policy | None
+    num_episodes: int
+    batch: int = 0
+    split: str = "train"
+    only_successful: bool = False
+    max_turns: int | None = None
+
+    @property
+    def max_staleness(self) -> int:
+        """Demonstrations do not wait for anybody."""
+        return 0
+
+    @property
+    def group_size(self) -> int:
+        """Every demonstration is a group of its own."""
+        return 1
+
+    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+        """Return the update's share of the demonstrations."""
+        path = ground.folder / "demonstrations" / f"{name}.parquet"
+        if not path.exists():
+            trajectories = await self._play(ground, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_trajectories(path, [(trajectory,) for trajectory in trajectories], update=0, stage=name)
+        trajectories = [stored.trajectory for stored in read_trajectories(path)]
+        batch = min(self.batch or len(trajectories), len(trajectories))
+        per_epoch = len(trajectories) // batch
+        epoch, place = divmod(update, per_epoch)
+        order = list(range(len(trajectories)))
+        random.Random(seed_of(ground.seed, name, "epoch", epoch)).shuffle(order)
+        chosen = [trajectories[index] for index in order[place * batch : (place + 1) * batch]]
+        return Collected(payment.pay([(trajectory,) for trajectory in chosen]))
+
+    async def _play(self, ground: Playground, name: str) -> list[Trajectory]:
+        tasks = ground.tasks(self.split)
+        seed = seed_of(ground.seed, name)
+        order = random.Random(seed_of(seed, "tasks")).sample(range(len(tasks)), len(tasks))
+        draws = [Draw(tasks[order[index % len(tasks)]], 1, index // len(tasks)) for index in range(self.num_episodes)]
+        limits = ground.limits
+        if self.max_turns is not None:
+            limits = dataclasses.replace(limits, max_turns=min(self.max_turns, limits.max_turns))
+        played = await play_all(draws, policy=self.policy or ground.agent, host=ground.host, seed=seed, limits=limits, on_end=ground.on_end)
+        _refuse_ruin(played.groups, played.failures, f"the demonstrations of stage {name!r}")
+        trajectories = [ground.renderer.tokenise(trajectory) for group in played.groups for trajectory in group]
+        if self.only_successful:
+            trajectories = [trajectory for trajectory in trajectories if trajectory.success]
+        if not trajectories:
+            raise ConfigError(
+                f"stage {name!r} has nothing to learn from: none of {self.num_episodes} demonstrations solved its task; "
+                "use a better policy, more episodes, or only_successful=False"
+            )
+        return trajectories
+
+
+def _refuse_ruin(groups: Sequence[Group], failures: Sequence[Trajectory], where: str) -> None:
+    """Stop where not one episode could be played: going on would only hide what is broken."""
+    if failures and not groups:
+        raise EnvError(f"every episode of {where} failed; {len(failures)} attempts, the last: {failures[-1].error}")

@@ -1,0 +1,143 @@
+"""Training, in the order of the data: task, turns, trajectory, rewards, credit, loss, weights, policy; until done.
+
+There is one loop. Every stage of a recipe goes through it, a warm start like reinforcement learning. Synchronous training is what
+``episodes`` does when nothing may be stale; with ``max_staleness`` above 0 it lets playing run ahead of learning by so many updates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from agentrl.batch import make_batch
+from agentrl.evaluate import Report, evaluate
+from agentrl.policy import Policy
+from agentrl.recipe import Recipe, Stage
+from agentrl.run import Run, open_run
+from agentrl.sources import Collected
+from agentrl.store import trajectory_path, write_trajectories
+from agentrl.summary import summarise
+from agentrl.tables import Reporter
+from agentrl.types import Credited, ScoredGroup, seed_of
+
+
+async def train(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[str, Report]:
+    """Run ``recipe`` in ``folder`` to its end, from wherever it was left, and return its evaluations by name.
+
+    Raises:
+        ConfigError: the recipe cannot run as meant, or the folder is not its own; known before any work.
+        EnvError: not one episode of an update could be played.
+    """
+    async with open_run(recipe, folder, reporter) as run:
+        for name, policy in recipe.evaluation.baselines.items():
+            await measure(run, name, policy)
+        async for update, collected in episodes(run):
+            stage, local = recipe.stage_at(update)
+            groups, credited, stats = await learn(run, update, collected)
+            await run.engine.load(run.learner.weights(), version=update + 1)
+            write_trajectories(
+                trajectory_path(folder, update), groups, credited, update=update, stage=stage.name, failures=collected.failures
+            )
+            run.record(update, stage.name, stats | summarise(groups, failures=collected.failures, credited=credited, version=update))
+            if due(stage, local):
+                report = await measure(run, f"{stage.name}-{local + 1}", run.engine.using(recipe.evaluation.sampling))
+                run.log.write(update, stage.name, report.metrics())
+            run.commit(update)
+        return reports(recipe, folder)
+
+
+async def episodes(run: Run) -> AsyncIterator[tuple[int, Collected]]:
+    """Yield each update's groups in turn, playing ahead as far as the stage's source allows.
+
+    Updates are collected one after another; update ``u`` begins when the weights of update ``u - max_staleness`` are in, so with 0 playing
+    waits for learning. A stage never begins to play before the one before it has ended.
+    """
+    playing = asyncio.Lock()
+    ahead: deque[asyncio.Task[Collected]] = deque()
+
+    async def collect(update: int) -> Collected:
+        stage, local = run.recipe.stage_at(update)
+        async with playing:
+            return await stage.source.collect(run.ground, stage.payment, name=stage.name, update=local, min_group=stage.credit.min_group)
+
+    try:
+        for update in range(run.update, run.recipe.updates):
+            stage, local = run.recipe.stage_at(update)
+            until = update + min(stage.source.max_staleness, stage.updates - local - 1)
+            for next_update in range(update + len(ahead), until + 1):
+                ahead.append(asyncio.create_task(collect(next_update)))
+            yield update, await ahead.popleft()
+    finally:
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
+
+
+async def learn(run: Run, update: int, collected: Collected) -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
+    """Measure, credit and optimise: one update. Groups that the filters left empty leave the weights as they are."""
+    stage, local = run.recipe.stage_at(update)
+
+    def compute() -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
+        if local == 0:
+            run.learner.start(stage.optimisation, stage.steps)
+        if not collected.groups:
+            return [], [], {"filter/dropped": float(collected.num_dropped)}
+        temperature = run.recipe.sampling.temperature
+        groups = run.learner.annotate(collected.groups, stage.needs, temperature)
+        credited = stage.credit(groups)
+        for modify in stage.modifiers:
+            credited = modify(groups, credited)
+        stats = run.learner.update(
+            make_batch(groups, credited),
+            stage.objective,
+            epochs=stage.epochs,
+            minibatches=stage.minibatches,
+            seed=seed_of(run.recipe.seed, "minibatches", update),
+            temperature=temperature,
+        )
+        stats = {f"learner/{name}": value for name, value in stats.items()}
+        return groups, credited, stats | {"filter/dropped": float(collected.num_dropped)}
+
+    if stage.source.max_staleness:
+        return await asyncio.to_thread(compute)  # playing goes on meanwhile
+    return compute()
+
+
+def due(stage: Stage, local: int) -> bool:
+    """Whether the agent is to be evaluated after the stage's update ``local``."""
+    last = local + 1 == stage.updates
+    return (stage.evaluate and last) or bool(stage.evaluate_every and (local + 1) % stage.evaluate_every == 0)
+
+
+def reports(recipe: Recipe, folder: Path) -> dict[str, Report]:
+    """Return a run's evaluations by name: baselines first, then the agent in the order in which it was measured."""
+    names = list(recipe.evaluation.baselines)
+    for stage in recipe.stages:
+        names += [f"{stage.name}-{local + 1}" for local in range(stage.updates) if due(stage, local)]
+    paths = {name: folder / "evaluations" / f"{name}.json" for name in names}
+    return {name: Report.read(path) for name, path in paths.items() if path.exists()}
+
+
+async def measure(run: Run, name: str, policy: Policy) -> Report:
+    """Evaluate ``policy`` on the recipe's panel and keep the report; one that is there already is not made again."""
+    path = run.folder / "evaluations" / f"{name}.json"
+    if path.exists():
+        return Report.read(path)
+    settings = run.recipe.evaluation
+    report = await evaluate(
+        policy,
+        run.host,
+        run.ground.tasks(settings.split)[: settings.num_tasks or None],
+        episodes_per_task=settings.episodes_per_task,
+        seed=seed_of(run.recipe.seed, "evaluate"),
+        limits=run.ground.limits,
+        name=name,
+        settings={"split": settings.split, "temperature": settings.sampling.temperature},
+        on_end=run.reporter.episode,
+        store=path.with_suffix(".parquet"),
+    )
+    report.write(path)
+    run.reporter.report(report)
+    return report
