@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ def _rows(scored: Scored, credit: Credited | None) -> Iterator[Row]:
             raise ValueError(f"{name} of task {scored.trajectory.task.id!r}: {array.shape} numbers for {num_tokens} action tokens")
     starts = [index for index, turn in enumerate(turns) if index == 0 or turn.action.fresh]
     offset = 0
-    for start, stop in zip(starts, [*starts[1:], len(turns)], strict=True):
+    for start, stop in pairwise([*starts, len(turns)]):
         row = _row(scored, credit, start, stop, offset)
         offset += len(row.positions_A)
         if len(row.tokens_L):

@@ -1,15 +1,23 @@
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from agentrl.batch import Batch, make_batch
-from agentrl.learner import Compute, Learner, Optimisation
+from agentrl.errors import ConfigError, Diverged
+from agentrl.learner import Compute, Learner, Linear, Optimisation
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.kl import KL
 from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.tis import TokenTIS
 from agentrl.losses.value import ValueLoss
-from agentrl.model import ModelSpec, Shape, build_model
+from agentrl.model import LoRA, ModelSpec, Shape, build_model
 from agentrl.objective import Objective
 from agentrl.types import Action, Credited, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
 
@@ -177,3 +185,209 @@ def test_the_policy_gradient_makes_good_actions_likelier_and_bad_ones_rarer():
         [float((a.old_logprobs_T - b.old_logprobs_T).sum()) for a, b in zip(*pair, strict=True)] for pair in zip(after, before, strict=True)
     ]
     assert all(good > 0 > bad for good, bad in change)
+
+
+def test_the_reference_stays_the_policy_at_the_stages_start():
+    groups = groups_of(2)
+    for lora in (None, LoRA(rank=2)):
+        learner = learner_of(optimisation=Optimisation(lr=1e-2), lora=lora)
+        first = learner.annotate(groups, ALL)
+        learner.update(make_batch(first, credit(first)), Objective(loss=PolicyGradient()))
+        second = learner.annotate(groups, ALL)
+        for before, after in zip((s for g in first for s in g), (s for g in second for s in g), strict=True):
+            assert np.array_equal(before.ref_logprobs_T, before.old_logprobs_T)
+            assert np.array_equal(after.ref_logprobs_T, before.ref_logprobs_T)
+            assert not np.allclose(after.old_logprobs_T, before.old_logprobs_T, atol=1e-3)
+        learner.start(Optimisation(), 1)
+        third = learner.annotate(groups, ALL)
+        assert np.array_equal(third[0][0].ref_logprobs_T, second[0][0].old_logprobs_T)
+
+
+def test_adapters_merge_into_weights_that_give_the_same_log_probabilities():
+    groups = groups_of(3)
+    learner = learner_of(lora=LoRA(rank=4), value_head=False, optimisation=Optimisation(lr=1e-2))
+    plain = learner_of(value_head=False).weights()
+    for _ in range(3):
+        learner.update(make_batch(groups, credit(groups)), Objective(loss=PolicyGradient()))
+    merged = learner.weights()
+    assert merged.keys() == plain.keys()
+    changed = {name for name in plain if not torch.equal(merged[name], plain[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+    (scored, _), *_ = learner.annotate(groups, frozenset({"old_logprobs"}))
+    (row,) = make_batch([(scored,)]).sequences[0].rows
+    wanted = full_forward(learner, row.tokens_L)[row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)]
+    assert np.allclose(scored.old_logprobs_T, wanted, atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient():
+    groups = groups_of(4)
+    kept, recomputed = (
+        gradient(learner_of(gradient_checkpointing=on), make_batch(groups, credit(groups)), Objective(loss=PolicyGradient()))
+        for on in (False, True)
+    )
+    assert kept.keys() == recomputed.keys()
+    assert all(torch.allclose(kept[name], recomputed[name], atol=1e-7) for name in kept)
+
+
+def test_log_probabilities_in_chunks_have_the_same_gradient(monkeypatch):
+    groups = groups_of(4)
+    objective = Objective(loss=PolicyGradient(), regularisers=(EntropyBonus(0.1),), observation_weight=0.5)
+    whole = gradient(learner_of(), make_batch(groups, credit(groups)), objective)
+    monkeypatch.setattr("agentrl.learner_forward._MOST_LOGITS", 7 * VOCAB)
+    chunked = gradient(learner_of(), make_batch(groups, credit(groups)), objective)
+    assert all(torch.allclose(whole[name], chunked[name], atol=1e-6) for name in whole)
+
+
+def test_a_model_that_refuses_packing_is_padded_with_the_same_result(monkeypatch):
+    groups = groups_of(4)
+    packed = learner_of()
+    monkeypatch.setattr("transformers.Qwen2ForCausalLM._supports_attention_backend", False)
+    padded = learner_of()
+    assert (packed.packed, padded.packed) == (True, False)
+    objective = Objective(loss=PolicyGradient())
+    left, right = (gradient(learner, make_batch(groups, credit(groups)), objective) for learner in (packed, padded))
+    assert all(torch.allclose(left[name], right[name], atol=1e-6) for name in left)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt_neox", "phi3", "qwen3", "gemma2"])
+def test_other_architectures_give_their_own_log_probabilities(architecture):
+    extra = {"head_dim": 8, "pad_token_id": 0} if architecture in ("gemma2", "qwen3") else {"pad_token_id": 0}
+    if architecture in ("mistral", "gemma2"):
+        extra["sliding_window"] = 5
+    spec = ModelSpec(shape=replace(SHAPE, architecture=architecture, extra=extra), tokenizer="-")
+    learner = Learner(build_model(spec, VOCAB, seed=3))
+    (scored, _), *_ = learner.annotate(groups_of(4), frozenset({"old_logprobs"}))
+    (row,) = make_batch([(scored,)]).sequences[0].rows
+    with torch.no_grad():
+        logits = build_model(spec, VOCAB, seed=3)(torch.tensor(row.tokens_L, dtype=torch.long)[None]).logits[0]
+    wanted = logits.log_softmax(-1)[row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)]
+    assert np.allclose(scored.old_logprobs_T, wanted, atol=1e-5)
+
+
+def test_the_value_head_starts_at_zero_and_learns_a_constant():
+    groups = groups_of(4)
+    learner = learner_of(optimisation=Optimisation(lr=1e-2, value_lr=3e-2, freeze_policy_updates=200))
+    first = learner.annotate(groups, frozenset({"values", "old_logprobs"}))
+    assert not any(scored.values_T.any() for group in first for scored in group)
+    policy = {name: weight.clone() for name, weight in learner.weights().items()}
+    goal = [tuple(Credited(s.old_logprobs_T, floats(np.full(s.trajectory.num_tokens, 0.7))) for s in g) for g in first]
+    for _ in range(150):
+        learner.update(make_batch(groups, goal), Objective(loss=PolicyGradient(), value=ValueLoss()))
+    last = learner.annotate(groups, frozenset({"values"}))
+    assert all(np.allclose(scored.values_T, 0.7, atol=0.05) for group in last for scored in group)
+    assert all(torch.equal(weight, policy[name]) for name, weight in learner.weights().items()), "the policy was to be frozen"
+
+
+def test_the_value_loss_is_a_mean_over_the_tokens_that_have_a_target():
+    ((scored, _),) = groups_of(1)
+    number = scored.trajectory.num_tokens
+    goal = np.full(number, np.nan)
+    goal[0] = 3.0
+    batch = make_batch([(scored,)], [(Credited(floats(np.zeros(number)), floats(goal)),)])
+    stats = learner_of().update(batch, Objective(loss=PolicyGradient(), value=ValueLoss(coef=0.5)))
+    assert stats["value_loss"] == pytest.approx(0.5 * 0.5 * 9.0)
+
+
+def test_the_gap_to_the_sampler_is_rounding_and_a_shift_by_one_token_is_seen():
+    groups = learner_of().annotate(groups_of(4), frozenset({"old_logprobs"}))
+
+    def sampled(scored: Scored, shift: int) -> Scored:
+        said = np.roll(scored.old_logprobs_T, shift)
+        ends = np.cumsum(scored.num_tokens_N)[:-1]
+        turns = [
+            replace(turn, action=replace(turn.action, logprobs=floats(part)))
+            for turn, part in zip(scored.trajectory.turns, np.split(said, ends), strict=True)
+        ]
+        return replace(scored, trajectory=replace(scored.trajectory, turns=tuple(turns)))
+
+    for shift, seen in ((0, False), (1, True)):
+        played = [tuple(sampled(scored, shift) for scored in group) for group in groups]
+        stats = learner_of().update(make_batch(played, credit(played)), Objective(loss=PolicyGradient()), minibatches=2)
+        assert (stats["logprob_gap"] > 1e-4) == seen
+
+
+def test_off_policy_weights_multiply_the_loss_of_each_token():
+    groups = learner_of().annotate(groups_of(2), frozenset({"old_logprobs"}))
+
+    def half(old_A, behaviour_A, sequence_A):
+        return torch.full_like(old_A, 0.5)
+
+    plain = learner_of().update(make_batch(groups, credit(groups)), Objective(loss=PolicyGradient()))
+    halved = learner_of().update(make_batch(groups, credit(groups)), Objective(loss=PolicyGradient(), off_policy=half))
+    assert halved["loss"] == pytest.approx(0.5 * plain["loss"], rel=1e-5)
+    assert halved["off_policy_weight"] == 0.5
+    assert "off_policy_weight" not in plain
+
+
+def test_epochs_and_minibatches_are_optimiser_steps():
+    groups = groups_of(4)
+    learner, steps = learner_of(), []
+    learner._optimiser.register_step_post_hook(lambda *_: steps.append(1))
+    learner.update(make_batch(groups, credit(groups)), Objective(loss=Clip()), epochs=3, minibatches=2)
+    assert len(steps) == 6
+    assert learner.num_updates == 1
+
+
+def test_the_learning_rate_follows_its_schedule():
+    groups = groups_of(1)
+    learner = learner_of(optimisation=Optimisation(lr=1.0, warmup_updates=2, schedule=Linear(0.1)))
+    learner.start(Optimisation(lr=1e-3, warmup_updates=2, schedule=Linear(0.1)), 6)
+    rates = [learner.update(make_batch(groups, credit(groups)), Objective(loss=Clip()))["lr"] for _ in range(6)]
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.775e-3, 0.55e-3, 0.325e-3])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    groups = groups_of(2)
+    learner = learner_of()
+
+    def explode(x):
+        return x.logprobs_A * float("inf"), {}
+
+    explode.needs = frozenset()
+    before = parameters(learner)
+    with pytest.raises(Diverged, match="update 0 of the stage"):
+        learner.update(make_batch(groups, credit(groups)), Objective(loss=explode))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parameters(learner).items())
+
+
+def test_what_an_objective_lacks_is_said_before_any_work():
+    groups = groups_of(1)
+    batch = make_batch(groups, credit(groups))
+    with pytest.raises(ConfigError, match=r"needs ref_logprobs.*annotate"):
+        learner_of().update(batch, Objective(regularisers=(KL(),)))
+    with pytest.raises(ConfigError, match="no value head"):
+        learner_of(value_head=False).update(batch, Objective(value=ValueLoss()))
+    with pytest.raises(ConfigError, match="no value head"):
+        learner_of(value_head=False).annotate(groups, frozenset({"values"}))
+    with pytest.raises(ConfigError, match="no value loss"):
+        learner_of(optimisation=Optimisation(freeze_policy_updates=1)).update(batch, Objective())
+    with pytest.raises(ConfigError, match="not a finite number"):
+        learner_of().update(make_batch(groups), Objective())
+    with pytest.raises(ConfigError, match=r"call Learner\.start"):
+        Learner(build_model(ModelSpec(shape=SHAPE, tokenizer="-"), VOCAB, seed=0)).update(batch, Objective())
+    late = learner_of()
+    late.update(batch, Objective())
+    with pytest.raises(ConfigError, match="from its first update on"):
+        late.annotate(groups, frozenset({"ref_logprobs"}))
+
+
+def twenty_updates(threads: int) -> str:
+    """Digest of all that a learner holds after twenty updates."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    learner = learner_of()
+    for update in range(20):
+        groups = learner.annotate(groups_of(4, seed=update), EVERYTHING.needs)
+        learner.update(make_batch(groups, credit(groups)), EVERYTHING, seed=update)
+    torch.set_num_threads(before)
+    tensors = [tensor.numpy().tobytes() for _, tensor in sorted(learner.state_dict()[0].items())]
+    return hashlib.sha256(b"".join(tensors)).hexdigest()
+
+
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_another_process_makes_the_same_twenty_updates_to_the_last_bit(threads):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_learner; print(test_learner.twenty_updates(int(sys.argv[2])))"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(threads)]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert found.strip() == twenty_updates(threads)
