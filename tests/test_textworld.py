@@ -24,6 +24,7 @@ from textworld.logic import Proposition, Variable
 
 from agentrl.env import panel_hash
 from agentrl.errors import ConfigError
+from agentrl.testing import check_env
 from agentrl.types import Observation, Step, Task
 
 FAMILIES = ("coin-r8-q4", "w2-o3-q4", "treasure-l5", "cooking-r2-t1-g1-cook")
@@ -360,6 +361,10 @@ def test_admissible_commands_are_in_the_text_only_where_asked_for(cache):
     assert all(action not in plain.messages[0].content for action in plain.plan[:-1])
 
 
+def test_the_contract_of_environments_is_kept(cache):
+    check_env(spec("coin-r4-q2", cache, train=2, valid=1, test=2, ood=2))
+
+
 # Rendering and keys
 
 
@@ -423,6 +428,11 @@ def assert_both_back_ends_play_the_same(env: TextWorld, task: Task, num_walks: i
             assert text == text.strip() != ""
             assert "\n>" not in text
             assert "$$$" not in text
+
+
+@pytest.mark.slow
+def test_the_contract_of_environments_is_kept_by_the_compiled_game(cache):
+    check_env(spec("coin-r8-q4", cache, backend="z8", observation="raw", train=1, valid=1, test=1, ood=1), num_tasks=1)
 
 
 def test_the_compiled_game_and_its_logic_play_the_same(cache):

@@ -16,6 +16,10 @@ from agentrl.types import Observation, Step
 from agentrl_environments.textworld.brief import Scene
 from agentrl_environments.textworld.engine import PlanTracker, World, sign_of_change
 
+_REFUSED = "xyzzy"
+"""What the interpreter is told in place of a text that it must not see: no verb of any game."""
+_ALIASES = frozenset(["n", "s", "e", "w", "north", "south", "east", "west", "l", "x", "i", "get", "pick"])
+
 
 @dataclass(frozen=True)
 class View:
@@ -95,6 +99,7 @@ class CompiledEpisode(_Episode):
             warnings.simplefilter("ignore", UnsupportedGameWarning)  # the interpreter knows no score of these games; the package does
             # The package's own intermediate_reward fails where a plan is lost, so the plan's length is compared here.
             self._env = start_compiled(str(path), EnvInfos(admissible_commands=True, policy_commands=view.intermediate, moves=True))
+        self._verbs = frozenset(world.game.verbs) | _ALIASES
         self._moves = 0
         self._plan: int | None = None
 
@@ -113,7 +118,7 @@ class CompiledEpisode(_Episode):
         """Play one command."""
         typed = " ".join(action.split())
         command = next((known for known in self._commands if known.lower() == typed.lower()), None)
-        state, score, _ = self._env.step(command or typed or "wait a moment for nothing")
+        state, score, _ = self._env.step(command or (typed if self._typable(typed) else _REFUSED))
         won, lost = bool(state["won"]), bool(state["lost"])
         understood = command is not None or state["moves"] > self._moves
         self._moves = state["moves"]
@@ -125,6 +130,15 @@ class CompiledEpisode(_Episode):
         intermediate = (1.0 if won else -1.0) if won or lost else sign_of_change(before, self._plan)
         observation = self.view.observation(text, self._commands, over=won or lost)
         return self.result(observation, score=score, won=won, lost=lost, valid=understood, intermediate=intermediate)
+
+    def _typable(self, typed: str) -> bool:
+        """Return whether the interpreter may see ``typed``: plain short text that begins with a verb of the game.
+
+        It hangs on some texts that no player types, and has commands of its own (``restart``, ``undo``, ``save`` to a file) that the
+        package's tracking does not follow.
+        """
+        plain = typed.isascii() and typed.isprintable() and len(typed) <= 100
+        return plain and typed.lower().partition(" ")[0] in self._verbs
 
     def _text(self, state: Any, *, first: bool = False) -> str:
         if self.view.brief:
