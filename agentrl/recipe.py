@@ -22,10 +22,10 @@ from agentrl.env import EnvSpec, panel_hash
 from agentrl.errors import ConfigError
 from agentrl.learner import Compute, Optimisation
 from agentrl.metrics import Sink, TensorBoard
-from agentrl.model import ModelSpec
+from agentrl.model import FastTokenizer, ModelSpec
 from agentrl.objective import Objective
 from agentrl.policy import Policy, Sampling
-from agentrl.render import Renderer, TagRenderer, Tokenizer
+from agentrl.render import Renderer, TagRenderer
 from agentrl.rewards import Reward, Transform
 from agentrl.rewards.outcome import Outcome
 from agentrl.rollout import Limits
@@ -67,11 +67,6 @@ class Stage:
         """Every measurement that somebody in the chain asks for."""
         return self.credit.needs.union(self.objective.needs, *(modifier.needs for modifier in self.modifiers))
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the stage."""
-        return self.updates * self.epochs * self.minibatches
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -103,7 +98,7 @@ class Recipe:
     model: ModelSpec
     stages: tuple[Stage, ...]
     seed: int = 0
-    renderer: Callable[[Tokenizer], Renderer] = TagRenderer
+    renderer: Callable[[FastTokenizer], Renderer] = TagRenderer
     sampling: Sampling = field(default_factory=Sampling)
     """How the agent acts while it is trained."""
     engine: EngineSpec = field(default_factory=Local)

@@ -1,0 +1,65 @@
+"""A pretrained model learns the raw text of TextWorld's ladder, `w2-o3-q4` and up: turn-level PPO on a GPU.
+
+Give it a model folder on this machine (an instruction-tuned model with a chat template, for example Qwen2.5-1.5B-Instruct):
+
+    agentrl train recipes/textworld_pretrained.py model.folder=/path/to/model
+
+``env.game=w4-o6-q8 env.max_turns=24 limits.max_turns=24`` and ``w8-o12-q4`` are the next steps of the ladder. The settings follow a
+published practitioner's study of multi-turn RL on these games: no discount, lambda 0.95, clip 0.2, policy 1e-6, critic 1e-5, batches of
+256 episodes, temperature 0.7 in training and 0.4 in evaluation, 12 turns.
+"""
+
+from agentrl_environments.textworld import TextWorld
+
+from agentrl.chat import ChatRenderer
+from agentrl.credit.gae import TurnGAE
+from agentrl.credit.modifiers import Whiten
+from agentrl.credit.penalty import KLPenalty
+from agentrl.engines.spec import Local
+from agentrl.learner import Compute, Optimisation
+from agentrl.losses.clip import Clip
+from agentrl.losses.value import ValueLoss
+from agentrl.model import ModelSpec
+from agentrl.objective import Objective
+from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
+from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
+from agentrl.rewards.compose import Sum
+from agentrl.rewards.outcome import Format, Outcome
+from agentrl.rollout import Limits
+from agentrl.sources import Rollouts
+
+recipe = Recipe(
+    name="textworld_pretrained",
+    env=TextWorld(game="w2-o3-q4", backend="z8", observation="raw", show_actions=True, max_turns=12, train=2000),
+    model=ModelSpec(folder="models/Qwen2.5-1.5B-Instruct", gradient_checkpointing=True),
+    renderer=ChatRenderer,
+    sampling=Sampling(temperature=0.7, max_tokens=32),
+    engine=Local(num_slots=256, max_context=4096),
+    compute=Compute(device="cuda", precision="bfloat16", token_budget=16384),
+    limits=Limits(max_turns=12, concurrency=128, act_deadline_s=1800.0),
+    num_workers=8,
+    stages=(
+        Stage(
+            name="ppo",
+            updates=200,
+            source=Rollouts(num_groups=256, group_size=1),
+            reward=Sum((Outcome(), Format(penalty=0.05))),
+            credit=KLPenalty(TurnGAE(gamma=1.0, lam=0.95), coef=0.01),
+            modifiers=(Whiten(),),
+            objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(coef=0.5, clip=0.5)),
+            optimisation=Optimisation(
+                lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01, value_lr=1e-5, warmup_updates=5, freeze_policy_updates=5
+            ),
+            epochs=1,
+            minibatches=4,
+            evaluate=True,
+            evaluate_every=20,
+        ),
+    ),
+    evaluation=Evaluation(
+        split="test",
+        sampling=Sampling(temperature=0.4, max_tokens=32),
+        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
+    ),
+    checkpoints=Checkpoints(every=10, keep=2),
+)
