@@ -114,20 +114,21 @@ class Learner:
         optimisation, optimiser = self._started()
         self._check(batch, objective)
         began = time.perf_counter()
-        factor = optimisation.factor(self.num_updates, self._total_updates)
-        for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * factor
         frozen = self.num_updates < optimisation.freeze_policy_updates
         meter = Meter()
-        for epoch in range(epochs):
-            for part in batch.minibatches(minibatches, seed_of(seed, epoch)):
-                self._step(part, objective, temperature, frozen, meter)
+        parts = [part for epoch in range(epochs) for part in batch.minibatches(minibatches, seed_of(seed, epoch))]
+        for index, part in enumerate(parts):
+            width = 1.0 / len(parts)
+            factor = optimisation.factor(self.num_updates + index * width, self._total_updates, width)
+            for group in optimiser.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            self._step(part, objective, temperature, frozen, meter)
+            meter.steps("lr", torch.tensor(optimisation.lr * factor))
         self.num_updates += 1
         tokens = float(batch.num_tokens)
         took_s = time.perf_counter() - began
         return {
             **meter.means(),
-            "lr": optimisation.lr * factor,
             "tokens": tokens,
             "action_tokens": float(batch.num_action_tokens),
             "tokens_per_s": tokens * epochs / took_s,
@@ -270,9 +271,7 @@ class Learner:
             meter.steps("value_loss", value_loss)
             pieces.append(value_loss)
         if not frozen and objective.observation_weight and totals.observed:
-            logprobs_S, _ = self._forward.logprobs(
-                hidden_NH[micro.observes_S], micro.observed_S, temperature=temperature, sampled=False
-            )
+            logprobs_S, _ = self._forward.logprobs(hidden_NH[micro.observes_S], micro.observed_S, temperature=temperature, sampled=False)
             observed = -logprobs_S.sum() / totals.observed
             meter.steps("observation_nll", observed)
             pieces.append(objective.observation_weight * observed)

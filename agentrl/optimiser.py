@@ -65,7 +65,10 @@ class Compute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimisation:
-    """AdamW (Loshchilov & Hutter 2019) and its schedule, for one stage. An update is one call of ``Learner.update``."""
+    """AdamW (Loshchilov & Hutter 2019) and its schedule, for one stage.
+
+    Time is counted in updates, calls of ``Learner.update``; the schedule moves on with each optimiser step of an update.
+    """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
@@ -90,13 +93,15 @@ class Optimisation:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"Optimisation.{name} must not be negative; found {getattr(self, name)}")
 
-    def factor(self, update: int, total_updates: int) -> float:
-        """Return the factor of the learning rate in ``update``, counted from 0.
+    def factor(self, position: float, total_updates: int, step: float = 1.0) -> float:
+        """Return the factor of the learning rate for an optimiser step.
+
+        ``position`` counts updates made so far, parts of the one under way included; ``step`` is the part that this step makes up.
 
         >>> rates = Optimisation(warmup_updates=2, schedule=Linear())
         >>> [rates.factor(update, 6) for update in range(6)]
         [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
         """
-        if update < self.warmup_updates:
-            return (update + 1) / self.warmup_updates
-        return self.schedule(min(1.0, (update - self.warmup_updates) / max(1, total_updates - self.warmup_updates)))
+        if position < self.warmup_updates:
+            return min(1.0, (position + step) / self.warmup_updates)
+        return self.schedule(min(1.0, (position - self.warmup_updates) / max(1, total_updates - self.warmup_updates)))

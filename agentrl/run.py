@@ -179,7 +179,7 @@ def _restore(recipe: Recipe, folder: Path, learner: Learner) -> int:
         return 0
     update = int(found[-1].name)
     stage, _ = recipe.stage_at(update - 1)
-    learner.start(stage.optimisation, stage.steps)
+    learner.start(stage.optimisation, stage.updates)
     state = cast("Mapping[str, Mapping[str, Mapping[str, Json]]]", checkpoint.load(found[-1], learner))
     for stage in recipe.stages:
         sampler = getattr(stage.source, "sampler", None)

@@ -81,7 +81,7 @@ async def learn(run: Run, update: int, collected: Collected) -> tuple[list[Score
 
     def compute() -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
         if local == 0:
-            run.learner.start(stage.optimisation, stage.steps)
+            run.learner.start(stage.optimisation, stage.updates)
         if not collected.groups:
             return [], [], {"filter/dropped": float(collected.num_dropped)}
         temperature = run.recipe.sampling.temperature

@@ -337,6 +337,16 @@ def test_the_learning_rate_follows_its_schedule():
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.775e-3, 0.55e-3, 0.325e-3])
 
 
+def test_the_learning_rate_moves_within_an_update():
+    groups = groups_of(2)
+    learner, rates = learner_of(optimisation=Optimisation(lr=1.0)), []
+    learner.start(Optimisation(lr=1e-3, warmup_updates=1, schedule=Linear()), 2)
+    learner._optimiser.register_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    for _ in range(2):
+        learner.update(make_batch(groups, credit(groups)), Objective(loss=Clip()), epochs=2, minibatches=2)
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_step():
     groups = groups_of(2)
     learner = learner_of()
