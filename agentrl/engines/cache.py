@@ -130,8 +130,8 @@ class Step:
 
     tokens_M: Tensor
     positions_M: Tensor
-    cells_M: Tensor
-    """Where keys and values go: slot times context length plus position."""
+    cells_MH: Tensor
+    """Where keys and values of each token go, as rows of ``D`` in a layer's memory, ``[M * 2 * K]``."""
     last_R: Tensor
     """Index into ``M`` of the last token of each feed, padded to a multiple of ``ROWS``."""
     blocks: tuple[Block, ...]
@@ -141,7 +141,10 @@ class Step:
 
 
 class SlotAttention:
-    """Keys and values of all layers, ``[slots + 1, context, 2 * K * D]`` each; the last slot takes what padding writes."""
+    """Keys and values of all layers, ``[slots + 1, 2 * K, capacity, D]`` each: keys first, and every head's in one run of memory.
+
+    The last slot takes what padding writes.
+    """
 
     def __init__(
         self, *, num_layers: int, num_slots: int, max_context: int, num_heads: int, num_kv_heads: int, head_dim: int, like: Tensor
@@ -150,14 +153,14 @@ class SlotAttention:
         self.limit = up(max_context, BLOCK)
         self.padding_slot = num_slots
         # zeros, not empty: what was never written is masked, but 0 times NaN would be NaN
-        self.layers = [like.new_zeros(num_slots + 1, BLOCK, 2 * num_kv_heads * head_dim) for _ in range(num_layers)]
+        self.layers = [like.new_zeros(num_slots + 1, 2 * num_kv_heads, BLOCK, head_dim) for _ in range(num_layers)]
         self._places = np.arange(self.limit)
         self._lengths = same_bits_lengths(self.limit, head_dim, like)
 
     @property
     def capacity(self) -> int:
         """Tokens that a slot has room for now; it grows to what is asked for."""
-        return self.layers[0].shape[1]
+        return self.layers[0].shape[2]
 
     def _grow(self, length: int) -> None:
         """Make room for contexts of ``length`` tokens; memory is taken only for as long contexts as there are."""
@@ -165,7 +168,7 @@ class SlotAttention:
         while room < length:
             room = min(2 * room, self.limit)
         for index, cells in enumerate(self.layers):
-            self.layers[index] = functional.pad(cells, (0, 0, 0, room - cells.shape[1]))
+            self.layers[index] = functional.pad(cells, (0, 0, 0, room - cells.shape[2]))
 
     @property
     def group(self) -> int:
@@ -187,13 +190,14 @@ class SlotAttention:
         positions_M[:total] = starts + np.arange(total) - np.repeat(ends - lengths, lengths)
         last_R = np.zeros(up(len(feeds), ROWS), np.int64)
         last_R[: len(feeds)] = ends - 1
+        heads_MH = slots_M[:, None] * 2 * self.num_kv_heads + np.arange(2 * self.num_kv_heads)
         blocks = self._blocks(slots_M, positions_M, lengths)
         decoding = total == len(feeds)
         last_blocks = blocks if decoding else self._blocks(slots_M[last_R], positions_M[last_R], np.ones(len(feeds), np.int64))
         return Step(
             tokens_M=torch.from_numpy(tokens_M).to(device),
             positions_M=torch.from_numpy(positions_M).to(device),
-            cells_M=torch.from_numpy(slots_M * self.capacity + positions_M).to(device),
+            cells_MH=torch.from_numpy((heads_MH * self.capacity + positions_M[:, None]).ravel()).to(device),
             last_R=torch.from_numpy(last_R).to(device),
             blocks=blocks,
             last_blocks=last_blocks,
@@ -253,8 +257,7 @@ class SlotAttention:
 
     def write(self, layer: int, step: Step, keys_values: Tensor) -> None:
         """Store keys and values of a step, ``[M, 2 * K * D]``."""
-        cells = self.layers[layer]
-        cells.view(-1, cells.shape[-1]).index_copy_(0, step.cells_M, keys_values)
+        self.layers[layer].view(-1, self.head_dim).index_copy_(0, step.cells_MH, keys_values.view(-1, self.head_dim))
 
     def attend(self, layer: int, blocks: Sequence[Block], queries: Tensor, *, scale: float) -> Tensor:
         """Return what each token sees, ``[M, K * G * D]``, for ``queries`` ``[M, K, G, D]`` of tokens whose keys are written already."""
@@ -283,12 +286,10 @@ class SlotAttention:
 
     def _product(self, layer: int, block: Block, queries: Tensor, scale: float) -> Tensor:
         """Return attention over the block's slots, ``[B, K, queries, D]``."""
-        cells = self.layers[layer][:, : block.length]
+        cells = self.layers[layer][:, :, : block.length]
         cells = cells[block.slots_B] if isinstance(block.slots_B, slice) else cells.index_select(0, block.slots_B)
-        keys, values = cells.view(len(cells), block.length, 2, self.num_kv_heads, self.head_dim).unbind(2)
-        return functional.scaled_dot_product_attention(
-            queries, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=block.mask, scale=scale
-        )
+        keys, values = cells[:, : self.num_kv_heads], cells[:, self.num_kv_heads :]
+        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=block.mask, scale=scale)
 
 
 @torch.no_grad()

@@ -1,0 +1,227 @@
+"""Rollouts: the local engine against ``transformers.generate`` re-prompted each turn, and against vLLM where it is installed.
+
+    python benchmarks/rollout.py                      # 64 episodes, 5M parameters: about five minutes
+    python benchmarks/rollout.py --hidden 128 --layers 3 --episodes 32
+
+Same model, same games, same tokenizer, one run. The observations are those of real TextWorld games, half played by the expert and half
+at random, so that episodes have their natural, unequal lengths; the actions are sampled by each contender (temperature 1, until
+``<end>``). A few steps of language modelling come first, so that actions end as they do in training. ``generate`` gets what a simple
+trainer gives it: all living episodes of a turn as one left-padded batch, with its own cache from the first token on. Rates are per CPU
+second of this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from agentrl_environments.textworld import TextWorld
+from rich.console import Console
+from rich.table import Table
+
+from agentrl.engines.local import LocalEngine
+from agentrl.env import EnvSpec
+from agentrl.in_process import InProcess
+from agentrl.model import ModelSpec, Shape, TrainedTokenizer, build_model, train_tokenizer
+from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
+from agentrl.render import Renderer, TagRenderer, context
+from agentrl.rollout import Limits, play
+from agentrl.types import Action, Observation, Trajectory, Turn, floats, ints, seed_of
+
+Episodes = Sequence[Sequence[Observation]]
+TURN_LIMIT, MAX_TOKENS = 20, 14
+PROMPT, NEW = 64, 64
+"""Lengths of single-turn decoding."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a contender did, and the CPU time it took."""
+
+    num_tokens: int
+    cpu_s: float
+
+
+async def record(env: EnvSpec, number: int) -> list[Trajectory]:
+    """Play half of the games by the expert, half at random."""
+    limits = Limits(max_turns=TURN_LIMIT)
+    async with InProcess(env, limits.env_deadline_s) as host:
+        tasks = env.tasks("train")[:number]
+        policies = (ExpertPolicy(), RandomPolicy())
+        return [await play(task, index, policy=policies[index % 2], host=host, seed=0, limits=limits) for index, task in enumerate(tasks)]
+
+
+def warm(model: Any, trajectories: Sequence[Trajectory], renderer: Renderer, *, steps: int = 25, batch: int = 4) -> None:
+    """Teach the model, roughly, what a transcript looks like."""
+    texts = [torch.from_numpy(context(renderer.tokenise(trajectory).turns).astype(np.int64)) for trajectory in trajectories]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(steps):
+        rows = [texts[(step * batch + row) % len(texts)] for row in range(batch)]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+        optimiser.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimiser.step()
+
+
+async def with_engine(engine: LocalEngine, episodes: Episodes) -> int:
+    """Play all episodes through the engine, side by side; return the number of sampled tokens."""
+
+    async def one(index: int, observations: Sequence[Observation]) -> int:
+        turns: list[Turn] = []
+        for turn, observation in enumerate(observations):
+            turns.append(Turn(observation, await engine.act(turns, observation, seed=seed_of(index, turn))))
+        return sum(len(turn.action.tokens) for turn in turns)
+
+    return sum(await asyncio.gather(*[one(index, observations) for index, observations in enumerate(episodes)]))
+
+
+def re_prompted(answer: Callable[[list[list[int]]], list[list[int]]], renderer: Renderer, episodes: Episodes) -> int:
+    """Play all episodes in step: each turn is one batch of whole contexts for ``answer``; return the number of sampled tokens."""
+    played: list[list[Turn]] = [[] for _ in episodes]
+    for number in range(max(map(len, episodes))):
+        living = [index for index, observations in enumerate(episodes) if number < len(observations)]
+        prompts = [renderer.prompt(played[index], episodes[index][number]).tokens for index in living]
+        contexts = [[*context(played[index]).tolist(), *prompt.tolist()] for index, prompt in zip(living, prompts, strict=True)]
+        for index, prompt, tokens in zip(living, prompts, answer(contexts), strict=True):
+            action = Action(renderer.decode(tokens), prompt, ints(tokens), floats(np.zeros(len(tokens))))
+            played[index].append(Turn(episodes[index][number], action))
+    return sum(len(turn.action.tokens) for turns in played for turn in turns)
+
+
+@torch.inference_mode()
+def generate(model: Any, contexts: list[list[int]], *, pad: int, end: int | None, max_tokens: int) -> list[list[int]]:
+    """Sample with ``transformers.generate`` from a left-padded batch."""
+    width = max(map(len, contexts))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in contexts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts])
+    options = {"max_new_tokens": max_tokens, "min_new_tokens": None if end is not None else max_tokens}
+    out = model.generate(input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=pad, eos_token_id=end, **options)
+    answers = out[:, width:].tolist()
+    return [row[: row.index(end) + 1] if end in row else row for row in answers]
+
+
+class Endless(TagRenderer):
+    """Actions that only the token limit ends."""
+
+    def ended(self, tokens: Sequence[int]) -> bool:
+        """Return False."""
+        return False
+
+
+def measured(work: Callable[[], int]) -> Result:
+    started = time.process_time()
+    num_tokens = work()
+    return Result(num_tokens, time.process_time() - started)
+
+
+def with_vllm(model: Any, tokenizer: Any, renderer: Renderer, episodes: Episodes, end: int) -> Result:
+    """Play through vLLM with its prefix cache; wall time times cores stands for CPU time, as its engine is another process."""
+    from vllm import LLM, SamplingParams  # its own installation, never a dependency
+    from vllm.inputs import TokensPrompt
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        llm = LLM(folder, dtype="float32", enable_prefix_caching=True, max_model_len=1024)
+        params = SamplingParams(temperature=1.0, max_tokens=MAX_TOKENS, stop_token_ids=[end], detokenize=False)
+
+        def answer(contexts: list[list[int]]) -> list[list[int]]:
+            outputs = llm.generate([TokensPrompt(prompt_token_ids=row) for row in contexts], params, use_tqdm=False)
+            return [list(output.outputs[0].token_ids) for output in outputs]
+
+        answer([[1, 2, 3]])
+        started = time.monotonic()
+        num_tokens = re_prompted(answer, renderer, episodes)
+        return Result(num_tokens, (time.monotonic() - started) * torch.get_num_threads())
+
+
+def best(work: Callable[[], int], repeats: int) -> Result:
+    """Return the fastest of several runs: what other programs add to CPU time is never negative."""
+    return min((measured(work) for _ in range(repeats)), key=lambda result: result.cpu_s / result.num_tokens)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--game", default="coin-r8-q4")
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console()
+
+    env = TextWorld(game=options.game, train=max(options.episodes, 64), valid=8, test=8, ood=8)
+    trajectories = asyncio.run(record(env, options.episodes))
+    texts = [message.content for trajectory in trajectories for turn in trajectory.turns for message in turn.observation.messages]
+    tokenizer = train_tokenizer([*texts, *(turn.action.text for trajectory in trajectories for turn in trajectory.turns)])
+    renderer = TagRenderer(tokenizer)
+    shape = Shape(
+        hidden=options.hidden, layers=options.layers, heads=options.hidden // 32, kv_heads=options.hidden // 64, mlp=3 * options.hidden
+    )
+    spec = ModelSpec(shape=shape, tokenizer=TrainedTokenizer())
+    model, copy = (build_model(spec, len(tokenizer), seed=0) for _ in range(2))
+    warm(model, trajectories, renderer)
+    model.train(False)
+    engine = LocalEngine(copy, renderer, Sampling(max_tokens=MAX_TOKENS))
+    copy.load_state_dict(model.state_dict())
+    episodes = [[turn.observation for turn in trajectory.turns] for trajectory in trajectories]
+    vocabulary = tokenizer.get_vocab()
+    pad, end = vocabulary["<pad>"], vocabulary["<end>"]
+    turns = [len(observations) for observations in episodes]
+    console.print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, vocabulary {len(tokenizer)}, {len(episodes)} episodes of "
+        f"{options.game}, turns {min(turns)} to {max(turns)} (mean {np.mean(turns):.1f}), {options.threads} thread(s)"
+    )
+
+    table = Table("multi-turn", "episodes / CPU s", "sampled tokens / CPU s", "tokens per turn", "times generate")
+
+    def row(name: str, result: Result, base: Result) -> None:
+        per_s, base_per_s = len(episodes) / result.cpu_s, len(episodes) / base.cpu_s
+        table.add_row(
+            name,
+            f"{per_s:.2f}",
+            f"{result.num_tokens / result.cpu_s:.0f}",
+            f"{result.num_tokens / sum(turns):.2f}",
+            f"{per_s / base_per_s:.2f}",
+        )
+
+    ours = best(lambda: asyncio.run(with_engine(engine, episodes)), options.repeats)
+    theirs = best(
+        lambda: re_prompted(lambda contexts: generate(model, contexts, pad=pad, end=end, max_tokens=MAX_TOKENS), renderer, episodes), 1
+    )
+    row("local engine", ours, theirs)
+    row("generate, re-prompted", theirs, theirs)
+    if importlib.util.find_spec("vllm"):
+        row("vLLM", with_vllm(model, tokenizer, renderer, episodes, end), theirs)
+    else:
+        console.print("vLLM is not installed here: left out")
+    console.print(table)
+
+    endless = LocalEngine(copy, Endless(tokenizer), Sampling(max_tokens=NEW))
+    ids = context(renderer.tokenise(trajectories[0]).turns).tolist()
+    text = Observation.text(renderer.decode((ids * PROMPT)[:PROMPT]))
+    prompt = endless.renderer.prompt((), text).tokens.tolist()
+    single = Table("single turn", "sampled tokens / CPU s", "times generate")
+    decoded = best(lambda: asyncio.run(with_engine(endless, [[text]] * options.episodes)), options.repeats)
+    generated = best(
+        lambda: sum(map(len, generate(model, [prompt] * options.episodes, pad=pad, end=None, max_tokens=NEW))), options.repeats
+    )
+    rates = [result.num_tokens / result.cpu_s for result in (decoded, generated)]
+    single.add_row(f"local engine, {options.episodes} x ({len(prompt)} + {NEW})", f"{rates[0]:.0f}", f"{rates[0] / rates[1]:.2f}")
+    single.add_row("generate", f"{rates[1]:.0f}", "1.00")
+    console.print(single)
+
+
+if __name__ == "__main__":
+    main()
