@@ -11,19 +11,22 @@ paid, how credit is assigned, what is optimised. A warm start on demonstrations 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentrl.credit import Credit, Modifier
 from agentrl.engines.spec import EngineSpec, Local
 from agentrl.env import EnvSpec, panel_hash
-from agentrl.errors import ConfigError
+from agentrl.errors import AgentRLError, ConfigError
+from agentrl.files import replace
 from agentrl.learner import Compute, Optimisation
 from agentrl.metrics import Sink, TensorBoard
 from agentrl.model import FastTokenizer, ModelSpec
 from agentrl.objective import Objective
+from agentrl.options import override
 from agentrl.policy import Policy, Sampling
 from agentrl.render import Renderer, TagRenderer
 from agentrl.rewards import Reward, Transform
@@ -128,22 +131,59 @@ class Recipe:
         raise IndexError(f"the recipe has {self.updates} updates")
 
 
-def load(path: Path) -> Recipe:
-    """Return the value called ``recipe`` of a Python file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a recipe came from: kept in the run folder, which can then be resumed, evaluated and understood by itself."""
+
+    name: str
+    """Name of the file, without its folder."""
+    source: str
+    """The file's text."""
+    overrides: tuple[str, ...] = ()
+    """What was set on the command line, as ``path=value``."""
+
+    def keep(self, folder: Path) -> None:
+        """Write ``recipe.py`` and ``overrides.json`` to a run folder that has none."""
+        if not (folder / "recipe.py").exists():
+            replace(folder / "overrides.json", json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode())
+            replace(folder / "recipe.py", self.source.encode())
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the value called ``recipe`` of a Python file, with ``overrides`` applied; raises as ``read``."""
+    return read(path, overrides)[0]
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Origin]:
+    """Return the recipe of a Python file, or the one that a run folder keeps, with ``overrides`` applied; and where it came from.
 
     Raises:
-        ConfigError: no such file, it raises, or it holds no recipe.
+        ConfigError: no such file, it raises, or it holds no recipe; or an override does not fit.
     """
+    name, given = path.name, tuple(overrides)
+    if path.is_dir():
+        file, record = path / "recipe.py", path / "overrides.json"
+        if not file.is_file() or not record.is_file():
+            raise ConfigError(
+                f"the folder {path} is no run folder: it lacks recipe.py or overrides.json; give a recipe file or a run folder"
+            )
+        kept = json.loads(record.read_text())
+        name, given, path = kept["recipe"], (*kept["overrides"], *given), file
     if not path.is_file():
         raise ConfigError(f"no recipe file {str(path)!r}; recipes of this project are in recipes/, one Python file each")
-    spec = importlib.util.spec_from_file_location(f"agentrl_recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    return override(_execute(path, Path(name).stem), given), Origin(name=name, source=path.read_text(), overrides=given)
+
+
+def _execute(path: Path, stem: str) -> Recipe:
+    """Run a recipe file as the module it was first run as: descriptions name classes by their module."""
+    spec = importlib.util.spec_from_file_location(f"agentrl_recipe_{stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{str(path)!r} is no Python file; a recipe file ends in .py and holds a value `recipe = Recipe(...)`")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except ConfigError:
+    except AgentRLError:
         raise
     except Exception as problem:
         raise ConfigError(f"recipe {str(path)!r} does not load: {type(problem).__name__}: {problem}") from problem

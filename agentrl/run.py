@@ -3,6 +3,7 @@
 ```
 runs/demo/
   recipe.json  manifest.json      what was run, on what
+  recipe.py  overrides.json       the recipe's source, so that the folder alone is enough to go on or evaluate
   tokenizer/                      trained once, or copied
   demonstrations/<stage>.parquet  episodes that stages learn from again and again
   trajectories/update=000037/     every turn: text, tokens, log-probabilities, ledger, advantages
@@ -37,7 +38,7 @@ from agentrl.metrics import MetricsLog
 from agentrl.model import FastTokenizer, TrainedTokenizer, build_model, load_tokenizer, train_tokenizer
 from agentrl.options import check_types, describe, differences
 from agentrl.policy import Engine, ExpertPolicy, RandomPolicy
-from agentrl.recipe import Recipe, check, check_panels
+from agentrl.recipe import Origin, Recipe, check, check_panels
 from agentrl.render import Renderer
 from agentrl.rollout import Host, Limits, play_all
 from agentrl.samplers import Draw
@@ -82,8 +83,8 @@ class Run:
 
 
 @asynccontextmanager
-async def open_run(recipe: Recipe, folder: Path, reporter: Reporter) -> AsyncIterator[Run]:
-    """Open ``folder`` for ``recipe``: a new run, or the same one where it was left.
+async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin | None = None) -> AsyncIterator[Run]:
+    """Open ``folder`` for ``recipe``: a new run, or the same one where it was left; ``origin`` is kept beside it.
 
     Raises:
         ConfigError: the recipe cannot run, the folder is in use, or it belongs to another recipe.
@@ -93,6 +94,8 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter) -> AsyncIte
         raise ConfigError(f"recipe {recipe.name!r} has fields of the wrong type:\n" + "\n".join(f"  - {line}" for line in problems))
     check(recipe)
     with _claimed(folder, recipe):
+        if origin is not None:
+            origin.keep(folder)
         recipe.env.prepare(reporter.progress)
         panels = check_panels(recipe)
         use_threads(recipe.compute.threads)

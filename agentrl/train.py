@@ -14,7 +14,7 @@ from pathlib import Path
 from agentrl.batch import make_batch
 from agentrl.evaluate import Report, evaluate
 from agentrl.policy import Policy
-from agentrl.recipe import Recipe, Stage
+from agentrl.recipe import Origin, Recipe, Stage
 from agentrl.run import Run, open_run
 from agentrl.sources import Collected
 from agentrl.store import trajectory_path, write_trajectories
@@ -23,14 +23,16 @@ from agentrl.tables import Reporter
 from agentrl.types import Credited, ScoredGroup, seed_of
 
 
-async def train(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[str, Report]:
+async def train(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin | None = None) -> Mapping[str, Report]:
     """Run ``recipe`` in ``folder`` to its end, from wherever it was left, and return its evaluations by name.
+
+    With its ``origin`` the folder is self-contained: the command line resumes and evaluates it without the recipe's file.
 
     Raises:
         ConfigError: the recipe cannot run as meant, or the folder is not its own; known before any work.
         EnvError: not one episode of an update could be played.
     """
-    async with open_run(recipe, folder, reporter) as run:
+    async with open_run(recipe, folder, reporter, origin) as run:
         for name, policy in recipe.evaluation.baselines.items():
             await measure(run, name, policy)
         async for update, collected in episodes(run):

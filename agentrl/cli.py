@@ -1,0 +1,102 @@
+"""The command line: what can be said, and what becomes of errors. What a command does is in ``agentrl.commands``.
+
+A mistake of the user is one message on standard error and exit code 2, never a traceback; an error of ours keeps its traceback. Modules
+that take long to import are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from agentrl.errors import AgentRLError
+
+
+class _Commands(TyperGroup):
+    """The commands, in the order of this file."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # Any: typer carries its own copy of click
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _said():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Turn errors on purpose into a message and an exit code."""
+    try:
+        yield
+    except AgentRLError as problem:
+        message = str(problem)
+    except BaseExceptionGroup as several:  # of episodes that are played side by side
+        ours, others = several.split(AgentRLError)
+        if ours is None or others is not None:
+            raise
+        message = str(next(_leaves(ours)))
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"\n{stop.args[0] if stop.args else 'interrupted'}\n")
+        raise typer.Exit(130) from None
+    else:
+        return
+    sys.stderr.write(f"error: {message}\n")
+    raise typer.Exit(2)
+
+
+def _leaves(group: BaseExceptionGroup[AgentRLError]) -> Iterator[AgentRLError]:
+    for problem in group.exceptions:
+        if isinstance(problem, BaseExceptionGroup):
+            yield from _leaves(problem)
+        else:
+            yield problem
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"agentrl {metadata.version('agentrl')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Multi-turn reinforcement learning for language-model agents.",
+)
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", show_default=False)]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file; or a run folder, to go on with it.", show_default=False)],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/<name of the recipe>.", show_default=False)] = None,
+) -> None:
+    """Run a recipe. A run that was stopped or killed goes on with the same command.
+
+    PATH=VALUE sets a field of the recipe, such as seed=1, stages.learn.updates=20, env.max_turns=15.
+    """
+    from agentrl.commands import train as command
+
+    command.run(recipe, overrides or (), out)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
