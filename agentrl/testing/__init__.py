@@ -1,5 +1,6 @@
 """Conformance suites: whoever implements a contract calls one function and is checked."""
 
+from agentrl.testing.engine import check_engine
 from agentrl.testing.env import ContractViolation, check_env
 
-__all__ = ["ContractViolation", "check_env"]
+__all__ = ["ContractViolation", "check_engine", "check_env"]
