@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentrl.engines.local import LocalEngine
 from agentrl.model import ModelSpec, build_model
 from agentrl.policy import Engine, Sampling
 from agentrl.render import Renderer
@@ -41,6 +40,8 @@ class Local:
 
     @asynccontextmanager
     async def _open(self, spec: ModelSpec, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str) -> AsyncIterator[Engine]:
+        from agentrl.engines.local import LocalEngine  # to name an engine in a recipe is not to load it
+
         plain = dataclasses.replace(spec, lora=None, gradient_checkpointing=False, dtype="float32")
         model = build_model(plain, vocab_size, 0, device)
         limit = self.max_context or int(model.config.max_position_embeddings)

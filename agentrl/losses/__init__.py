@@ -18,6 +18,9 @@ from torch import Tensor
 
 from agentrl.types import Need
 
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are cut here: ``exp`` of what lies beyond is no number to learn from."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossInputs:

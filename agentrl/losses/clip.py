@@ -8,11 +8,8 @@ from typing import ClassVar
 import torch
 
 from agentrl.errors import ConfigError
-from agentrl.losses import LossInputs, Terms
+from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
 from agentrl.types import Need
-
-MAX_LOG_RATIO = 20.0
-"""Log-ratios are cut here: ``exp`` of what lies beyond is no number to learn from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses import LossInputs, Terms
-from agentrl.losses.clip import MAX_LOG_RATIO
+from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
 from agentrl.types import Need
 
 MAX_K3 = 10.0

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agentrl.losses import LossInputs, Terms
-from agentrl.losses.clip import MAX_LOG_RATIO
+from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
 from agentrl.types import Need
 
 

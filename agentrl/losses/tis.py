@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses.clip import MAX_LOG_RATIO
+from agentrl.losses import MAX_LOG_RATIO
 
 
 @dataclass(frozen=True, slots=True)
