@@ -37,6 +37,8 @@ class Playground:
     seed: int
     folder: Path
     on_end: Callable[[Trajectory], None] = lambda _: None
+    kept: dict[str, list[Trajectory]] = field(default_factory=dict)
+    """Demonstrations by stage, as they were read from the run folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +160,12 @@ class Demonstrations:
 
     async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
         """Return the update's share of the demonstrations."""
-        path = ground.folder / "demonstrations" / f"{name}.parquet"
-        if not path.exists():
-            trajectories = await self._play(ground, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_trajectories(path, [(trajectory,) for trajectory in trajectories], update=0, stage=name)
-        trajectories = [stored.trajectory for stored in read_trajectories(path)]
+        if name not in ground.kept:
+            path = ground.folder / "demonstrations" / f"{name}.parquet"
+            if not path.exists():
+                write_trajectories(path, [(trajectory,) for trajectory in await self._play(ground, name)], update=0, stage=name)
+            ground.kept[name] = [stored.trajectory for stored in read_trajectories(path)]
+        trajectories = ground.kept[name]
         batch = min(self.batch or len(trajectories), len(trajectories))
         per_epoch = len(trajectories) // batch
         epoch, place = divmod(update, per_epoch)
