@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--z8", type=int, default=4, help="games to compile for the cost of a step on the compiled game")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*is not fully supported.*")
-    console = Console()
+    console = Console(width=140)
     console.print(baselines(chosen.games or GAMES, chosen.test))
     console.print(costs(chosen.games or PLAIN_COST, chosen.z8))
 

@@ -361,6 +361,7 @@ def test_admissible_commands_are_in_the_text_only_where_asked_for(cache):
     assert all(action not in plain.messages[0].content for action in plain.plan[:-1])
 
 
+@pytest.mark.slow
 def test_the_contract_of_environments_is_kept(cache):
     check_env(spec("coin-r4-q2", cache, train=2, valid=1, test=2, ood=2))
 
