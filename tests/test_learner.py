@@ -401,3 +401,17 @@ def test_another_process_makes_the_same_twenty_updates_to_the_last_bit(threads):
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(threads)]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert found.strip() == twenty_updates(threads)
+
+
+def test_bfloat16_products_keep_float32_weights_and_come_near():
+    groups = groups_of(3)
+    exact = learner_of()
+    model = build_model(ModelSpec(shape=SHAPE, tokenizer="-"), VOCAB, seed=3)
+    coarse = Learner(model, Compute(precision="bfloat16"), value_head=True)
+    coarse.start(Optimisation(lr=1e-3), 10)
+    left, right = (learner.annotate(groups, ALL) for learner in (exact, coarse))
+    gaps = [np.abs(a.old_logprobs_T - b.old_logprobs_T).max() for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)]
+    assert 0 < max(gaps) < 0.05, "the products were to be rounded, and little else"
+    stats = coarse.update(make_batch(right, credit(right)), EVERYTHING)
+    assert np.isfinite(list(stats.values())).all()
+    assert {tensor.dtype for tensor in coarse.weights().values()} == {torch.float32}
