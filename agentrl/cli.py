@@ -87,6 +87,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file; or a run folder, to go on with it.", show_default=False)],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/<name of the recipe>.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print what it will take; do nothing else.")] = False,
 ) -> None:
     """Run a recipe. A run that was stopped or killed goes on with the same command.
 
@@ -94,7 +95,7 @@ def train(
     """
     from agentrl.commands import train as command
 
-    command.run(recipe, overrides or (), out)
+    (command.dry_run if dry_run else command.run)(recipe, overrides or (), out)
 
 
 def main() -> None:

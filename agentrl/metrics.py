@@ -10,6 +10,7 @@ Other places to write to are *sinks*: values that are opened at the first record
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -102,6 +103,10 @@ class Writer(Protocol):
 
 class Sink(Protocol):
     """A configured place for metrics besides the run folder's own files: a frozen value."""
+
+    def check(self) -> None:
+        """Raise ``MissingExtra`` where its package is not installed; asked before any work."""
+        ...
 
     def open(self, folder: Path, *, first_update: int) -> Writer:
         """Open it for the run in ``folder``; what it has of ``first_update`` and later is to be forgotten where it can forget.
@@ -231,12 +236,15 @@ class _Lines:
 class TensorBoard:
     """Event files in ``<run>/tensorboard``, written without TensorBoard or torch."""
 
+    def check(self) -> None:
+        """Raise ``MissingExtra`` without tensorboardX."""
+        _require("tensorboardX", "the TensorBoard sink", "train")
+
     def open(self, folder: Path, *, first_update: int) -> Writer:
         """Open the event file; records of ``first_update`` and later in older files are hidden."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as missing:
-            raise MissingExtra("the TensorBoard sink needs tensorboardX; pip install '.[train]'") from missing
+        self.check()
+        from tensorboardX import SummaryWriter
+
         suffix = f".{time.time_ns()}"  # its own names tell apart seconds only: a quick resume would overwrite the file
         return _TensorBoardWriter(SummaryWriter(str(folder / "tensorboard"), purge_step=first_update, filename_suffix=suffix))
 
@@ -263,12 +271,15 @@ class WandB:
     mode: str = "online"
     """``online``, or ``offline`` to keep the records in the run folder."""
 
+    def check(self) -> None:
+        """Raise ``MissingExtra`` without wandb."""
+        _require("wandb", "the Weights & Biases sink", "wandb")
+
     def open(self, folder: Path, *, first_update: int) -> Writer:
         """Start or resume the run."""
-        try:
-            import wandb
-        except ImportError as missing:
-            raise MissingExtra("the Weights & Biases sink needs wandb; pip install '.[wandb]'") from missing
+        self.check()
+        import wandb
+
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -300,12 +311,15 @@ class MLflow:
     tracking_uri: str = ""
     """A server; empty for MLflow's own default."""
 
+    def check(self) -> None:
+        """Raise ``MissingExtra`` without mlflow."""
+        _require("mlflow", "the MLflow sink", "mlflow")
+
     def open(self, folder: Path, *, first_update: int) -> Writer:
         """Start or resume the run."""
-        try:
-            from mlflow import MlflowClient
-        except ImportError as missing:
-            raise MissingExtra("the MLflow sink needs mlflow; pip install '.[mlflow]'") from missing
+        self.check()
+        from mlflow import MlflowClient
+
         client = MlflowClient(self.tracking_uri or None)
         note = folder / "mlflow_run"
         if not note.exists():
@@ -331,3 +345,13 @@ class _MLflowWriter:
 def _identifier(folder: Path) -> str:
     """Return what names a run folder for good: the same after a resume, another in another place."""
     return f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+
+
+def _require(package: str, what: str, extra: str) -> None:
+    """Raise ``MissingExtra`` where ``package`` cannot be imported; does not import it."""
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # marked as absent in sys.modules
+        found = None
+    if found is None:
+        raise MissingExtra(f"{what} needs {package}; pip install '.[{extra}]'")

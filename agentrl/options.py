@@ -19,6 +19,8 @@ from pathlib import Path
 from agentrl.errors import ConfigError
 from agentrl.types import Json
 
+_SHORT = 100
+"""Most characters of a part that ``pretty`` shows on one line."""
 _SCALARS = (bool, int, float, str)
 T = typing.TypeVar("T")
 
@@ -48,6 +50,39 @@ def describe(value: object) -> Json:
         fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
         return {"class": name, **fields}
     return {"class": name}
+
+
+def pretty(value: object) -> str:
+    """Return a frozen dataclass as indented lines for a person; a part that is short stands on one line.
+
+    >>> from agentrl.rewards.compose import Sum
+    >>> from agentrl.rewards.outcome import Format, Outcome
+    >>> print(pretty(Sum((Outcome(), Format(penalty=0.05)))))
+    Sum
+      parts: (Outcome(signal='success', name='outcome'), Format(penalty=0.05))
+    """
+    return "\n".join(_pretty("", value, 0)).removeprefix(" ")
+
+
+def _pretty(label: str, value: object, depth: int) -> Iterator[str]:
+    pad, short = "  " * depth, repr(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        yield f"{pad}{label} {value.__qualname__}"
+    elif label and (isinstance(value, _SCALARS) or (len(short) <= _SHORT and " at 0x" not in short)):
+        yield f"{pad}{label} {short}"
+    elif isinstance(value, tuple):
+        yield f"{pad}{label}"
+        for item in value:
+            yield from _pretty("-", item, depth + 1)
+    elif isinstance(value, Mapping):
+        yield f"{pad}{label}"
+        for name, item in value.items():
+            yield from _pretty(f"{name}:", item, depth + 1)
+    else:
+        yield f"{pad}{label} {type(value).__name__}"
+        for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+            if field.repr:
+                yield from _pretty(f"{field.name}:", getattr(value, field.name), depth + 1)
 
 
 def differences(old: Json, new: Json, path: str = "") -> Iterator[str]:

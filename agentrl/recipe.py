@@ -26,7 +26,7 @@ from agentrl.learner import Compute, Optimisation
 from agentrl.metrics import Sink, TensorBoard
 from agentrl.model import FastTokenizer, ModelSpec
 from agentrl.objective import Objective
-from agentrl.options import override
+from agentrl.options import check_types, override
 from agentrl.policy import Policy, Sampling
 from agentrl.render import Renderer, TagRenderer
 from agentrl.rewards import Reward, Transform
@@ -199,7 +199,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         ConfigError: lists everything that is wrong, each with what was found and how to mend it.
     """
-    problems = list(_problems(recipe))
+    problems = list(check_types(recipe)) or list(_problems(recipe))
     if problems:
         raise ConfigError(f"recipe {recipe.name!r} cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
@@ -209,6 +209,9 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"env.max_turns is {recipe.env.max_turns}; an episode needs at least 1 turn"
     if recipe.num_workers < 1:
         yield f"num_workers is {recipe.num_workers}; at least 1 is needed"
+    for name in ("every", "keep"):
+        if getattr(recipe.checkpoints, name) < 1:
+            yield f"checkpoints.{name} is {getattr(recipe.checkpoints, name)}; at least 1 is needed"
     if not recipe.stages:
         yield "stages is empty; a run needs at least one stage"
     names = [stage.name for stage in recipe.stages]

@@ -36,7 +36,8 @@ from agentrl.learner import Learner, use_threads
 from agentrl.manifest import make_manifest, reconcile
 from agentrl.metrics import MetricsLog
 from agentrl.model import FastTokenizer, TrainedTokenizer, build_model, load_tokenizer, train_tokenizer
-from agentrl.options import check_types, describe, differences
+from agentrl.options import describe, differences
+from agentrl.plan import check_plan
 from agentrl.policy import Engine, ExpertPolicy, RandomPolicy
 from agentrl.recipe import Origin, Recipe, check, check_panels
 from agentrl.render import Renderer
@@ -77,9 +78,9 @@ class Run:
         if self.update % every and self.update < self.recipe.updates and local + 1 < stage.updates:
             return
         state: dict[str, Json] = {"update": self.update, "samplers": {s.name: dict(_sampler_state(s.source)) for s in self.recipe.stages}}
+        self.log.sync()
         checkpoint.save(self.folder / "checkpoints" / f"{self.update:06d}", self.learner, self.tokenizer, state)
-        for old in sorted((self.folder / "checkpoints").glob("[0-9]*"))[: -self.recipe.checkpoints.keep]:
-            shutil.rmtree(old)
+        _tidy(self.folder / "checkpoints", self.recipe.checkpoints.keep)
 
 
 @asynccontextmanager
@@ -89,10 +90,10 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
     Raises:
         ConfigError: the recipe cannot run, the folder is in use, or it belongs to another recipe.
     """
-    problems = list(check_types(recipe))
-    if problems:
-        raise ConfigError(f"recipe {recipe.name!r} has fields of the wrong type:\n" + "\n".join(f"  - {line}" for line in problems))
     check(recipe)
+    check_plan(recipe)
+    for sink in recipe.sinks:
+        sink.check()
     with _claimed(folder, recipe):
         if origin is not None:
             origin.keep(folder)
@@ -108,7 +109,7 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
             tokenizer = await _tokenizer(recipe, folder, host, limits)
             renderer = recipe.renderer(tokenizer)
             learner = _learner(recipe, len(tokenizer), renderer)
-            update = _restore(recipe, folder, learner)
+            update = _restore(recipe, folder / "checkpoints", learner, reporter)
             engine = await stack.enter_async_context(
                 recipe.engine.open(
                     recipe.model,
@@ -175,20 +176,38 @@ def _learner(recipe: Recipe, vocab_size: int, renderer: Renderer) -> Learner:
     )
 
 
-def _restore(recipe: Recipe, folder: Path, learner: Learner) -> int:
-    """Load the newest whole checkpoint; return the next update."""
-    found = sorted((folder / "checkpoints").glob("[0-9]*"))
-    if not found:
-        return 0
-    update = int(found[-1].name)
-    stage, _ = recipe.stage_at(update - 1)
-    learner.start(stage.optimisation, stage.updates)
-    state = cast("Mapping[str, Mapping[str, Mapping[str, Json]]]", checkpoint.load(found[-1], learner))
-    for stage in recipe.stages:
-        sampler = getattr(stage.source, "sampler", None)
-        if sampler is not None:
-            sampler.load_state_dict(state["samplers"].get(stage.name, {}))
-    return update
+def _restore(recipe: Recipe, checkpoints: Path, learner: Learner, reporter: Reporter) -> int:
+    """Load the newest whole checkpoint, set aside what is newer and torn; return the next update."""
+    _tidy(checkpoints, recipe.checkpoints.keep)
+    found = sorted(checkpoints.glob("[0-9]*"), reverse=True)
+    for place, path in enumerate(found):
+        try:
+            checkpoint.verify(path)
+        except CheckpointError as torn:
+            if path == found[-1]:
+                raise
+            reporter.say(f"going on from an earlier checkpoint: {torn}")
+            continue
+        for newer in found[:place]:
+            newer.rename(checkpoints / f"torn-{newer.name}")
+        update = int(path.name)
+        stage, _ = recipe.stage_at(update - 1)
+        learner.start(stage.optimisation, stage.updates)
+        state = cast("Mapping[str, Mapping[str, Mapping[str, Json]]]", checkpoint.load(path, learner))
+        for stage in recipe.stages:
+            sampler = getattr(stage.source, "sampler", None)
+            if sampler is not None:
+                sampler.load_state_dict(state["samplers"].get(stage.name, {}))
+        return update
+    return 0
+
+
+def _tidy(checkpoints: Path, keep: int) -> None:
+    """Remove all but the newest, and what a killed process left half written or half removed."""
+    for old in sorted(checkpoints.glob("[0-9]*"))[:-keep]:
+        old.rename(checkpoints / f".{old.name}.old")  # first out of sight: a removal is not atomic
+    for left in checkpoints.glob(".*"):
+        shutil.rmtree(left)
 
 
 def _sampler_state(source: object) -> Mapping[str, Json]:
@@ -223,8 +242,8 @@ async def _texts(recipe: Recipe, host: Host, limits: Limits, *, num_episodes: in
             break
     else:
         raise ConfigError(
-            "a tokenizer is trained on play, and the environment lists neither admissible actions nor a plan; "
-            "give ModelSpec.tokenizer a folder"
+            f"a tokenizer is trained on play, and no episode of split {split!r} could be played, neither at random nor by the expert: "
+            f"{played.failures[-1].error}; mend the environment, or give ModelSpec.tokenizer a folder"
         )
     turns = [turn for group in played.groups for trajectory in group for turn in trajectory.turns]
     return [text for turn in turns for text in (*(message.content for message in turn.observation.messages), turn.action.text)]

@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from agentrl.env import EnvSpec
 from agentrl.evaluate import Report, compare
 from agentrl.files import replace
-from agentrl.recipe import Origin, Recipe, read
+from agentrl.manifest import read_manifest
+from agentrl.options import pretty
+from agentrl.plan import Plan, check_plan, flops_per_s
+from agentrl.recipe import Origin, Recipe, check, check_panels, read
 from agentrl.tables import Reporter, Table, comparison_table, plain, results_table, show
 from agentrl.train import train
 
@@ -39,6 +43,57 @@ def run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
     if (folder / "tensorboard").exists():
         print(f"curves       tensorboard --logdir {folder / 'tensorboard'}")
     print(f"evaluate     agentrl eval {folder}")
+
+
+def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
+    """Check a recipe as a run would, and print it with what it will take; plays and writes nothing."""
+    recipe, _, folder = located(target, overrides, out)
+    check(recipe)
+    plan = check_plan(recipe)
+    print(pretty(recipe) + "\n")
+    show(_stage_table(plan))
+    print()
+    show(_memory_table(recipe, plan))
+    if recipe.compute.device == "cpu":
+        rate = flops_per_s()
+        print(f"\narithmetic   at most {plan.flops / 1e12:,.1f} TFLOP; matrix products reach {rate / 1e9:,.0f} GFLOP/s here:", end=" ")
+        print(f"at most about {_duration(plan.flops / rate)} where they decide, evaluation aside")
+    for split, content in _panels(recipe, folder).items():
+        print(f"panel        {split} {content}")
+    print(f"run folder   {folder}" + ("  (exists: the run would go on)" if (folder / "recipe.json").exists() else ""))
+
+
+def _panels(recipe: Recipe, folder: Path) -> Mapping[str, object]:
+    """Return the tasks' content hashes where they are known without making tasks: cheap ones, a run's, or those the recipe expects."""
+    if type(recipe.env).prepare is EnvSpec.prepare:
+        return check_panels(recipe)
+    manifest = folder / "manifest.json"
+    kept = read_manifest(manifest)["panels"] if manifest.exists() else recipe.panels
+    return kept if isinstance(kept, Mapping) else {}
+
+
+def _stage_table(plan: Plan) -> Table:
+    rows = [
+        (row.name, row.source, *(f"{cell:,}" if cell is not None else "-" for cell in (row.updates, row.steps, row.episodes, row.tokens)))
+        for row in plan.stages
+    ]
+    note = f"tokens: at most, every episode filling the context of {plan.max_context:,}"
+    return Table("stages", ("stage", "source", "updates", "optimiser steps", "episodes", "tokens per update"), tuple(rows), (note,))
+
+
+def _memory_table(recipe: Recipe, plan: Plan) -> Table:
+    rows = [(name.replace("_", " "), f"{size:,.0f}") for name, size in plan.memory_mib.items() if size]
+    notes = [f"{plan.parameters:,} parameters, vocabulary of at most {plan.vocab_size:,}, on {recipe.compute.device}"]
+    if plan.grown_mib > plan.memory_mib["total"]:
+        notes.append(f"when every context is as long as it can be: {plan.grown_mib:,.0f} MiB")
+    return Table("memory", ("for", "MiB"), tuple(rows), tuple(notes))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{max(1.0, seconds):.0f} s"
 
 
 def results(recipe: Recipe, reports: Mapping[str, Report]) -> list[Table]:
