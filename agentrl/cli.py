@@ -73,6 +73,7 @@ app = typer.Typer(
     help="Multi-turn reinforcement learning for language-model agents.",
 )
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", show_default=False)]
+Options = Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...", show_default=False)]
 
 
 @app.callback()
@@ -96,6 +97,59 @@ def train(
     from agentrl.commands import train as command
 
     (command.dry_run if dry_run else command.run)(recipe, overrides or (), out)
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A run folder or a checkpoint in it, a recipe file, or an environment.", show_default=False),
+    ],
+    options: Options = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="random, expert, checkpoint:DIR or openai:MODEL@URL; for a run its newest checkpoint.", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split to play; by default the recipe's, or test.", show_default=False)] = None,
+    tasks: Annotated[int | None, typer.Option(help="Tasks from the panel's start; 0: all.", show_default=False)] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes of each task; more than 1 give pass@k.", show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(help="By default the recipe's, or 0.", show_default=False)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an action; the recipe's, or 64.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="By default as the recipe evaluates.", show_default=False)] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes of environments that block.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="Where a checkpoint computes: cpu, cuda.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Report to write (JSON; trajectories beside it).", show_default=False)] = None,
+) -> None:
+    """Measure a policy on a panel of tasks: success, return, turns, tokens, invalid actions, with 95% intervals.
+
+    agentrl eval runs/demo evaluates a run's newest checkpoint as its recipe does. OPTION=VALUE sets an option of the environment.
+    """
+    from agentrl.commands import evaluate as command
+
+    asked = command.Asked(
+        policy=policy,
+        split=split,
+        episodes=episodes,
+        tasks=tasks,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        workers=workers,
+        device=device,
+        out=out,
+    )
+    command.run(target, options or (), asked)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A report, or a run folder (its last report).", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one on the same tasks.", show_default=False)],
+) -> None:
+    """Compare two evaluations task by task, with a paired test."""
+    from agentrl.commands import evaluate as command
+
+    command.contrast(a, b)
 
 
 def main() -> None:

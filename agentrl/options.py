@@ -13,7 +13,7 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agentrl.errors import ConfigError
@@ -231,16 +231,24 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def build(make: Callable[..., T], options: Mapping[str, str], what: str) -> T:
-    """Call a dataclass with text options parsed by the types of its fields.
+def parse_fields(cls: type, assignments: Sequence[str], what: str) -> dict[str, object]:
+    """Return the values of ``field=text`` assignments, each parsed by the type of that field of the dataclass ``cls``.
 
     Raises:
-        ConfigError: an unknown option, or text that is not of the option's type.
+        ConfigError: an unknown field, or text that is not of its type.
     """
-    assert isinstance(make, type)
-    fields = [field.name for field in dataclasses.fields(make) if field.init]
-    for name in options:
-        if name not in fields:
-            raise ConfigError(f"{what} has no option {name!r}; it has {', '.join(fields)}{_nearest(name, fields)}")
-    made: T = make(**{name: _parse(text, _hints(make)[name], name) for name, text in options.items()})
-    return made
+    hints = {field.name: _hints(cls)[field.name] for field in dataclasses.fields(cls) if field.init}
+    values = {}
+    for assignment in assignments:
+        name, separator, text = (part.strip() for part in assignment.partition("="))
+        if not separator:
+            raise ConfigError(f"cannot read {assignment!r} as an option of {what}; write it as name=value")
+        if name not in hints:
+            raise ConfigError(f"{what} has no option {name!r}; it has {', '.join(hints)}{_nearest(name, list(hints))}")
+        values[name] = _parse(text, hints[name], f"{what}: {name}")
+    return values
+
+
+def spell_type(cls: type, field: str) -> str:
+    """Return the type of a dataclass's field in a person's words."""
+    return _spell(_hints(cls)[field])

@@ -1,0 +1,254 @@
+"""``agentrl eval`` and ``agentrl compare``: measure any policy on a panel, and two measurements against each other."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentrl.commands.places import Place, newest_checkpoint, place, run_of
+from agentrl.engines.openai import OpenAIPolicy
+from agentrl.env import EnvSpec
+from agentrl.errors import ConfigError, MissingExtra
+from agentrl.evaluate import Report, compare, evaluate
+from agentrl.policy import ExpertPolicy, Policy, RandomPolicy, Sampling
+from agentrl.rollout import Limits
+from agentrl.tables import Reporter, comparison_table, results_table, show
+from agentrl.types import End, Trajectory, seed_of
+from agentrl.workers import open_host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command line says about an evaluation; ``None`` where it says nothing, and the recipe or a default decides."""
+
+    policy: str | None = None
+    split: str | None = None
+    episodes: int | None = None
+    tasks: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    workers: int | None = None
+    device: str | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides an evaluation."""
+
+    env: EnvSpec
+    policy: str
+    split: str = "test"
+    episodes: int = 1
+    tasks: int = 0
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0, max_tokens=64))
+    seed: int = 0
+    workers: int = 1
+    limits: Limits
+    device: str = "cpu"
+    recipe_at: Path | None = None
+    """A recipe file or run folder that says how a checkpoint is to be played."""
+
+
+def run(target: str, options: Sequence[str], asked: Asked) -> None:
+    """Evaluate, print the result, and write the report."""
+    settings = settle(place(target, options), asked)
+    out = asked.out or _out(target, settings)
+    with Reporter() as reporter:
+        report = asyncio.run(measure(settings, out, reporter))
+    show(results_table({report.name: report}, title=f"{target}: split {settings.split!r}"))
+    for reason, count in list(report.reasons.items())[:3]:
+        print(f"failed {count} times: {reason}")
+    print(f"report  {out}")
+
+
+def settle(where: Place, asked: Asked) -> Settings:
+    """Return the settings: what was asked for, else what the recipe says, else defaults.
+
+    Raises:
+        ConfigError: no policy is named and none follows from the target, or a number makes no sense.
+    """
+    policy = asked.policy
+    if policy is None or policy == "checkpoint":
+        if where.checkpoint is None and (where.recipe_at is None or not where.recipe_at.is_dir()):
+            raise ConfigError("an evaluation needs a policy; give --policy random, expert, checkpoint:DIR or openai:MODEL@URL")
+        assert where.recipe_at is not None
+        policy = f"checkpoint:{where.checkpoint or newest_checkpoint(where.recipe_at)}"
+    kind, _, named = policy.partition(":")
+    recipe_at = where.recipe_at or (run_of(Path(named)) if kind == "checkpoint" and named else None)
+    settings = Settings(env=where.env, policy=policy, limits=Limits(max_turns=where.env.max_turns), recipe_at=recipe_at)
+    if recipe_at is not None:
+        settings = _as_the_recipe(settings, recipe_at)
+    settings = dataclasses.replace(
+        settings,
+        **_given(asked, "split", "episodes", "tasks", "seed", "workers", "device"),
+        sampling=dataclasses.replace(settings.sampling, **_given(asked, "temperature", "max_tokens")),
+    )
+    for name, least in (("episodes", 1), ("tasks", 0), ("workers", 1)):
+        if getattr(settings, name) < least:
+            raise ConfigError(f"--{name} is {getattr(settings, name)}; it must be at least {least}")
+    if settings.sampling.temperature < 0 or settings.sampling.max_tokens < 1:
+        raise ConfigError("--temperature must not be negative and --max-tokens must be at least 1")
+    if settings.split not in settings.env.splits:
+        raise ConfigError(f"the environment has no split {settings.split!r}; it has {', '.join(settings.env.splits)}")
+    return settings
+
+
+def _given(asked: Asked, *names: str) -> dict[str, Any]:  # Any: each value has its field's type
+    return {name: value for name in names if (value := getattr(asked, name)) is not None}
+
+
+def _as_the_recipe(settings: Settings, recipe_at: Path) -> Settings:
+    """Return the settings with which training evaluates: a final checkpoint then gets the very numbers of the final table."""
+    from agentrl.recipe import load
+
+    recipe = load(recipe_at)
+    turns = min(recipe.limits.max_turns, settings.env.max_turns) if recipe.limits else settings.env.max_turns
+    return dataclasses.replace(
+        settings,
+        split=recipe.evaluation.split,
+        episodes=recipe.evaluation.episodes_per_task,
+        tasks=recipe.evaluation.num_tasks,
+        sampling=recipe.evaluation.sampling,
+        seed=seed_of(recipe.seed, "evaluate"),
+        workers=recipe.num_workers,
+        limits=dataclasses.replace(recipe.limits or settings.limits, max_turns=turns),
+        device=recipe.compute.device,
+    )
+
+
+async def measure(settings: Settings, out: Path, reporter: Reporter) -> Report:
+    """Play the panel and write report and trajectories."""
+    async with opened(settings) as policy:
+        settings.env.prepare(reporter.progress)
+        tasks = settings.env.tasks(settings.split)[: settings.tasks or None]
+        total, ended = len(tasks) * settings.episodes, 0
+
+        def on_end(trajectory: Trajectory) -> None:
+            nonlocal ended
+            reporter.episode(trajectory)
+            ended += trajectory.end is not End.FAILED
+            reporter.progress("episodes", ended, total)
+
+        async with open_host(settings.env, num_workers=settings.workers, deadline_s=settings.limits.env_deadline_s) as host:
+            report = await evaluate(
+                policy,
+                host,
+                tasks,
+                episodes_per_task=settings.episodes,
+                seed=settings.seed,
+                limits=settings.limits,
+                name=_name(settings.policy),
+                settings={
+                    "policy": settings.policy,
+                    "split": settings.split,
+                    "temperature": settings.sampling.temperature,
+                    "max_tokens": settings.sampling.max_tokens,
+                },
+                on_end=on_end,
+                store=out.with_suffix(".parquet"),
+            )
+    report.write(out)
+    return report
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Policy]:
+    """Open the policy that ``settings.policy`` names.
+
+    Raises:
+        ConfigError: it names none.
+        CheckpointError: no whole checkpoint is there.
+    """
+    kind, _, rest = settings.policy.partition(":")
+    simple: dict[str, Policy] = {"random": RandomPolicy(), "expert": ExpertPolicy()}
+    if settings.policy in simple:
+        yield simple[settings.policy]
+    elif kind == "checkpoint" and rest:
+        async with _checkpoint(settings, Path(rest)) as policy:
+            yield policy
+    elif kind == "openai" and "@" in rest:
+        model, _, url = rest.rpartition("@")
+        async with OpenAIPolicy(url, model, sampling=settings.sampling) as endpoint:
+            yield endpoint
+    else:
+        raise ConfigError(f"no policy is called {settings.policy!r}; give random, expert, checkpoint:DIR or openai:MODEL@URL")
+
+
+@asynccontextmanager
+async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]:
+    """Open an engine with the weights of a checkpoint, of a run's newest, or of a plain model folder."""
+    try:
+        from agentrl.chat import ChatRenderer
+        from agentrl.checkpoint import read_weights, verify
+        from agentrl.engines.spec import Local
+        from agentrl.model import ModelSpec, load_tokenizer
+        from agentrl.recipe import load
+    except ImportError as missing:
+        raise MissingExtra(f"a checkpoint needs the package {missing.name!r}, which is not installed; pip install '.[train]'") from missing
+    model = folder
+    if not (folder / "config.json").is_file():  # not a plain model folder
+        checkpoint = newest_checkpoint(folder) if (folder / "recipe.json").is_file() else folder
+        verify(checkpoint)
+        model = checkpoint / "model"
+    recipe = load(settings.recipe_at) if settings.recipe_at else None
+    tokenizer = load_tokenizer(model)
+    renderer = recipe.renderer(tokenizer) if recipe else ChatRenderer(tokenizer)
+    engine = recipe.engine if recipe else Local(num_slots=2 * settings.limits.concurrency)
+    opening = engine.open(
+        ModelSpec(folder=str(model)),
+        vocab_size=len(tokenizer),
+        renderer=renderer,
+        sampling=settings.sampling,
+        device=settings.device,
+    )
+    async with opening as acting:
+        await acting.load(read_weights(model), version=int(model.parent.name) if model.parent.name.isdigit() else 0)
+        yield acting
+
+
+def _name(policy: str) -> str:
+    """Return a short name for tables and files.
+
+    >>> _name("checkpoint:runs/demo/checkpoints/000076"), _name("openai:Qwen/Qwen3-8B@http://localhost:8000/v1"), _name("random")
+    ('000076', 'Qwen3-8B', 'random')
+    """
+    kind, _, rest = policy.partition(":")
+    return Path(rest.rpartition("@")[0] if kind == "openai" else rest).name or kind
+
+
+def _out(target: str, settings: Settings) -> Path:
+    """Return where the report goes by default: into the run folder, or a folder of evaluations here."""
+    name = f"{_name(settings.policy)}-{settings.split}"
+    path = Path(target)
+    run = run_of(path) if path.is_dir() else None
+    folder, name = (Path("evaluations"), f"{path.stem}-{name}") if run is None else (run / "evaluations", f"eval-{name}")
+    return folder / (re.sub(r"[^\w.-]+", "-", name) + ".json")
+
+
+def contrast(a: Path, b: Path) -> None:
+    """Compare two reports, or the last reports of two runs, task by task."""
+    show(comparison_table(compare(_report(a), _report(b))))
+
+
+def _report(path: Path) -> Report:
+    """Return a report; of a run folder the last one, named after the folder."""
+    if not path.is_dir():
+        return Report.read(path)
+    results = path / "results.json"
+    if not results.is_file():
+        known = sorted(str(file) for file in (path / "evaluations").glob("*.json"))
+        raise ConfigError(
+            f"the folder {path} holds no results of a run that has ended; give a report"
+            + (f", such as {known[-1]}" if known else " that agentrl eval wrote")
+        )
+    last = list(json.loads(results.read_text()).values())[-1]
+    return dataclasses.replace(Report.read(path / last["report"]), name=str(path))
