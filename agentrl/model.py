@@ -6,6 +6,7 @@ arguments alone: the same seed and texts give the same weights and the same voca
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,11 +135,21 @@ def load_tokenizer(folder: str | Path, *, required: Sequence[str] = ()) -> PreTr
     """
     _check_folder(folder, "tokenizer")
     with boundary(ConfigError, f"reading the tokenizer in {folder}"):
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = _reader(Path(folder)).from_pretrained(str(folder), local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"the tokenizer in {folder} has no tokenizer.json (found {type(tokenizer).__name__}); convert it to a fast one")
     check_tokens(tokenizer, required)
     return tokenizer
+
+
+def _reader(folder: Path) -> Any:  # Any: transformers does not type its factories
+    """Return the class that reads a tokenizer as it was written.
+
+    ``AutoTokenizer`` goes by the model beside it where the tokenizer names no class of its own: one that we trained would gain a token.
+    """
+    config = folder / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
+    return PreTrainedTokenizerFast if named in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerFast, required: Sequence[str]) -> None:

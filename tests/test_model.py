@@ -154,3 +154,10 @@ def test_the_memory_estimate_counts_the_weights_exactly_and_adapters_as_little()
     assert memory_mib(replace(large, lora=LoRA(rank=2)), 50, token_budget=1)["adam"] < 0.2 * memory_mib(large, 50, token_budget=1)["adam"]
     thrifty = replace(large, gradient_checkpointing=True)
     assert memory_mib(thrifty, 50, token_budget=1)["activations"] < memory_mib(large, 50, token_budget=1)["activations"]
+
+
+def test_a_trained_tokenizer_beside_a_model_is_read_as_it_was_written(tmp_path):
+    tokenizer = train_tokenizer(["go east", "go west"])
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')  # transformers would go by it, and add a token
+    assert load_tokenizer(tmp_path).get_vocab() == tokenizer.get_vocab()
