@@ -72,8 +72,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Multi-turn reinforcement learning for language-model agents.",
 )
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", show_default=False)]
-Options = Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="PATH=VALUE", show_default=False)]
+Options = Annotated[list[str] | None, typer.Argument(metavar="OPTION=VALUE", show_default=False)]
 
 
 @app.callback()
@@ -150,6 +150,75 @@ def compare(
     from agentrl.commands import evaluate as command
 
     command.contrast(a, b)
+
+
+@app.command()
+def play(
+    target: Annotated[str, typer.Argument(metavar="ENV", help="An environment, a recipe file or a run folder.", show_default=False)],
+    options: Options = None,
+    split: Annotated[str, typer.Option(help="Split of the task.")] = "test",
+    index: Annotated[int, typer.Option(help="Place of the task in its split, from 0.")] = 0,
+    task: Annotated[str | None, typer.Option(help="Id of the task, instead of split and index.", show_default=False)] = None,
+) -> None:
+    """Play an episode yourself, and see what each turn measures and would be paid."""
+    from agentrl.commands import play as command
+
+    command.run(target, options or (), split=split, index=index, task=task)
+
+
+@app.command("list")
+def catalogue() -> None:
+    """List the environments, sandboxes and recipes."""
+    from agentrl.commands import look
+
+    look.catalogue()
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(metavar="ENV", help="An environment's name, or module:attribute.", show_default=False)],
+    options: Options = None,
+) -> None:
+    """Describe an environment: options, signals, splits and the content hashes of their tasks."""
+    from agentrl.commands import look
+
+    look.info(name, options or ())
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="A benchmark; without one they are listed.", show_default=False)] = None,
+) -> None:
+    """Run a benchmark of the source tree; what follows its name goes to it."""
+    from agentrl.commands import look
+
+    raise typer.Exit(look.bench(name, context.args))
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(metavar="env", help="What to make: env.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Lower-case words joined by '-'.", show_default=False)],
+    folder: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
+) -> None:
+    """Write the package of a new environment, which keeps the contract from the first minute."""
+    from agentrl.errors import ConfigError
+    from agentrl.scaffold import new_environment
+
+    if kind != "env":
+        raise ConfigError(f"agentrl can make: env; found {kind!r}. Write agentrl new env NAME")
+    made = new_environment(name, folder)
+    print(f"made {made}: read its README.md; check it with\n  cd {made} && python -m pytest")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine lacks, and how to mend it; exit code 1 where something is missing that agentrl needs."""
+    from agentrl.commands import look
+
+    if not look.doctor():
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -29,12 +29,14 @@ from agentrl.types import End, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table to be shown: first column left-aligned, the others right-aligned; notes stand below."""
+    """A table to be shown; notes stand below."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    left: tuple[int, ...] = (0,)
+    """Columns of text, aligned on the left; the others are numbers, aligned on the right."""
 
 
 def show(table: Table, stream: TextIO | None = None) -> None:
@@ -60,7 +62,10 @@ def plain(table: Table) -> str:
     lines = (table.columns, *table.rows)
     widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
     aligned = [
-        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if place in table.left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     return "\n".join(line.rstrip() for line in (table.title, *aligned, *table.notes))
@@ -131,7 +136,7 @@ def _drawn(table: Table) -> Group:
     title = Text(table.title, style="bold")
     drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if place else "left")
+        drawn.add_column(column, justify="left" if place in table.left else "right")
     for row in table.rows:
         drawn.add_row(*map(Text, row))  # as text: a name may hold what reads as markup
     return Group(drawn, *map(Text, table.notes))
