@@ -85,7 +85,7 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file; or a run folder, to go on with it.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; or a run folder, to go on with it.", show_default=False)],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/<name of the recipe>.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print what it will take; do nothing else.")] = False,
@@ -103,7 +103,7 @@ def train(
 def evaluate(
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A run folder or a checkpoint in it, a recipe file, or an environment.", show_default=False),
+        typer.Argument(help="A run folder or a checkpoint in it, a recipe file, or an environment.", show_default=False),
     ],
     options: Options = None,
     policy: Annotated[
@@ -143,8 +143,8 @@ def evaluate(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A report, or a run folder (its last report).", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one on the same tasks.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="A report, or a run folder (its last report).", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another one on the same tasks.", show_default=False)],
 ) -> None:
     """Compare two evaluations task by task, with a paired test."""
     from agentrl.commands import evaluate as command
@@ -154,7 +154,7 @@ def compare(
 
 @app.command()
 def play(
-    target: Annotated[str, typer.Argument(metavar="ENV", help="An environment, a recipe file or a run folder.", show_default=False)],
+    env: Annotated[str, typer.Argument(help="An environment, a recipe file or a run folder.", show_default=False)],
     options: Options = None,
     split: Annotated[str, typer.Option(help="Split of the task.")] = "test",
     index: Annotated[int, typer.Option(help="Place of the task in its split, from 0.")] = 0,
@@ -163,7 +163,7 @@ def play(
     """Play an episode yourself, and see what each turn measures and would be paid."""
     from agentrl.commands import play as command
 
-    command.run(target, options or (), split=split, index=index, task=task)
+    command.run(env, options or (), split=split, index=index, task=task)
 
 
 @app.command("list")
@@ -176,13 +176,13 @@ def catalogue() -> None:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(metavar="ENV", help="An environment's name, or module:attribute.", show_default=False)],
+    env: Annotated[str, typer.Argument(help="An environment's name, or module:attribute.", show_default=False)],
     options: Options = None,
 ) -> None:
     """Describe an environment: options, signals, splits and the content hashes of their tasks."""
     from agentrl.commands import look
 
-    look.info(name, options or ())
+    look.info(env, options or ())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -198,7 +198,7 @@ def bench(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(metavar="env", help="What to make: env.", show_default=False)],
+    kind: Annotated[str, typer.Argument(help="What to make: env.", show_default=False)],
     name: Annotated[str, typer.Argument(help="Lower-case words joined by '-'.", show_default=False)],
     folder: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
 ) -> None:
