@@ -51,7 +51,7 @@ class Ladder:
         """Make the game of ``seed``."""
         from textworld.generator import make_game
 
-        from agentrl_environments.textworld.generate import options_of
+        from agentrl_environments.textworld.given import options_of
 
         options = options_of(seed, only_last_action=not self.guided)
         options.nb_rooms, options.nb_objects, options.quest_length = self.rooms, self.objects, self.quest_length
@@ -91,7 +91,7 @@ class CoinCollector:
         """Make the game of ``seed``."""
         from textworld.challenges.tw_coin_collector import coin_collector
 
-        from agentrl_environments.textworld.generate import knowledge, options_of
+        from agentrl_environments.textworld.given import knowledge, options_of
 
         options = options_of(seed)
         options.kb = knowledge(coin_collector.KB_PATH)
@@ -126,7 +126,7 @@ class TreasureHunter:
         """Make the game of ``seed``."""
         from textworld.challenges.tw_treasure_hunter import treasure_hunter
 
-        from agentrl_environments.textworld.generate import options_of
+        from agentrl_environments.textworld.given import options_of
 
         return treasure_hunter.make({"level": self.level}, options_of(seed))
 
@@ -168,7 +168,7 @@ class Cooking:
         """Make the game of ``seed``."""
         from textworld.challenges.tw_cooking import cooking
 
-        from agentrl_environments.textworld.generate import options_of
+        from agentrl_environments.textworld.given import options_of
 
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return cooking.make({**settings, "recipe_seed": 0, "split": None}, options_of(seed))

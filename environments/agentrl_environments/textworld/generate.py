@@ -14,7 +14,6 @@ the game's logic (seconds saved per game). A game is kept only if its own plan w
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -32,22 +31,7 @@ from textworld.generator.maker import GameMaker
 
 from agentrl.types import seed_of
 from agentrl_environments.textworld import engine, families
-
-_load = KnowledgeBase.load.__func__
-
-
-@functools.cache
-def knowledge(*args: str, **kwargs: str) -> KnowledgeBase:
-    """Return the knowledge base of a folder, parsed once per process."""
-    return _load(KnowledgeBase, *args, **kwargs)
-
-
-def options_of(seed: int, *, only_last_action: bool = True) -> textworld.GameOptions:
-    """Return new options for a game; makers change the object they are given."""
-    options = textworld.GameOptions()
-    options.seeds = seed
-    options.grammar.only_last_action = only_last_action
-    return options
+from agentrl_environments.textworld.given import knowledge
 
 
 def _set_walkthrough(maker: GameMaker, commands: Sequence[str]) -> None:
