@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 
 from agentrl.batch import make_batch
@@ -32,10 +33,13 @@ async def train(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin
         ConfigError: the recipe cannot run as meant, or the folder is not its own; known before any work.
         EnvError: not one episode of an update could be played.
     """
-    async with open_run(recipe, folder, reporter, origin) as run:
+    async with open_run(recipe, folder, reporter, origin) as run, aclosing(episodes(run)) as played:
+        for name, update in evaluations(recipe).items():
+            if update >= run.update:  # of a process that was killed before it committed the update
+                report_path(folder, name).unlink(missing_ok=True)
         for name, policy in recipe.evaluation.baselines.items():
             await measure(run, name, policy)
-        async for update, collected in episodes(run):
+        async for update, collected in played:
             stage, local = recipe.stage_at(update)
             groups, credited, stats = await learn(run, update, collected)
             await run.engine.load(run.learner.weights(), version=update + 1)
@@ -50,7 +54,7 @@ async def train(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin
         return reports(recipe, folder)
 
 
-async def episodes(run: Run) -> AsyncIterator[tuple[int, Collected]]:
+async def episodes(run: Run) -> AsyncGenerator[tuple[int, Collected], None]:
     """Yield each update's groups in turn, playing ahead as far as the stage's source allows.
 
     Updates are collected one after another; update ``u`` begins when the weights of update ``u - max_staleness`` are in, so with 0 playing
@@ -115,16 +119,24 @@ def due(stage: Stage, local: int) -> bool:
 
 def reports(recipe: Recipe, folder: Path) -> dict[str, Report]:
     """Return a run's evaluations by name: baselines first, then the agent in the order in which it was measured."""
-    names = list(recipe.evaluation.baselines)
-    for stage in recipe.stages:
-        names += [f"{stage.name}-{local + 1}" for local in range(stage.updates) if due(stage, local)]
-    paths = {name: folder / "evaluations" / f"{name}.json" for name in names}
+    paths = {name: report_path(folder, name) for name in [*recipe.evaluation.baselines, *evaluations(recipe)]}
     return {name: Report.read(path) for name, path in paths.items() if path.exists()}
+
+
+def evaluations(recipe: Recipe) -> dict[str, int]:
+    """Return the evaluations of the agent by name: after which update each is made."""
+    places = [recipe.stage_at(update) for update in range(recipe.updates)]
+    return {f"{stage.name}-{local + 1}": update for update, (stage, local) in enumerate(places) if due(stage, local)}
+
+
+def report_path(folder: Path, name: str) -> Path:
+    """Return where a run keeps an evaluation's report."""
+    return folder / "evaluations" / f"{name}.json"
 
 
 async def measure(run: Run, name: str, policy: Policy) -> Report:
     """Evaluate ``policy`` on the recipe's panel and keep the report; one that is there already is not made again."""
-    path = run.folder / "evaluations" / f"{name}.json"
+    path = report_path(run.folder, name)
     if path.exists():
         return Report.read(path)
     settings = run.recipe.evaluation
