@@ -18,7 +18,7 @@ from agentrl.errors import ConfigError, EnvError
 from agentrl.policy import Policy
 from agentrl.render import Renderer
 from agentrl.rewards import Reward, Transform
-from agentrl.rollout import Host, Limits, play_all
+from agentrl.rollout import Host, Limits, Played, play_all
 from agentrl.samplers import Draw, Filter, Sampler
 from agentrl.samplers.uniform import Uniform
 from agentrl.store import read_trajectories, write_trajectories
@@ -37,7 +37,7 @@ class Playground:
     seed: int
     folder: Path
     on_end: Callable[[Trajectory], None] = lambda _: None
-    kept: dict[str, list[Trajectory]] = field(default_factory=dict)
+    kept: dict[str, Played] = field(default_factory=dict)
     """Demonstrations by stage, as they were read from the run folder."""
 
 
@@ -70,7 +70,7 @@ class Collected:
     groups: list[ScoredGroup] = field(default_factory=list)
     failures: list[Trajectory] = field(default_factory=list)
     num_dropped: int = 0
-    """Groups that a filter dropped, or that lost so many episodes that they are no group any more."""
+    """Groups that were played and are not among ``groups``: dropped by a filter, left with too few episodes, or more than asked for."""
 
 
 class Source(Protocol):
@@ -126,7 +126,7 @@ class Rollouts:
             _refuse_ruin(played.groups, played.failures, f"update {update} of stage {name!r}")
             kept = payment.pay([group for group in played.groups if len(group) >= min_group])
             self.sampler.observe(kept)
-            collected.num_dropped += len(draws) - len(kept)
+            collected.num_dropped += len(draws) - len(kept[:missing])
             collected.failures += played.failures
             collected.groups += kept[:missing]
         return collected
@@ -159,22 +159,28 @@ class Demonstrations:
         return 1
 
     async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
-        """Return the update's share of the demonstrations."""
+        """Return the update's share of the demonstrations; what was lost in playing them counts in the first update."""
         if name not in ground.kept:
             path = ground.folder / "demonstrations" / f"{name}.parquet"
             if not path.exists():
-                write_trajectories(path, [(trajectory,) for trajectory in await self._play(ground, name)], update=0, stage=name)
-            ground.kept[name] = [stored.trajectory for stored in read_trajectories(path)]
-        trajectories = ground.kept[name]
-        batch = min(self.batch or len(trajectories), len(trajectories))
-        per_epoch = len(trajectories) // batch
+                played = await self._play(ground, name)
+                write_trajectories(path, played.groups, update=0, stage=name, failures=played.failures)
+            stored = read_trajectories(path)
+            groups: list[Group] = [(one.trajectory,) for one in stored if one.group >= 0]
+            ground.kept[name] = Played(groups, [one.trajectory for one in stored if one.group < 0])
+        kept = ground.kept[name]
+        batch = min(self.batch or len(kept.groups), len(kept.groups))
+        per_epoch = len(kept.groups) // batch
         epoch, place = divmod(update, per_epoch)
-        order = list(range(len(trajectories)))
+        order = list(range(len(kept.groups)))
         random.Random(seed_of(ground.seed, name, "epoch", epoch)).shuffle(order)
-        chosen = [trajectories[index] for index in order[place * batch : (place + 1) * batch]]
-        return Collected(payment.pay([(trajectory,) for trajectory in chosen]))
+        chosen = [kept.groups[index] for index in order[place * batch : (place + 1) * batch]]
+        paid = payment.pay(chosen)
+        if update:
+            return Collected(paid, num_dropped=batch - len(paid))
+        return Collected(paid, kept.failures, self.num_episodes - len(kept.groups) + batch - len(paid))
 
-    async def _play(self, ground: Playground, name: str) -> list[Trajectory]:
+    async def _play(self, ground: Playground, name: str) -> Played:
         tasks = ground.tasks(self.split)
         seed = seed_of(ground.seed, name)
         order = random.Random(seed_of(seed, "tasks")).sample(range(len(tasks)), len(tasks))
@@ -192,7 +198,7 @@ class Demonstrations:
                 f"stage {name!r} has nothing to learn from: none of {self.num_episodes} demonstrations solved its task; "
                 "use a better policy, more episodes, or only_successful=False"
             )
-        return trajectories
+        return Played([(trajectory,) for trajectory in trajectories], played.failures)
 
 
 def _refuse_ruin(groups: Sequence[Group], failures: Sequence[Trajectory], where: str) -> None:
