@@ -50,7 +50,7 @@ def save(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, ext
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
     try:
-        with _disk(folder):
+        with saving(folder):
             temporary.mkdir(parents=True)
             _write(temporary, learner, tokenizer, extra)
             temporary.rename(folder)
@@ -144,8 +144,8 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Give what ``safetensors`` and ``tokenizers`` say of a full disk, in exceptions of no useful type, the words of everybody else."""
+def saving(folder: Path) -> Iterator[None]:
+    """As ``files.writing``, also for ``safetensors`` and ``tokenizers``, which say of a full disk only that something went wrong."""
     with writing(folder):
         try:
             yield

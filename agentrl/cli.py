@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from agentrl.errors import AgentRLError
+from agentrl.plugins import extra_with
 
 
 class _Commands(TyperGroup):
@@ -42,6 +43,12 @@ def _said() -> Iterator[None]:
         if ours is None or others is not None:
             raise
         message = str(next(_leaves(ours)))
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        extra = extra_with(metadata.distribution("agentrl"), package)
+        if extra is None:
+            raise
+        message = f"this needs the package {package!r}, which is not installed; in agentrl's folder: pip install '.[{extra}]'"
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"\n{stop.args[0] if stop.args else 'interrupted'}\n")
         raise typer.Exit(130) from None

@@ -270,11 +270,12 @@ def memory_mib(
 
 
 def check_fits(needed_mib: float, device: str | torch.device) -> None:
-    """Raise ``ConfigError`` where ``device`` has less free memory than ``needed_mib``."""
-    if torch.device(device).type == "cuda":
-        free_mib = torch.cuda.mem_get_info(device)[0] / _MIB
-    else:
-        free_mib = psutil.virtual_memory().available / _MIB
+    """Raise ``ConfigError`` where there is no such ``device``, or it has less free memory than ``needed_mib``."""
+    with boundary(ConfigError, f"device {str(device)!r}"):
+        kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {str(device)!r}: torch can use no GPU here; set compute.device=cpu, or see agentrl doctor")
+    free_mib = (torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available) / _MIB
     if needed_mib > free_mib:
         raise ConfigError(
             f"the model does not fit: it needs about {needed_mib:,.0f} MiB and {device} has {free_mib:,.0f} MiB free; "

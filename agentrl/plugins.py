@@ -141,7 +141,7 @@ def _explain_missing(what: str, entry: EntryPoint, module_name: str, problem: Mo
     missing = (problem.name or "").partition(".")[0]
     if missing == module_name.partition(".")[0]:
         raise UnknownPlugin(f"{what}: no module is named {problem.name!r}; run in the folder that holds it, or install it") from problem
-    extra = _extra_with(entry.dist, missing) if entry.dist else None
+    extra = extra_with(entry.dist, missing) if entry.dist else None
     if entry.dist is not None and extra is not None:
         where = "." if entry.dist.name == "agentrl" else entry.dist.name
         mend = f"pip install '{where}[{extra}]'" + (" in agentrl's folder" if where == "." else "")
@@ -149,7 +149,7 @@ def _explain_missing(what: str, entry: EntryPoint, module_name: str, problem: Mo
     raise MissingExtra(f"{what} needs the package {missing!r}, which is not installed") from problem
 
 
-def _extra_with(dist: Distribution, package: str) -> str | None:
+def extra_with(dist: Distribution, package: str) -> str | None:
     """Return the extra of ``dist`` that brings ``package``, if one does."""
     for requirement in dist.requires or ():
         required = re.match(r"[\w.-]+", requirement)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,10 +144,9 @@ class Origin:
     """What was set on the command line, as ``path=value``."""
 
     def keep(self, folder: Path) -> None:
-        """Write ``recipe.py`` and ``overrides.json`` to a run folder that has none."""
-        if not (folder / "recipe.py").exists():
-            replace(folder / "overrides.json", json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode())
-            replace(folder / "recipe.py", self.source.encode())
+        """Write ``recipe.py`` and ``overrides.json`` to a run folder."""
+        replace(folder / "overrides.json", json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode())
+        replace(folder / "recipe.py", self.source.encode())
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -186,7 +186,9 @@ def _execute(path: Path, stem: str) -> Recipe:
     except AgentRLError:
         raise
     except Exception as problem:
-        raise ConfigError(f"recipe {str(path)!r} does not load: {type(problem).__name__}: {problem}") from problem
+        lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
+        where = f", line {lines[-1]}" if lines else ""  # a syntax error names its own
+        raise ConfigError(f"recipe {str(path)!r} does not load{where}: {type(problem).__name__}: {problem}") from problem
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"{str(path)!r} must hold a value `recipe = Recipe(...)`; found {type(recipe).__name__}")

@@ -94,9 +94,7 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
     check_plan(recipe)
     for sink in recipe.sinks:
         sink.check()
-    with _claimed(folder, recipe):
-        if origin is not None:
-            origin.keep(folder)
+    with _claimed(folder, recipe, origin):
         recipe.env.prepare(reporter.progress)
         panels = check_panels(recipe)
         use_threads(recipe.compute.threads)
@@ -139,8 +137,8 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
 
 
 @contextmanager
-def _claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """Hold the folder for this process, and make sure that it is this recipe's."""
+def _claimed(folder: Path, recipe: Recipe, origin: Origin | None) -> Iterator[None]:
+    """Hold the folder for this process, and make sure that it is this recipe's. Before the manifest is there, nothing is anybody's."""
     described = describe(recipe)
     recorded = folder / "recipe.json"
     if folder.exists() and not folder.is_dir():
@@ -153,7 +151,7 @@ def _claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as busy:
             raise ConfigError(f"another process is using the run folder {folder}; wait for it, end it, or give another --out") from busy
-        if recorded.exists():
+        if recorded.exists() and (folder / "manifest.json").exists():
             changed = list(differences(json.loads(recorded.read_text()), json.loads(json.dumps(described))))
             if changed:
                 raise CheckpointError(
@@ -163,6 +161,8 @@ def _claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
                 )
         else:
             replace(recorded, json.dumps(described, indent=1).encode())
+            if origin is not None:
+                origin.keep(folder)
         yield
 
 
@@ -226,8 +226,9 @@ async def _tokenizer(recipe: Recipe, folder: Path, host: Host, limits: Limits) -
     else:
         tokenizer = load_tokenizer(spec or recipe.model.folder)
     fresh = folder / ".tokenizer"
-    tokenizer.save_pretrained(fresh)
-    fresh.rename(own)
+    with checkpoint.saving(fresh):
+        tokenizer.save_pretrained(fresh)
+        fresh.rename(own)
     return load_tokenizer(own)
 
 

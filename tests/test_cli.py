@@ -68,6 +68,8 @@ recipe = Recipe(
 )
 '''
 
+PROGRAM = (sys.executable, "-c", "from agentrl.cli import main; main()")
+
 
 class Done:
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -81,8 +83,7 @@ def agentrl(*arguments: object, stdin: str = "") -> Done:
 
 
 def program(*arguments: object, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from agentrl.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, **options)
 
 
 def refused(done: Done, *words: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from agentrl.commands.places import Place, newest_checkpoint, place, run_of
 from agentrl.engines.openai import OpenAIPolicy
 from agentrl.env import EnvSpec
-from agentrl.errors import ConfigError, MissingExtra
+from agentrl.errors import ConfigError
 from agentrl.evaluate import Report, compare, evaluate
 from agentrl.policy import ExpertPolicy, Policy, RandomPolicy, Sampling
 from agentrl.rollout import Limits
@@ -186,14 +186,12 @@ async def opened(settings: Settings) -> AsyncIterator[Policy]:
 @asynccontextmanager
 async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]:
     """Open an engine with the weights of a checkpoint, of a run's newest, or of a plain model folder."""
-    try:
-        from agentrl.chat import ChatRenderer
-        from agentrl.checkpoint import read_weights, verify
-        from agentrl.engines.spec import Local
-        from agentrl.model import ModelSpec, load_tokenizer
-        from agentrl.recipe import load
-    except ImportError as missing:
-        raise MissingExtra(f"a checkpoint needs the package {missing.name!r}, which is not installed; pip install '.[train]'") from missing
+    from agentrl.chat import ChatRenderer
+    from agentrl.checkpoint import read_weights, verify
+    from agentrl.engines.spec import Local
+    from agentrl.model import ModelSpec, load_tokenizer
+    from agentrl.recipe import load
+
     model = folder
     if not (folder / "config.json").is_file():  # not a plain model folder
         checkpoint = newest_checkpoint(folder) if (folder / "recipe.json").is_file() else folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentrl.env import EnvSpec
-from agentrl.errors import CheckpointError, ConfigError, MissingExtra
+from agentrl.errors import CheckpointError, ConfigError
 from agentrl.options import override, parse_fields
 from agentrl.plugins import environments, load_environment, make_environment
 
@@ -52,10 +52,8 @@ def place(target: str, options: Sequence[str]) -> Place:
     """
     path = Path(target)
     if target not in environments() and (path.suffix == ".py" or path.is_dir()):
-        try:
-            from agentrl.recipe import load
-        except ImportError as missing:
-            raise MissingExtra(f"recipes and runs need the package {missing.name!r}; pip install '.[train]'") from missing
+        from agentrl.recipe import load
+
         at = run_of(path) if path.is_dir() else path
         if at is None:
             raise ConfigError(f"the folder {target} is neither a run of agentrl nor a checkpoint of one; give a folder below runs/")
