@@ -65,6 +65,15 @@ class TrainedTokenizer:
     special: tuple[str, ...] = (PAD, ACT, END)
     """The first entries, in this order; the first one pads, the last one ends a text."""
 
+    def __post_init__(self) -> None:
+        least = 256 + len(self.special)
+        if self.vocab_size < least:
+            raise ConfigError(
+                f"vocab_size {self.vocab_size} has no room for 256 bytes and {len(self.special)} special tokens; give {least} or more"
+            )
+        if not self.special or len(set(self.special)) < len(self.special):
+            raise ConfigError(f"special tokens must be different, at least one; found {self.special}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
@@ -98,18 +107,8 @@ def train_tokenizer(texts: Iterable[str], spec: TrainedTokenizer | None = None) 
     >>> tokenizer = train_tokenizer(["go east", "go west"])
     >>> tokenizer.decode(tokenizer.encode("<act>go north<end>"))
     '<act>go north<end>'
-
-    Raises:
-        ConfigError: the vocabulary has no room for the bytes and special tokens.
     """
     spec = spec or TrainedTokenizer()
-    least = 256 + len(spec.special)
-    if spec.vocab_size < least:
-        raise ConfigError(
-            f"vocab_size {spec.vocab_size} has no room for 256 bytes and {len(spec.special)} special tokens; give {least} or more"
-        )
-    if not spec.special or len(set(spec.special)) < len(spec.special):
-        raise ConfigError(f"special tokens must be different, at least one; found {spec.special}")
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

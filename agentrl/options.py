@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,53 +100,85 @@ def differences(old: Json, new: Json, path: str = "") -> Iterator[str]:
 
 
 def override(value: T, assignments: Sequence[str]) -> T:
-    """Return ``value`` with fields set by ``path=text`` assignments, each parsed by the field's type.
+    """Return ``value`` with fields set by ``path=text`` assignments, each parsed by the field's type, all at once.
 
     Raises:
         ConfigError: no such field (with the nearest names), or text that is not of the field's type.
     """
+    settings = []
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"cannot read the option {assignment!r}; write it as path=value, for example stages.rl.updates=20")
-        value = typing.cast("T", _set(value, path.strip().split("."), text.strip(), path.strip()))
-    return value
+        settings.append(_Setting(path.strip().split("."), text.strip(), path.strip()))
+    return typing.cast("T", _set(value, settings))
 
 
-def _set(value: object, steps: Sequence[str], text: str, path: str) -> object:
-    step, rest = steps[0], steps[1:]
-    if isinstance(value, tuple):
-        names = [str(getattr(item, "name", index)) for index, item in enumerate(value)]
-        place = names.index(step) if step in names else int(step) if step.isdigit() and int(step) < len(value) else -1
-        if place < 0 or not rest:
-            raise ConfigError(f"option {path!r}: no element {step!r}; found {', '.join(names)}{_nearest(step, names)}")
-        return (*value[:place], _set(value[place], rest, text, path), *value[place + 1 :])
-    if isinstance(value, Mapping):
-        if rest:
-            raise ConfigError(f"option {path!r}: a mapping takes one name, as in {path.rsplit('.', len(rest))[0]}=...")
-        return {**value, step: _literal(text)}
+class _Setting(typing.NamedTuple):
+    """A value for a field: what is left of the way to it, its text, and the whole way for messages."""
+
+    steps: Sequence[str]
+    text: str
+    path: str
+
+
+def _set(value: object, settings: Sequence[_Setting]) -> object:
+    """Set fields below ``value``; each object is made anew once, so fields that fit only together can be set together."""
+    by_step: dict[str, list[_Setting]] = {}
+    for setting in settings:
+        by_step.setdefault(setting.steps[0], []).append(setting)
+    for step, below in by_step.items():
+        if isinstance(value, tuple):
+            value = _set_element(value, step, below)
+        elif isinstance(value, Mapping):
+            value = {**value, step: _of_mapping(below)}
+    if not settings or isinstance(value, (tuple, Mapping)):
+        return value
+    path = settings[0].path
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise ConfigError(f"option {path!r}: {type(value).__name__} has no fields; set it in the recipe file")
     fields = [field.name for field in dataclasses.fields(value) if field.init]
-    if step not in fields:
-        raise ConfigError(
-            f"option {path!r}: {type(value).__name__} has no field {step!r}; it has {', '.join(fields)}{_nearest(step, fields)}"
-        )
-    old = getattr(value, step)
-    new = _set(old, rest, text, path) if rest else _parse(text, _hints(type(value))[step], path)
-    return dataclasses.replace(value, **{step: new})
+    changes = {}
+    for step, below in by_step.items():
+        if step not in fields:
+            known = f"it has {', '.join(fields)}{_nearest(step, fields)}"
+            raise ConfigError(f"option {below[0].path!r}: {type(value).__name__} has no field {step!r}; {known}")
+        changes[step] = getattr(value, step)
+        for whole in (one for one in below if len(one.steps) == 1):
+            changes[step] = _parse(whole.text, _hints(type(value))[step], whole.path)
+        changes[step] = _set(changes[step], [one._replace(steps=one.steps[1:]) for one in below if len(one.steps) > 1])
+    return dataclasses.replace(value, **changes)
+
+
+def _set_element(value: tuple[object, ...], step: str, below: Sequence[_Setting]) -> tuple[object, ...]:
+    names = [str(getattr(item, "name", index)) for index, item in enumerate(value)]
+    place = names.index(step) if step in names else int(step) if step.isdigit() and int(step) < len(value) else -1
+    if place < 0 or any(len(one.steps) == 1 for one in below):
+        raise ConfigError(f"option {below[0].path!r}: no element {step!r}; found {', '.join(names)}{_nearest(step, names)}")
+    return (*value[:place], _set(value[place], [one._replace(steps=one.steps[1:]) for one in below]), *value[place + 1 :])
+
+
+def _of_mapping(below: Sequence[_Setting]) -> object:
+    for one in below:
+        if len(one.steps) > 1:
+            raise ConfigError(f"option {one.path!r}: a mapping takes one name, as in {one.path.rsplit('.', len(one.steps) - 1)[0]}=...")
+    return _literal(below[-1].text)
 
 
 def _parse(text: str, hint: object, path: str) -> object:
     found = _literal(text)
     for candidate in (found, text, (found,)):
         if _fits(candidate, hint):
-            return float(candidate) if _wants_float(hint) and isinstance(candidate, int) and not isinstance(candidate, bool) else candidate
+            if isinstance(candidate, str) and Path in _parts(hint):
+                return Path(candidate)
+            if isinstance(candidate, int) and not isinstance(candidate, bool) and float in _parts(hint) and int not in _parts(hint):
+                return float(candidate)
+            return candidate
     raise ConfigError(f"option {path!r} takes {_spell(hint)}; found {text!r}")
 
 
 def _literal(text: str) -> object:
-    lowered = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    lowered = {"true": True, "false": False, "none": None, "inf": math.inf}.get(text.lower(), text)
     if lowered is not text:
         return lowered
     try:
@@ -210,9 +243,9 @@ def _fits(value: object, hint: object) -> bool:
     return isinstance(hint, type) and hint in (bool, str, type(None)) and isinstance(value, hint)
 
 
-def _wants_float(hint: object) -> bool:
-    parts = typing.get_args(hint) or (hint,)
-    return float in parts and int not in parts
+def _parts(hint: object) -> tuple[object, ...]:
+    """Return the members of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _spell(hint: object) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from agentrl.credit import Credit, Modifier
 from agentrl.engines.spec import EngineSpec, Local
 from agentrl.env import EnvSpec, panel_hash
-from agentrl.errors import AgentRLError, ConfigError
+from agentrl.errors import AgentRLError, CheckpointError, ConfigError
 from agentrl.files import replace
 from agentrl.learner import Compute, Optimisation
 from agentrl.metrics import Sink, TensorBoard
@@ -167,8 +167,11 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Origin]:
             raise ConfigError(
                 f"the folder {path} is no run folder: it lacks recipe.py or overrides.json; give a recipe file or a run folder"
             )
-        kept = json.loads(record.read_text())
-        name, given, path = kept["recipe"], (*kept["overrides"], *given), file
+        try:
+            kept = json.loads(record.read_text())
+            name, given, path = kept["recipe"], (*kept["overrides"], *given), file
+        except (ValueError, KeyError, TypeError) as problem:
+            raise CheckpointError(f"{record} is damaged ({problem}); write it again, or give the recipe file and --out {path}") from problem
     if not path.is_file():
         raise ConfigError(f"no recipe file {str(path)!r}; recipes of this project are in recipes/, one Python file each")
     return override(_execute(path, Path(name).stem), given), Origin(name=name, source=path.read_text(), overrides=given)

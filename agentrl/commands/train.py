@@ -49,7 +49,7 @@ def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
     """Check a recipe as a run would, and print it with what it will take; plays and writes nothing."""
     recipe, _, folder = located(target, overrides, out)
     check(recipe)
-    plan = check_plan(recipe)
+    plan, panels = check_plan(recipe), _panels(recipe, folder)
     print(pretty(recipe) + "\n")
     show(_stage_table(plan))
     print()
@@ -58,7 +58,7 @@ def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
         rate = flops_per_s()
         print(f"\narithmetic   at most {plan.flops / 1e12:,.1f} TFLOP; matrix products reach {rate / 1e9:,.0f} GFLOP/s here:", end=" ")
         print(f"at most about {_duration(plan.flops / rate)} where they decide, evaluation aside")
-    for split, content in _panels(recipe, folder).items():
+    for split, content in panels.items():
         print(f"panel        {split} {content}")
     print(f"run folder   {folder}" + ("  (exists: the run would go on)" if (folder / "recipe.json").exists() else ""))
 
