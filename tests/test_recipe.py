@@ -1,0 +1,127 @@
+import dataclasses
+
+import pytest
+from agentrl_environments.bandit import Bandit
+
+from agentrl.credit.constant import Constant
+from agentrl.credit.gae import TokenGAE
+from agentrl.credit.group import GRPO
+from agentrl.errors import CheckpointError, ConfigError
+from agentrl.learner import Optimisation
+from agentrl.losses.clip import Clip
+from agentrl.losses.tis import TokenTIS
+from agentrl.model import ModelSpec, Shape, TrainedTokenizer
+from agentrl.objective import Objective
+from agentrl.policy import ExpertPolicy, Sampling
+from agentrl.recipe import Evaluation, Recipe, Stage, check, check_panels, load, read
+from agentrl.rewards.outcome import Process
+from agentrl.sources import Demonstrations, Rollouts
+
+IMITATE = Stage(
+    name="imitate",
+    updates=3,
+    source=Demonstrations(policy=ExpertPolicy(), num_episodes=8),
+    credit=Constant(1.0),
+    objective=Objective(),
+    optimisation=Optimisation(),
+)
+LEARN = Stage(
+    name="learn",
+    updates=2,
+    source=Rollouts(num_groups=2, group_size=2),
+    credit=GRPO(),
+    objective=Objective(loss=Clip()),
+    optimisation=Optimisation(),
+)
+SOUND = Recipe(
+    name="sound",
+    env=Bandit(),
+    model=ModelSpec(shape=Shape(), tokenizer=TrainedTokenizer()),
+    stages=(IMITATE, LEARN),
+)
+
+
+def learning(**changes) -> Recipe:
+    return dataclasses.replace(SOUND, stages=(IMITATE, dataclasses.replace(LEARN, **changes)))
+
+
+def test_a_sound_recipe_passes_and_knows_its_stages():
+    check(SOUND)
+    assert SOUND.updates == 5
+    assert [SOUND.stage_at(update)[0].name for update in range(5)] == ["imitate"] * 3 + ["learn"] * 2
+    assert SOUND.stage_at(3) == (LEARN, 0)
+    with pytest.raises(IndexError):
+        SOUND.stage_at(5)
+    assert learning(credit=TokenGAE()).stages[1].needs >= {"values"}
+
+
+STALE = Rollouts(num_groups=2, group_size=2, max_staleness=1)
+PROBLEMS = {
+    "no stage": (dataclasses.replace(SOUND, stages=()), "stages is empty"),
+    "one name twice": (dataclasses.replace(SOUND, stages=(LEARN, LEARN)), "stage names repeat: learn, learn"),
+    "no worker": (dataclasses.replace(SOUND, num_workers=0), "num_workers is 0"),
+    "no update": (learning(updates=0), "stage 'learn': updates is 0"),
+    "no epoch": (learning(epochs=0), "epochs is 0"),
+    "a group of one": (learning(source=Rollouts(group_size=1)), "GRPO compares the episodes of a group and needs at least 2"),
+    "an unknown signal": (learning(reward=Process("glory")), "reward Process reads glory; the environment reports payout"),
+    "an unknown split": (dataclasses.replace(SOUND, evaluation=Evaluation(split="dev")), "split 'dev' does not exist"),
+    "truncated sampling": (dataclasses.replace(SOUND, sampling=Sampling(top_p=0.9)), "top_p or top_k truncates"),
+    "stale episodes": (learning(source=STALE), "off_policy weights"),
+    "a wrong type": (dataclasses.replace(SOUND, seed="1"), "seed must be int; found '1'"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "message"), PROBLEMS.values(), ids=PROBLEMS.keys())
+def test_what_cannot_run_as_meant_is_refused(recipe, message):
+    with pytest.raises(ConfigError) as caught:
+        check(recipe)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("recipe 'sound' cannot run:\n  - ")
+
+
+def test_every_mistake_is_listed_at_once():
+    recipe = dataclasses.replace(learning(updates=0, epochs=0), num_workers=0)
+    with pytest.raises(ConfigError) as caught:
+        check(recipe)
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_off_policy_weights_make_stale_episodes_allowed():
+    check(learning(source=STALE, objective=Objective(loss=Clip(), off_policy=TokenTIS())))
+
+
+def test_tasks_that_are_not_the_recipes_are_refused():
+    found = check_panels(SOUND)
+    assert set(found) == {"train", "test"}
+    check_panels(dataclasses.replace(SOUND, panels={"test": found["test"]}))
+    with pytest.raises(ConfigError, match="split 'train' are not those of the recipe"):
+        check_panels(dataclasses.replace(SOUND, panels={"train": found["test"]}))
+
+
+FILE = "from test_recipe import SOUND\n\nrecipe = SOUND\n"
+
+
+def test_a_file_is_read_with_overrides_and_kept_in_a_folder_that_stands_for_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    recipe, origin = read(path, ["seed=3"])
+    assert recipe == load(path, ["seed=3"])
+    assert (recipe.seed, recipe.env) == (3, SOUND.env)
+    folder = tmp_path / "run"
+    origin.keep(folder)
+    path.unlink()
+    assert read(folder) == (recipe, origin)
+    assert load(folder, ["seed=4"]).seed == 4
+    (folder / "overrides.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"overrides.json is damaged"):
+        read(folder)
+
+
+def test_classes_of_a_recipe_file_have_one_name_wherever_it_lies(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        FILE + "\nclass Own(type(SOUND.env)):\n    pass\n\nimport dataclasses\nrecipe = dataclasses.replace(SOUND, env=Own())\n"
+    )
+    recipe, origin = read(path)
+    origin.keep(tmp_path / "run")
+    assert type(recipe.env).__module__ == type(load(tmp_path / "run").env).__module__ == "agentrl_recipe_mine"
