@@ -1,6 +1,7 @@
 """The command line as a user meets it. Most calls run in this process, which has torch already; a few in one of their own."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,17 @@ def test_what_the_command_line_asks_for_wins_over_the_recipe(run, tmp_path):
     assert report.settings["temperature"] == 0
     assert report.measures()["turns"].mean == 1.0
     assert "pass@4" in done.out
+
+
+def test_a_run_whose_recipe_has_come_to_mean_something_else_is_evaluated_with_a_warning(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    recorded = json.loads((copy / "recipe.json").read_text())
+    (copy / "recipe.json").write_text(json.dumps(recorded | {"seed": 1}))
+    done = agentrl("eval", copy, "--tasks", 2)
+    assert done.code == 0
+    assert "something else than when it was trained: seed: 1 -> 0" in done.err
+    assert "something else" not in agentrl("eval", run, "--tasks", 2, "--out", tmp_path / "report.json").err
 
 
 def test_an_older_checkpoint_a_recipe_and_an_environment_can_be_evaluated(run, recipe, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from agentrl.engines.openai import OpenAIPolicy
 from agentrl.env import EnvSpec
 from agentrl.errors import ConfigError
 from agentrl.evaluate import Report, compare, evaluate
+from agentrl.options import describe, differences
 from agentrl.policy import ExpertPolicy, Policy, RandomPolicy, Sampling
 from agentrl.rollout import Limits
 from agentrl.tables import Reporter, comparison_table, results_table, show
@@ -63,11 +64,23 @@ def run(target: str, options: Sequence[str], asked: Asked) -> None:
     settings = settle(place(target, options), asked)
     out = asked.out or _out(target, settings)
     with Reporter() as reporter:
+        for line in drifted(settings.recipe_at):
+            reporter.say(f"the run's recipe now means something else than when it was trained: {line}")
         report = asyncio.run(measure(settings, out, reporter))
     show(results_table({report.name: report}, title=f"{target}: split {settings.split!r}"))
     for reason, count in list(report.reasons.items())[:3]:
         print(f"failed {count} times: {reason}")
     print(f"report  {out}")
+
+
+def drifted(recipe_at: Path | None) -> list[str]:
+    """Return where a run's recipe differs from what the run recorded: the code it names has changed since."""
+    if recipe_at is None or not recipe_at.is_dir():
+        return []
+    from agentrl.recipe import load
+
+    recorded = json.loads((recipe_at / "recipe.json").read_text())
+    return list(differences(recorded, json.loads(json.dumps(describe(load(recipe_at))))))[:5]
 
 
 def settle(where: Place, asked: Asked) -> Settings:
