@@ -23,13 +23,17 @@ class Corridor(EnvSpec):
     signals: ClassVar = {**STANDARD_SIGNALS, "opened": "1 where the door opened"}
     max_turns: int = 3
     accident: str = ""
-    """What happens now and then, in an episode that ``marks`` has not seen yet: ``raise``, ``die``, or ``always``."""
+    """What happens: ``raise`` once to some tasks, ``die`` once to the process, as ``marks`` remembers; ``always`` raises always."""
     marks: str = ""
 
     def tasks(self, split: str) -> Sequence[Task]:
         numbers = {"train": range(48), "valid": range(48, 56), "test": range(56, 72)}[split]
         doors = [random.Random(seed_of("corridor", number)).choices(LETTERS, k=self.max_turns) for number in numbers]
         return [Task(f"corridor-{number}", {"doors": "".join(row)}) for number, row in zip(numbers, doors, strict=True)]
+
+    def shown(self, observation: Observation) -> Observation:
+        """Return what is shown instead of ``observation``."""
+        return observation
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
@@ -66,7 +70,8 @@ class _Walk:
     def _show(self) -> Observation:
         if self.place == len(self.doors):
             return Observation.text("over")
-        return Observation.text(f"door {self.doors[self.place]}", actions=tuple(LETTERS), plan=tuple(self.doors[self.place :]))
+        door, plan = self.doors[self.place], tuple(self.doors[self.place :])
+        return self.spec.shown(Observation.text(f"door {door}", actions=tuple(LETTERS), plan=plan))
 
     def _accident(self) -> None:
         if self.spec.accident == "always":
@@ -74,7 +79,7 @@ class _Walk:
         if not self.spec.accident or self.place != 1 or seed_of(self.task.id) % 4:
             return
         try:
-            (Path(self.spec.marks) / self.task.id).touch(exist_ok=False)
+            (Path(self.spec.marks) / ("death" if self.spec.accident == "die" else self.task.id)).touch(exist_ok=False)
         except FileExistsError:
             return
         if self.spec.accident == "die":
