@@ -107,8 +107,8 @@ class Recipe:
     """How the agent acts while it is trained."""
     engine: EngineSpec = field(default_factory=Local)
     compute: Compute = field(default_factory=Compute)
-    limits: Limits | None = None
-    """Deadlines and concurrency; by default the environment's turn limit and 64 episodes at once."""
+    limits: Limits = field(default_factory=Limits)
+    """Deadlines, and how many episodes are played at once."""
     num_workers: int = 1
     """Worker processes for environments that block."""
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -38,8 +38,8 @@ class Host(Protocol):
 class Limits:
     """Bounds on playing. Every wait has a deadline; what passes it fails its episode, and the episode is played again."""
 
-    max_turns: int
-    """Turns after which an episode is truncated, whatever the environment says."""
+    max_turns: int = 0
+    """Turns after which an episode is truncated, whatever the environment says; 0: the environment alone decides."""
     concurrency: int = 64
     """Episodes open at once."""
     env_deadline_s: float = 120.0
@@ -84,7 +84,7 @@ async def play(task: Task, sample: int, *, policy: Policy, host: Host, seed: int
                 observation = step.observation
                 if step.terminated:
                     return Trajectory(task, tuple(turns), End.TERMINATED, sample, final=observation)
-                if step.truncated or len(turns) >= limits.max_turns:
+                if step.truncated or len(turns) == limits.max_turns:
                     return Trajectory(task, tuple(turns), End.TRUNCATED, sample, final=observation)
     except TokenDrift:
         raise

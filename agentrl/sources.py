@@ -187,7 +187,7 @@ class Demonstrations:
         draws = [Draw(tasks[order[index % len(tasks)]], 1, index // len(tasks)) for index in range(self.num_episodes)]
         limits = ground.limits
         if self.max_turns is not None:
-            limits = dataclasses.replace(limits, max_turns=min(self.max_turns, limits.max_turns))
+            limits = dataclasses.replace(limits, max_turns=min(self.max_turns, limits.max_turns or self.max_turns))
         played = await play_all(draws, policy=self.policy or ground.agent, host=ground.host, seed=seed, limits=limits, on_end=ground.on_end)
         _refuse_ruin(played.groups, played.failures, f"the demonstrations of stage {name!r}")
         trajectories = [ground.renderer.tokenise(trajectory) for group in played.groups for trajectory in group]

@@ -26,7 +26,7 @@ recipe = Recipe(
     env=TextWorld(game="coin-r8-q4", max_turns=20, train=540),  # 540: the seeds that fill the test panel hold as many
     model=ModelSpec(shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)),
     sampling=Sampling(temperature=1.0, max_tokens=8),
-    limits=Limits(max_turns=20, concurrency=128),
+    limits=Limits(concurrency=128),
     compute=Compute(threads=2),
     stages=(
         Stage(

@@ -4,7 +4,7 @@ Give it a model folder on this machine (an instruction-tuned model with a chat t
 
     agentrl train recipes/textworld_pretrained.py model.folder=/path/to/model
 
-``env.game=w4-o6-q8 env.max_turns=24 limits.max_turns=24`` and ``w8-o12-q4`` are the next steps of the ladder. The settings follow a
+``env.game=w4-o6-q8 env.max_turns=24`` and ``w8-o12-q4`` are the next steps of the ladder. The settings follow a
 published practitioner's study of multi-turn RL on these games: no discount, lambda 0.95, clip 0.2, policy 1e-6, critic 1e-5, batches of
 256 episodes, temperature 0.7 in training and 0.4 in evaluation, 12 turns.
 """
@@ -36,7 +36,7 @@ recipe = Recipe(
     sampling=Sampling(temperature=0.7, max_tokens=32),
     engine=Local(num_slots=256, max_context=4096),
     compute=Compute(device="cuda", precision="bfloat16", token_budget=16384),
-    limits=Limits(max_turns=12, concurrency=128, act_deadline_s=1800.0),
+    limits=Limits(concurrency=128, act_deadline_s=1800.0),
     num_workers=8,
     stages=(
         Stage(

@@ -97,7 +97,7 @@ def settle(where: Place, asked: Asked) -> Settings:
         policy = f"checkpoint:{where.checkpoint or newest_checkpoint(where.recipe_at)}"
     kind, _, named = policy.partition(":")
     recipe_at = where.recipe_at or (run_of(Path(named)) if kind == "checkpoint" and named else None)
-    settings = Settings(env=where.env, policy=policy, limits=Limits(max_turns=where.env.max_turns), recipe_at=recipe_at)
+    settings = Settings(env=where.env, policy=policy, limits=Limits(), recipe_at=recipe_at)
     if recipe_at is not None:
         settings = _as_the_recipe(settings, recipe_at)
     settings = dataclasses.replace(
@@ -124,7 +124,6 @@ def _as_the_recipe(settings: Settings, recipe_at: Path) -> Settings:
     from agentrl.recipe import load
 
     recipe = load(recipe_at)
-    turns = min(recipe.limits.max_turns, settings.env.max_turns) if recipe.limits else settings.env.max_turns
     return dataclasses.replace(
         settings,
         split=recipe.evaluation.split,
@@ -133,7 +132,7 @@ def _as_the_recipe(settings: Settings, recipe_at: Path) -> Settings:
         sampling=recipe.evaluation.sampling,
         seed=seed_of(recipe.seed, "evaluate"),
         workers=recipe.num_workers,
-        limits=dataclasses.replace(recipe.limits or settings.limits, max_turns=turns),
+        limits=recipe.limits,
         device=recipe.compute.device,
     )
 
