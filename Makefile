@@ -1,8 +1,8 @@
 # Two commands: `make demo` sets everything up and trains and evaluates a real agent; `make test` sets everything up and passes the tests.
-# PYTHON: the interpreter to build the environment with. TORCH: the torch to install first (a CPU build where one is configured).
+# PYTHON: the interpreter to build the environment with. TORCH: what is installed as torch, before anything can ask for another one.
 
 PYTHON ?= python3
-TORCH ?= torch
+TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,textworld,gym,plot,dev
