@@ -47,7 +47,7 @@ class LlamaForward:
     def __init__(self, model: Any, *, num_slots: int, max_context: int) -> None:
         config, body = model.config, model.model
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._embed, self._head, self._norm = body.embed_tokens.weight, model.lm_head, body.norm
+        self._embed, self._head, self._norm = body.embed_tokens.weight, model.lm_head, _Norm(body.norm)
         self._layers = [_FusedLayer(layer) for layer in body.layers]
         self.attention = SlotAttention(
             num_layers=len(self._layers),
@@ -83,46 +83,62 @@ class LlamaForward:
         cos, sin = self._cos[step.positions_M], self._sin[step.positions_M]
         hidden = functional.embedding(step.tokens_M, self._embed)
         for index, layer in enumerate(self._layers):
-            projected = functional.linear(layer.norm_in(hidden), layer.qkv, layer.qkv_bias)
-            queries_keys = projected[:, : (num_heads + num_kv) * dim].view(len(hidden), num_heads + num_kv, dim)
+            projected = _linear(layer.norm_in(hidden), layer.qkv, layer.qkv_bias).view(len(hidden), -1, dim)
+            queries_keys, values = projected[:, : num_heads + num_kv], projected[:, num_heads + num_kv :]
             if layer.norm_q is not None and layer.norm_k is not None:  # qwen3
                 queries_keys = torch.cat([layer.norm_q(queries_keys[:, :num_heads]), layer.norm_k(queries_keys[:, num_heads:])], dim=1)
             turned = _rotate(queries_keys, cos, sin)
-            attention.write(index, step, torch.cat([turned[:, num_heads:].flatten(1), projected[:, (num_heads + num_kv) * dim :]], dim=1))
-            queries = turned[:, :num_heads].reshape(-1, num_kv, attention.group, dim)
-            blocks = step.blocks
+            attention.write(index, step, turned[:, num_heads:], values)
+            vectors, queries = turned[:, :num_heads].view(-1, num_kv, attention.group, dim), step.queries
             if index == len(self._layers) - 1:  # of the last layer only the last tokens are wanted
-                hidden, queries, blocks = hidden[step.last_R], queries[step.last_R], step.last_blocks
-            seen = attention.attend(index, blocks, queries, scale=layer.scale)
-            hidden = hidden + functional.linear(seen, layer.out, layer.out_bias)
-            gate, value = functional.linear(layer.norm_mlp(hidden), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-            hidden = hidden + functional.linear(functional.silu(gate) * value, layer.down, layer.down_bias)
+                hidden, vectors, queries = hidden[step.last_R], vectors[step.last_R], step.last_queries
+            seen = attention.attend(index, queries, vectors, scale=layer.scale)
+            hidden = hidden + _linear(seen, layer.out, layer.out_bias)
+            gate, value = _linear(layer.norm_mlp(hidden), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+            hidden = hidden + _linear(functional.silu(gate).mul_(value), layer.down, layer.down_bias)
         logits: Tensor = self._head(self._norm(hidden))
         return logits
 
 
 class _FusedLayer:
-    """One decoder layer's weights: queries, keys and values as one matrix, gate and up as one."""
+    """One decoder layer's weights, ``[in, out]``: queries, keys and values as one matrix, gate and up as one."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.qkv, self.qkv_bias = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
         self.gate_up, self.gate_up_bias = _fuse(mlp.gate_proj, mlp.up_proj)
-        self.out, self.out_bias = attention.o_proj.weight, attention.o_proj.bias
-        self.down, self.down_bias = mlp.down_proj.weight, mlp.down_proj.bias
-        self.norm_in, self.norm_mlp = layer.input_layernorm, layer.post_attention_layernorm
-        self.norm_q, self.norm_k = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.out, self.out_bias = _fuse(attention.o_proj)
+        self.down, self.down_bias = _fuse(mlp.down_proj)
+        self.norm_in, self.norm_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.norm_q, self.norm_k = (_Norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm"))
         self.scale = float(attention.scaling)
 
 
+class _Norm:
+    """A module's root mean square norm, as one call."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight, self._epsilon = module.weight, float(module.variance_epsilon)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self._weight.shape, self._weight, self._epsilon)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+
 def _fuse(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Stack the weights (and biases) of layers that share an input, and make the layers' parameters views of the stack."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
+    """Stack the weights (and biases) of layers that share an input, and make the layers' parameters views of the stack.
+
+    The stack is ``[in, out]``: so few rows are multiplied in the order of memory, a sixth faster where the weights are not in a cache.
+    """
+    weight = torch.cat([linear.weight.detach() for linear in linears]).t().contiguous()
     bias = torch.cat([linear.bias.detach() for linear in linears]) if linears[0].bias is not None else None
     first = 0
     for linear in linears:
         rows = slice(first, first := first + linear.out_features)
-        linear.weight.data = weight[rows]
+        linear.weight.data = weight[:, rows].t()
         if bias is not None:
             linear.bias.data = bias[rows]
     return weight, bias
@@ -157,15 +173,10 @@ def _slot_attention(
             f"{type(module).__name__} uses a sliding window, soft caps or sinks, which slots cannot hold; serve it with another engine"
         )
     layer = module.layer_idx
-    attention.write(layer, step, _join(key, value))
-    queries = query[0].transpose(0, 1).reshape(-1, attention.num_kv_heads, attention.group, attention.head_dim)
-    seen = attention.attend(layer, step.blocks, queries, scale=attention.head_dim**-0.5 if scaling is None else scaling)
-    return seen.view(1, len(queries), attention.num_heads, attention.head_dim), None
-
-
-def _join(key: Tensor, value: Tensor) -> Tensor:
-    """Return keys and values as the slots hold them, ``[M, 2 * K * D]``."""
-    return torch.stack([key[0].transpose(0, 1), value[0].transpose(0, 1)], dim=1).flatten(1)
+    attention.write(layer, step, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    vectors = query[0].transpose(0, 1).reshape(-1, attention.num_kv_heads, attention.group, attention.head_dim)
+    seen = attention.attend(layer, step.queries, vectors, scale=attention.head_dim**-0.5 if scaling is None else scaling)
+    return seen.view(1, len(vectors), attention.num_heads, attention.head_dim), None
 
 
 AttentionInterface.register(_NAME, _slot_attention)
