@@ -64,7 +64,7 @@ def test_what_is_no_arm_costs_a_pull_and_pays_nothing():
     (trajectory,) = played(ScriptedPolicy(("d",)), tasks=1)
     assert [dict(turn.info) for turn in trajectory.turns] == [{"success": 0.0, "valid": 0.0, "payout": 0.0, "regret": 0.9}] * 6
     assert trajectory.final is not None
-    assert trajectory.final.messages[0].content == "no such arm . arms a b c . pulls left 0 ."
+    assert trajectory.final.messages[0].content == "0 pulls left . no such arm"
 
 
 def test_the_observation_never_names_the_best_arm():

@@ -38,7 +38,7 @@ def test_the_seed_chooses_the_task_and_options_name_it():
     assert len({info["task"] for _, info in first}) > 1
     text, info = env.reset(options={"task": "bandit-test-5"})
     assert info == {"task": "bandit-test-5", "actions": ("a", "b", "c", "d")}
-    assert text == "pull an arm . arms a b c d . pulls left 6 ."
+    assert text == "arms a b c d . 6 pulls left . pull an arm"
     env.close()
 
 

@@ -97,5 +97,6 @@ class _Pulls:
     def _show(self, told: str) -> Observation:
         arms = tuple(NAMES[: self.spec.arms])
         left = max(self.spec.max_turns - self.turn, 0)
-        text = f"{told} . arms {' '.join(arms)} . pulls left {left} ."
+        named = "" if self.turn else f"arms {' '.join(arms)} . "
+        text = f"{named}{left} pulls left . {told}"  # what was just told stands last, beside the next action: easiest to learn from
         return Observation.text(text, actions=arms, plan=(NAMES[self.best],) * left)
