@@ -111,7 +111,7 @@ def remains(folder: Path) -> dict[str, Any]:  # Any: bytes, tables and weights, 
         if path.is_dir() or name.startswith("tensorboard"):
             continue
         if path.suffix == ".parquet":
-            found[name] = pq.read_table(path).drop_columns(["duration_s"]).to_pylist()
+            found[name] = repr(pq.read_table(path).drop_columns(["duration_s"]).to_pylist())  # as text NaN equals NaN
         elif path.suffix == ".safetensors":
             found[name] = {key: (value.shape, value.tobytes()) for key, value in load_file(path).items()}
         elif name in ("timing.jsonl", "manifest.json"):
