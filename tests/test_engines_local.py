@@ -152,6 +152,28 @@ def test_an_episode_has_the_same_bits_alone_and_among_any_others(kind):
     assert [actions(turns) for turns in play(engine(), range(40), pause=random.Random(5))][:3] == alone
 
 
+def test_a_group_computes_its_first_observation_once_and_each_episode_keeps_its_bits():
+    def engine():
+        return LocalEngine(build(), RENDERER, Sampling(max_tokens=5), num_slots=16)
+
+    async def two_turns(policy, seed: int) -> list[Action]:
+        first = await policy.act((), Observation.text("a room"), seed=seed)
+        turns = [Turn(Observation.text("a room"), first)]
+        return [first, await policy.act(turns, Observation.text("a door"), seed=seed)]
+
+    async def together(policy, seeds):
+        return await asyncio.gather(*[two_turns(policy, seed) for seed in seeds])
+
+    alone = [asyncio.run(two_turns(engine(), seed)) for seed in range(6)]
+    group, fed = engine(), []
+    plan = group._forward.attention.plan
+    group._forward.attention.plan = lambda feeds: fed.append(feeds) or plan(feeds)
+    assert asyncio.run(together(group, range(6))) == alone
+    assert len(fed[0]) == 1
+    assert len(fed[1]) == 6
+    assert len({action.text for action, _ in alone}) > 1
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 def test_an_episode_that_lost_its_slot_goes_on_with_the_same_bits(kind):
     kept = LocalEngine(build(kind), RENDERER, Sampling(max_tokens=5), num_slots=48)

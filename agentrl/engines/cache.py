@@ -267,6 +267,12 @@ class SlotAttention:
         self.keys[layer].permute(0, 3, 1, 2)[step.slots_M, step.positions_M] = keys
         self.values[layer].transpose(1, 2)[step.slots_M, step.positions_M] = values
 
+    def copy(self, slot: int, others: list[int], *, length: int) -> None:
+        """Give other slots the first ``length`` keys and values of a slot."""
+        for keys, values in zip(self.keys, self.values, strict=True):
+            keys[others, :, :, :length] = keys[slot, :, :, :length]
+            values[others, :, :length] = values[slot, :, :length]
+
     def attend(self, layer: int, queries: Queries, vectors: Tensor, *, scale: float) -> Tensor:
         """Return what each token sees, ``[M, K * G * D]``, for queries ``[M, K, G, D]`` of tokens whose keys are written already."""
         seen = [self._product(layer, block, vectors, scale) for block in queries.blocks]

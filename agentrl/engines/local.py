@@ -2,7 +2,8 @@
 
 Every step of the engine is one forward pass over whatever is to be fed: one token for each action under way, and the new part of
 the context for each action that begins. Actions join and leave at any step. Keys and values stay in their slot between turns, so only
-the delta of a turn is computed; a context that lost its slot is computed again, with the same bits (``cache`` says why).
+the delta of a turn is computed; a context that lost its slot is computed again, with the same bits (``cache`` says why). A context that
+several actions begin with at once, as in a group, is computed once and copied.
 
 It all runs in the event loop, one step between two turns of the loop: no thread, no process, and ``pdb`` works. An action's tokens
 and log-probabilities are a function of (weights, context, sampling, seed) alone, to the last bit.
@@ -11,7 +12,7 @@ and log-probabilities are a function of (weights, context, sampling, seed) alone
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -224,20 +225,33 @@ class LocalEngine:
     @torch.inference_mode()
     def _step(self) -> None:
         """One forward pass: feed what is pending, and draw a token for each row that has nothing pending after it."""
-        room, feeds, ready = MAX_FED, [], []
+        attention, room = self._forward.attention, MAX_FED
+        feeds: list[Feed] = []
+        ready: list[tuple[int, _Request]] = []
+        begun: dict[bytes, int] = {}  # contexts that begin with this step -> their feed
+        copies: defaultdict[int, list[int]] = defaultdict(list)  # a feed -> further slots that begin with its context
         for request in self._active:
-            fed = request.pending[:room]
-            if not len(fed):
+            content = b"" if request.filled else request.pending.tobytes()
+            if content in begun:
+                row, fed = begun[content], request.pending
+                copies[row].append(request.slot)
+            elif len(fed := request.pending[:room]):
+                row = len(feeds)
+                feeds.append(Feed(request.slot, request.filled, fed))
+                room -= len(fed)
+                if content and len(fed) == len(request.pending):
+                    begun[content] = row
+            else:
                 continue
-            feeds.append(Feed(request.slot, request.filled, fed))
-            room -= len(fed)
             request.filled += len(fed)
             request.pending = request.pending[len(fed) :]
             if not len(request.pending):
-                ready.append((len(feeds) - 1, request))
-        logits_RV = self._forward(self._forward.attention.plan(feeds))
+                ready.append((row, request))
+        logits_RV = self._forward(attention.plan(feeds))
+        for row, slots in copies.items():
+            attention.copy(feeds[row].slot, slots, length=len(feeds[row].tokens))
         if ready:
-            self._draw(logits_RV[[row for row, _ in ready]] if len(ready) < len(feeds) else logits_RV[: len(feeds)], [r for _, r in ready])
+            self._draw(logits_RV[[row for row, _ in ready]], [request for _, request in ready])
         self._active = [request for request in self._active if not self._finished(request)]
 
     def _draw(self, logits_RV: torch.Tensor, requests: Sequence[_Request]) -> None:
