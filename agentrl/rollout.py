@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agentrl.env import Env
@@ -39,7 +39,7 @@ class Limits:
     """Bounds on playing. Every wait has a deadline; what passes it fails its episode, and the episode is played again."""
 
     max_turns: int = 0
-    """Turns after which an episode is truncated, whatever the environment says; 0: the environment alone decides."""
+    """Turns after which an episode is truncated, whatever the environment says; 0: as many as ``within`` is told."""
     concurrency: int = 64
     """Episodes open at once."""
     env_deadline_s: float = 120.0
@@ -48,6 +48,14 @@ class Limits:
     """Longest wait for one action."""
     max_attempts: int = 3
     """Times an episode is started before it is given up."""
+
+    def within(self, max_turns: int) -> Limits:
+        """Return these limits with ``EnvSpec.max_turns`` where they name none of their own: environments leave it to who plays them.
+
+        >>> Limits().within(20).max_turns, Limits(max_turns=5).within(20).max_turns
+        (20, 5)
+        """
+        return replace(self, max_turns=self.max_turns or max_turns)
 
 
 @dataclass(slots=True)

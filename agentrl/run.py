@@ -101,7 +101,7 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
         for warning in reconcile(folder / "manifest.json", make_manifest(seed=recipe.seed, panels=panels)):
             reporter.say(f"resumed on another footing, so numbers may differ in their last digits: {warning}")
         tasks = {split: recipe.env.tasks(split) for split in panels}
-        limits = recipe.limits
+        limits = recipe.limits.within(recipe.env.max_turns)
         async with AsyncExitStack() as stack:
             host = await stack.enter_async_context(open_host(recipe.env, num_workers=recipe.num_workers, deadline_s=limits.env_deadline_s))
             tokenizer = await _tokenizer(recipe, folder, host, limits)

@@ -157,7 +157,7 @@ async def measure(settings: Settings, out: Path, reporter: Reporter) -> Report:
                 tasks,
                 episodes_per_task=settings.episodes,
                 seed=settings.seed,
-                limits=settings.limits,
+                limits=settings.limits.within(settings.env.max_turns),
                 name=_name(settings.policy),
                 settings={
                     "policy": settings.policy,
