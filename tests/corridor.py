@@ -35,6 +35,10 @@ class Corridor(EnvSpec):
         """Return what is shown instead of ``observation``."""
         return observation
 
+    def answered(self, step: Step) -> Step:
+        """Return what is answered instead of ``step``."""
+        return step
+
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
         yield _Walk(self, task, str(task.data["doors"]))
@@ -60,15 +64,15 @@ class _Walk:
 
     async def step(self, action: str) -> Step:
         self._accident()
-        right = action == self.doors[self.place]
+        right = self.doors[self.place : self.place + 1] == action
         self.place += 1
         self.opened += right
         over = self.place == len(self.doors)
         info = {"success": float(over and self.opened == self.place), "valid": float(action in tuple(LETTERS)), "opened": float(right)}
-        return Step(self._show(), float(right), terminated=over, info=info)
+        return self.spec.answered(Step(self._show(), float(right), terminated=over, info=info))
 
     def _show(self) -> Observation:
-        if self.place == len(self.doors):
+        if self.place >= len(self.doors):
             return Observation.text("over")
         door, plan = self.doors[self.place], tuple(self.doors[self.place :])
         return self.spec.shown(Observation.text(f"door {door}", actions=tuple(LETTERS), plan=plan))

@@ -11,7 +11,8 @@ from agentrl.manifest import read_manifest
 from agentrl.model import load_tokenizer
 from agentrl.policy import RandomPolicy
 from agentrl.recipe import Checkpoints
-from agentrl.types import Observation
+from agentrl.rollout import Limits
+from agentrl.types import Observation, Step
 
 
 def test_a_run_folder_holds_what_its_page_says(tmp_path):
@@ -122,3 +123,18 @@ def test_where_random_play_is_not_possible_the_tokenizer_is_trained_on_the_exper
     tiny.run(replace(tiny.recipe, env=Mute(), evaluation=alone), tmp_path)
     with pytest.raises(Exception, match="lists none"):
         tiny.run(replace(tiny.recipe, env=Mute(), evaluation=replace(alone, baselines={"random": RandomPolicy()})), tmp_path / "other")
+
+
+class Endless(Corridor):
+    """Never ends by itself: a turn limit is for who plays to keep."""
+
+    def answered(self, step: Step) -> Step:
+        return replace(step, terminated=False)
+
+
+def test_the_environments_turn_limit_ends_episodes_that_it_does_not_end_itself(tmp_path):
+    recipe = replace(tiny.recipe, env=Endless(), limits=Limits(env_deadline_s=20))
+    tiny.run(recipe, tmp_path)
+    assert {len(one.trajectory.turns) for one in tiny.stored(tmp_path)} == {3}
+    assert tiny.numbers(tmp_path, "rollout/truncated") == [1.0] * 7
+    assert tiny.numbers(tmp_path, "eval/truncated") == [1.0] * 2
