@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,16 @@ def with_vllm(model: Any, tokenizer: Any, renderer: Renderer, episodes: Episodes
         return Result(num_tokens, (time.monotonic() - started) * torch.get_num_threads())
 
 
+def decode(engine: LocalEngine, observations: Sequence[Observation]) -> int:
+    """Answer each observation once, through the engine; return the number of sampled tokens."""
+    return asyncio.run(with_engine(engine, [[observation] for observation in observations]))
+
+
+def decode_again(model: Any, prompts: list[list[int]], pad: int) -> int:
+    """Answer each prompt once, through ``generate``; return the number of sampled tokens."""
+    return sum(map(len, generate(model, prompts, pad=pad, end=None, max_tokens=NEW)))
+
+
 def best(work: Callable[[], int], repeats: int) -> Result:
     """Return the fastest of several runs: what other programs add to CPU time is never negative."""
     return min((measured(work) for _ in range(repeats)), key=lambda result: result.cpu_s / result.num_tokens)
@@ -209,17 +220,16 @@ def main() -> None:
     console.print(table)
 
     endless = LocalEngine(copy, Endless(tokenizer), Sampling(max_tokens=NEW))
-    ids = context(renderer.tokenise(trajectories[0]).turns).tolist()
-    text = Observation.text(renderer.decode((ids * PROMPT)[:PROMPT]))
-    prompt = endless.renderer.prompt((), text).tokens.tolist()
+    contexts = [context(renderer.tokenise(trajectory).turns).tolist() for trajectory in trajectories]
+    own = [Observation.text(renderer.decode((ids * PROMPT)[:PROMPT])) for ids in contexts]
     single = Table("single turn", "sampled tokens / CPU s", "times generate")
-    decoded = best(lambda: asyncio.run(with_engine(endless, [[text]] * options.episodes)), options.repeats)
-    generated = best(
-        lambda: sum(map(len, generate(model, [prompt] * options.episodes, pad=pad, end=None, max_tokens=NEW))), options.repeats
-    )
-    rates = [result.num_tokens / result.cpu_s for result in (decoded, generated)]
-    single.add_row(f"local engine, {options.episodes} x ({len(prompt)} + {NEW})", f"{rates[0]:.0f}", f"{rates[0] / rates[1]:.2f}")
-    single.add_row("generate", f"{rates[1]:.0f}", "1.00")
+    for kind, observations in (("a prompt each", own), ("one prompt for all, as in a group", own[:1] * len(own))):
+        prompts = [endless.renderer.prompt((), observation).tokens.tolist() for observation in observations]
+        decoded = best(partial(decode, endless, observations), options.repeats)
+        generated = best(partial(decode_again, model, prompts, pad), options.repeats)
+        rates = [result.num_tokens / result.cpu_s for result in (decoded, generated)]
+        single.add_row(f"local engine, {len(own)} x ({PROMPT} + {NEW}), {kind}", f"{rates[0]:.0f}", f"{rates[0] / rates[1]:.2f}")
+        single.add_row("generate", f"{rates[1]:.0f}", "1.00")
     console.print(single)
 
 
