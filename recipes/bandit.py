@@ -1,0 +1,54 @@
+"""A random model learns to play a bandit by reinforcement alone: no demonstration, no pretraining, about a minute on one core.
+
+Which arm pays differs from task to task, so the model has to try arms and to act on what it reads. An action is one token: of the few
+hundred tokens that the untrained model says at random, four are arms, and the charge for all others is what it learns from first.
+
+Three arms are learned too, with env.arms=3 stages.learn.updates=100, but when it sees the point differs by seed.
+"""
+
+from agentrl_environments.bandit import Bandit
+
+from agentrl.credit.baselines import OthersAtTurn
+from agentrl.credit.modifiers import UnitDeviation
+from agentrl.credit.returns import TurnReturn
+from agentrl.learner import Compute, Linear, Optimisation
+from agentrl.losses.clip import Clip
+from agentrl.losses.entropy import EntropyBonus
+from agentrl.model import ModelSpec, Shape, TrainedTokenizer
+from agentrl.objective import Objective
+from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
+from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
+from agentrl.rewards.compose import Sum
+from agentrl.rewards.outcome import EnvReward, Format, Outcome
+from agentrl.rollout import Limits
+from agentrl.sources import Rollouts
+
+recipe = Recipe(
+    name="bandit",
+    env=Bandit(arms=2),
+    model=ModelSpec(shape=Shape(hidden=64, layers=2, mlp=192, max_context=256), tokenizer=TrainedTokenizer(vocab_size=340)),
+    sampling=Sampling(temperature=1.0, max_tokens=1),
+    limits=Limits(concurrency=128),
+    compute=Compute(threads=1),
+    stages=(
+        Stage(
+            name="learn",
+            updates=45,
+            source=Rollouts(num_groups=16, group_size=8),
+            reward=Sum((EnvReward(), Outcome(), Format(penalty=0.5))),
+            credit=TurnReturn(gamma=0.5, baseline=OthersAtTurn()),
+            modifiers=(UnitDeviation(),),
+            objective=Objective(loss=Clip(0.2, 0.2), regularisers=(EntropyBonus(0.01),)),
+            optimisation=Optimisation(lr=3e-3, warmup_updates=3, schedule=Linear(0.02)),
+            epochs=4,
+            minibatches=4,
+            evaluate=True,
+        ),
+    ),
+    evaluation=Evaluation(
+        split="test",
+        sampling=Sampling(temperature=1.0, max_tokens=1),
+        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
+    ),
+    checkpoints=Checkpoints(every=20),
+)
