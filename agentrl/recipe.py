@@ -217,6 +217,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for name in ("every", "keep"):
         if getattr(recipe.checkpoints, name) < 1:
             yield f"checkpoints.{name} is {getattr(recipe.checkpoints, name)}; at least 1 is needed"
+    if recipe.sampling.temperature <= 0:
+        yield (
+            f"sampling.temperature is {recipe.sampling.temperature:g}; training divides by it and learns from variety: give more than 0 "
+            "(evaluation.sampling may be greedy)"
+        )
     if not recipe.stages:
         yield "stages is empty; a run needs at least one stage"
     names = [stage.name for stage in recipe.stages]
@@ -244,6 +249,11 @@ def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
         unknown = sorted(set(getattr(part, "signals", ())) - declared)
         if unknown:
             yield f"reward {type(part).__name__} reads {', '.join(unknown)}; the environment reports {', '.join(sorted(declared))}"
+    for keep in stage.filters:
+        unpaid = sorted(keep.components - stage.reward.components)
+        if unpaid and not stage.transforms:
+            paid = ", ".join(sorted(stage.reward.components))
+            yield f"filter {type(keep).__name__} looks at the reward component {', '.join(unpaid)}; the stage pays {paid}"
     truncates = recipe.sampling.top_p < 1 or recipe.sampling.top_k > 0
     if truncates and stage.source.group_size > 1 and "old_logprobs" not in stage.needs:
         yield (

@@ -15,6 +15,7 @@ from agentrl.objective import Objective
 from agentrl.policy import ExpertPolicy, Sampling
 from agentrl.recipe import Evaluation, Recipe, Stage, check, check_panels, load, read
 from agentrl.rewards.outcome import Process
+from agentrl.samplers.filters import DynamicSampling
 from agentrl.sources import Demonstrations, Rollouts
 
 IMITATE = Stage(
@@ -57,6 +58,8 @@ def test_a_sound_recipe_passes_and_knows_its_stages():
 
 STALE = Rollouts(num_groups=2, group_size=2, max_staleness=1)
 PROBLEMS = {
+    "greedy training": (dataclasses.replace(SOUND, sampling=Sampling(temperature=0.0)), "sampling.temperature is 0"),
+    "a filter on nothing": (learning(filters=(DynamicSampling("outcom"),)), "looks at the reward component outcom"),
     "no stage": (dataclasses.replace(SOUND, stages=()), "stages is empty"),
     "one name twice": (dataclasses.replace(SOUND, stages=(LEARN, LEARN)), "stage names repeat: learn, learn"),
     "no worker": (dataclasses.replace(SOUND, num_workers=0), "num_workers is 0"),

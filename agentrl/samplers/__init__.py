@@ -45,6 +45,11 @@ class Sampler(Protocol):
 class Filter(Protocol):
     """Chooses which groups are trained on."""
 
+    @property
+    def components(self) -> frozenset[str]:
+        """Components of the ledger that it looks at."""
+        ...
+
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the groups to keep, in order."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from agentrl.errors import ConfigError
 from agentrl.types import ScoredGroup
@@ -12,6 +13,8 @@ from agentrl.types import ScoredGroup
 @dataclass(frozen=True, slots=True)
 class KeepAll:
     """Keep every group."""
+
+    components: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the groups as they are."""
@@ -27,6 +30,11 @@ class DynamicSampling:
     """
 
     component: str = "outcome"
+
+    @property
+    def components(self) -> frozenset[str]:
+        """The one component."""
+        return frozenset({self.component})
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the groups whose members differ in what ``component`` paid them over the episode.
