@@ -56,7 +56,7 @@ def draw(folders: dict[int, Path], recipe: Recipe, path: Path) -> None:
         axes.plot(*zip(*tested, strict=True), color=colour, marker="o", markersize=4, linewidth=2, label=f"seed {seed}")
     baselines = reports(recipe, next(iter(folders.values())))
     axes.axhline(baselines["random"].measures()["success"].mean, color="#6b7280", linestyle=":", linewidth=1.2)
-    axes.annotate("random play", (last.updates, baselines["random"].measures()["success"].mean), ha="right", va="bottom", color="#6b7280")
+    axes.annotate("random play", (0.45 * last.updates, baselines["random"].measures()["success"].mean), va="bottom", color="#6b7280")
     axes.set(xlabel="update of the RL stage", ylabel="games won", ylim=(0, 1.02), xlim=(0, last.updates))
     axes.set_title("held-out games (dots) and training games (thin, mean of 5 updates)", fontsize=10)
     axes.legend(loc="lower right", frameon=False)

@@ -2,8 +2,6 @@
 
 Which arm pays differs from task to task, so the model has to try arms and to act on what it reads. An action is one token: of the few
 hundred tokens that the untrained model says at random, four are arms, and the charge for all others is what it learns from first.
-
-Three arms are learned too, with env.arms=3 stages.learn.updates=100, but when it sees the point differs by seed.
 """
 
 from agentrl_environments.bandit import Bandit
@@ -33,7 +31,7 @@ recipe = Recipe(
     stages=(
         Stage(
             name="learn",
-            updates=45,
+            updates=70,
             source=Rollouts(num_groups=16, group_size=8),
             reward=Sum((EnvReward(), Outcome(), Format(penalty=0.5))),
             credit=TurnReturn(gamma=0.5, baseline=OthersAtTurn()),
