@@ -10,12 +10,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import enum
 import functools
 import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from agentrl.errors import ConfigError
 from agentrl.types import Json
@@ -28,10 +31,18 @@ T = typing.TypeVar("T")
 
 def describe(value: object) -> Json:
     """Return ``value`` as JSON that names every class and function, so that equal descriptions mean equal behaviour of equal code."""
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__module__}:{type(value).__qualname__}.{value.name}"
     if value is None or isinstance(value, _SCALARS):
         return value
+    if isinstance(value, np.generic):
+        return describe(value.item())
+    if isinstance(value, bytes):
+        return value.hex()
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, types.MethodType):
+        return {"method": value.__name__, "of": describe(value.__self__)}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
     if isinstance(value, (tuple, list)):

@@ -34,7 +34,7 @@ from agentrl.rewards import Reward, Transform
 from agentrl.rewards.outcome import Outcome
 from agentrl.rollout import Limits
 from agentrl.samplers import Filter
-from agentrl.sources import Payment, Source
+from agentrl.sources import Demonstrations, Payment, Source
 from agentrl.types import Need
 
 
@@ -212,11 +212,15 @@ def check(recipe: Recipe) -> None:
 def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.env.max_turns < 1:
         yield f"env.max_turns is {recipe.env.max_turns}; an episode needs at least 1 turn"
-    if recipe.num_workers < 1:
-        yield f"num_workers is {recipe.num_workers}; at least 1 is needed"
-    for name in ("every", "keep"):
-        if getattr(recipe.checkpoints, name) < 1:
-            yield f"checkpoints.{name} is {getattr(recipe.checkpoints, name)}; at least 1 is needed"
+    yield from _too_small(recipe, "", num_workers=1)
+    yield from _too_small(recipe.checkpoints, "checkpoints.", every=1, keep=1)
+    yield from _too_small(recipe.limits, "limits.", concurrency=1, max_attempts=1, max_turns=0)
+    yield from _too_small(recipe.evaluation, "evaluation.", num_tasks=0, episodes_per_task=1)
+    yield from _too_small(recipe.compute, "compute.", token_budget=1, threads=0)
+    for where, sampling in (("sampling.", recipe.sampling), ("evaluation.sampling.", recipe.evaluation.sampling)):
+        yield from _too_small(sampling, where, max_tokens=1, top_k=0)
+        if not 0 < sampling.top_p <= 1:
+            yield f"{where}top_p is {sampling.top_p:g}; it must be above 0 and at most 1"
     if recipe.sampling.temperature <= 0:
         yield (
             f"sampling.temperature is {recipe.sampling.temperature:g}; training divides by it and learns from variety: give more than 0 "
@@ -235,10 +239,17 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"split {split!r} does not exist; the environment has {', '.join(recipe.env.splits)}"
 
 
+def _too_small(part: object, where: str, **least: int) -> Iterator[str]:
+    """Yield a line for each field that ``part`` has and that is below its least value: it would wait, or play, for nothing."""
+    for name, low in least.items():
+        found = getattr(part, name, low)
+        if found < low:
+            yield f"{where}{name} is {found}; at least {low} is needed"
+
+
 def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
-    for name in ("updates", "epochs", "minibatches"):
-        if getattr(stage, name) < 1:
-            yield f"{name} is {getattr(stage, name)}; at least 1 is needed"
+    yield from _too_small(stage, "", updates=1, epochs=1, minibatches=1)
+    yield from _too_small(stage.source, "source.", num_groups=1, num_episodes=1, refills=0, max_staleness=0, batch=0)
     if stage.source.group_size < stage.credit.min_group:
         yield (
             f"{type(stage.credit).__name__} compares the episodes of a group and needs at least {stage.credit.min_group} of them; "
@@ -255,7 +266,7 @@ def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
             paid = ", ".join(sorted(stage.reward.components))
             yield f"filter {type(keep).__name__} looks at the reward component {', '.join(unpaid)}; the stage pays {paid}"
     truncates = recipe.sampling.top_p < 1 or recipe.sampling.top_k > 0
-    if truncates and stage.source.group_size > 1 and "old_logprobs" not in stage.needs:
+    if truncates and not isinstance(stage.source, Demonstrations) and "old_logprobs" not in stage.needs:
         yield (
             "sampling.top_p or top_k truncates what is sampled, but the loss compares with the log-probabilities of the sampler; "
             "use top_p=1 and top_k=0, or an objective with off_policy weights"

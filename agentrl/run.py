@@ -189,7 +189,9 @@ def _restore(recipe: Recipe, checkpoints: Path, learner: Learner, reporter: Repo
             reporter.say(f"going on from an earlier checkpoint: {torn}")
             continue
         for newer in found[:place]:
-            newer.rename(checkpoints / f"torn-{newer.name}")
+            aside = checkpoints / f"torn-{newer.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
         update = int(path.name)
         stage, _ = recipe.stage_at(update - 1)
         learner.start(stage.optimisation, stage.updates)
@@ -206,7 +208,7 @@ def _tidy(checkpoints: Path, keep: int) -> None:
     """Remove all but the newest, and what a killed process left half written or half removed."""
     for old in sorted(checkpoints.glob("[0-9]*"))[:-keep]:
         old.rename(checkpoints / f".{old.name}.old")  # first out of sight: a removal is not atomic
-    for left in checkpoints.glob(".*"):
+    for left in checkpoints.glob(".[0-9]*"):
         shutil.rmtree(left)
 
 

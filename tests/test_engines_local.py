@@ -329,3 +329,29 @@ def test_a_forward_pass_that_breaks_fails_its_actions_and_nothing_else():
         play(engine, range(3))
     engine._forward = whole
     assert actions(play(engine, [0])[0]) == wanted
+
+
+class Stumbling(TagRenderer):
+    """Decodes every action but the second."""
+
+    def decode(self, tokens):
+        object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
+        if self.calls == 2:
+            raise RuntimeError("no text")
+        return super().decode(tokens)
+
+
+def test_an_action_that_cannot_be_decoded_gives_no_slot_back_twice():
+    async def stumble() -> list[object]:
+        engine = LocalEngine(build(), Stumbling(tokenizer()), Sampling(max_tokens=3), num_slots=4)
+        async with engine:
+            acts = [engine.act([], Observation.text(f"room {index}"), seed=index) for index in range(4)]
+            answers = await asyncio.gather(*acts, return_exceptions=True)
+        slots = engine._slots
+        held = [*slots._empty, *slots._idle]
+        assert sorted(held) == [0, 1, 2, 3]
+        return answers
+
+    answers = asyncio.run(stumble())
+    assert any(isinstance(answer, EngineError) for answer in answers)
+    assert any(isinstance(answer, Action) for answer in answers)

@@ -1,9 +1,11 @@
+import enum
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from agentrl.errors import ConfigError
@@ -166,3 +168,21 @@ def test_a_value_is_shown_for_a_person_without_addresses():
     assert "  pair: Pair(low=1, high=2)" in shown.splitlines()
     assert " at 0x" not in shown
     assert "  table: {'x': 0.5}" in shown
+
+
+@dataclass(frozen=True)
+class Times:
+    factor: int
+
+    def of(self, value: int) -> int:
+        return self.factor * value
+
+
+class Mood(enum.Enum):
+    CALM = 1
+    WILD = 2
+
+
+@pytest.mark.parametrize(("one", "other"), [(Mood.CALM, Mood.WILD), (b"a", b"b"), (np.int64(3), np.int64(4)), (Times(2).of, Times(3).of)])
+def test_what_differs_is_described_differently(one, other):
+    assert describe(one) != describe(other)

@@ -15,6 +15,7 @@ from agentrl.objective import Objective
 from agentrl.policy import ExpertPolicy, Sampling
 from agentrl.recipe import Evaluation, Recipe, Stage, check, check_panels, load, read
 from agentrl.rewards.outcome import Process
+from agentrl.rollout import Limits
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.sources import Demonstrations, Rollouts
 
@@ -60,6 +61,13 @@ STALE = Rollouts(num_groups=2, group_size=2, max_staleness=1)
 PROBLEMS = {
     "greedy training": (dataclasses.replace(SOUND, sampling=Sampling(temperature=0.0)), "sampling.temperature is 0"),
     "a filter on nothing": (learning(filters=(DynamicSampling("outcom"),)), "looks at the reward component outcom"),
+    "truncated sampling in groups of one": (
+        dataclasses.replace(learning(source=Rollouts(num_groups=2, group_size=1), credit=TokenGAE()), sampling=Sampling(top_p=0.9)),
+        "truncates what is sampled",
+    ),
+    "nobody plays": (dataclasses.replace(SOUND, limits=Limits(concurrency=0)), "limits.concurrency is 0"),
+    "nothing is drawn": (learning(source=Rollouts(num_groups=0, group_size=2)), "source.num_groups is 0"),
+    "no token": (dataclasses.replace(SOUND, sampling=Sampling(max_tokens=0)), "sampling.max_tokens is 0"),
     "no stage": (dataclasses.replace(SOUND, stages=()), "stages is empty"),
     "one name twice": (dataclasses.replace(SOUND, stages=(LEARN, LEARN)), "stage names repeat: learn, learn"),
     "no worker": (dataclasses.replace(SOUND, num_workers=0), "num_workers is 0"),

@@ -24,7 +24,7 @@ import torch
 from agentrl.engines.cache import Feed, Slots, digest
 from agentrl.engines.forward import forward_for
 from agentrl.engines.sampling import draw, log_distribution, uniforms
-from agentrl.errors import AgentRLError, ConfigError, ContextFull, EngineError, TokenDrift, boundary
+from agentrl.errors import AgentRLError, ConfigError, ContextFull, EngineError, boundary
 from agentrl.policy import Policy, Sampling
 from agentrl.render import Prompt, Renderer, check_drift, context
 from agentrl.types import Action, IntArray, Observation, Turn, floats, ints
@@ -193,7 +193,8 @@ class LocalEngine:
     def _fail(self, problem: AgentRLError) -> None:
         """Answer every action under way with the error; what their slots hold is unknown."""
         for request in self._active:
-            self._slots.drop(request.slot)
+            if request.slot >= 0:  # else it was given back before the error
+                self._slots.drop(request.slot)
             if not request.answer.done():
                 request.answer.set_exception(problem)
         self._active = []
@@ -213,8 +214,9 @@ class LocalEngine:
         """Begin an action in a slot that holds its past, but for the last token sampled; or else begin from nothing."""
         if not held:
             try:
-                check_drift(request.turns, self.renderer)
-            except TokenDrift as problem:
+                with boundary(EngineError, "the renderer"):
+                    check_drift(request.turns, self.renderer)
+            except AgentRLError as problem:
                 self._slots.drop(slot)
                 request.answer.set_exception(problem)
                 return
@@ -268,8 +270,10 @@ class LocalEngine:
 
     def _finished(self, request: _Request) -> bool:
         """Answer a request that has ended, keep its slot for the next turn, and say so."""
+        slot = request.slot
         if request.answer.done():  # cancelled by whoever asked
-            self._slots.drop(request.slot)
+            request.slot = -1
+            self._slots.drop(slot)
             return True
         if not request.tokens:
             return False
@@ -285,10 +289,11 @@ class LocalEngine:
             request.prompt.fresh,
             clipped=not ended,
         )
+        request.slot = -1  # given back: an error of another request must not give it back again
         if request.prompt.fresh:
-            self._slots.drop(request.slot)
+            self._slots.drop(slot)
         else:
-            self._slots.keep(request.slot, digest(np.concatenate([request.past, action.prompt, action.tokens])))
+            self._slots.keep(slot, digest(np.concatenate([request.past, action.prompt, action.tokens])))
         request.answer.set_result(action)
         return True
 
