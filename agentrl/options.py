@@ -221,7 +221,11 @@ def check_types(value: object, path: str = "") -> Iterator[str]:
 
 @functools.cache
 def _hints(cls: type) -> Mapping[str, object]:
-    return typing.get_type_hints(cls)
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:  # a name that is imported for type checkers only: then the defaults say what they can
+        fields = dataclasses.fields(cls)
+        return {field.name: type(field.default) if isinstance(field.default, _SCALARS) else object for field in fields}
 
 
 def _checkable(hint: object) -> bool:

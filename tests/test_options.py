@@ -178,6 +178,20 @@ class Times:
         return self.factor * value
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """As a package writes it that imports a type for type checkers only."""
+
+    task: "NotImportedHere | None" = None  # noqa: F821
+    size: int = 3
+
+
+def test_a_type_that_is_imported_for_checkers_only_stops_nothing():
+    assert list(check_types(Foreign())) == []
+    assert override(Foreign(), ["size=5"]) == Foreign(size=5)
+    assert list(check_types(Foreign(size="five")))
+
+
 class Mood(enum.Enum):
     CALM = 1
     WILD = 2
