@@ -1,8 +1,8 @@
 """A recipe: one frozen value that describes a run, and the checks that it can be run before anything is.
 
-A recipe file is Python and holds one value called ``recipe``. There is no second language and no registry of names: a reward, credit
-rule, loss, source or environment is the object itself. ``options.override`` sets fields from the command line, typed by the dataclasses;
-``check`` finds what is wrong with a recipe before any work.
+A recipe file is Python and holds one value called ``recipe``; it may import modules that lie beside it. There is no second language and
+no registry of names: a reward, credit rule, loss, source or environment is the object itself. ``options.override`` sets fields from the
+command line, typed by the dataclasses; ``check`` finds what is wrong with a recipe before any work.
 
 A run is a sequence of *stages*. Every stage is made of the same parts and goes the same way: where the episodes come from, what they are
 paid, how credit is assigned, what is optimised. A warm start on demonstrations and reinforcement learning differ in those values alone.
@@ -15,6 +15,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -156,10 +157,14 @@ class Origin:
     """The file's text."""
     overrides: tuple[str, ...] = ()
     """What was set on the command line, as ``path=value``."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Text of the modules beside the file that it imports, by name."""
 
     def keep(self, folder: Path) -> None:
-        """Write ``recipe.py`` and ``overrides.json`` to a run folder."""
+        """Write ``recipe.py``, the modules it imports, and ``overrides.json`` to a run folder."""
         replace(folder / "overrides.json", json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode())
+        for name, source in self.modules.items():
+            replace(folder / f"{name}.py", source.encode())
         replace(folder / "recipe.py", self.source.encode())
 
 
@@ -188,7 +193,29 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Origin]:
             raise CheckpointError(f"{record} is damaged ({problem}); write it again, or give the recipe file and --out {path}") from problem
     if not path.is_file():
         raise ConfigError(f"no recipe file {str(path)!r}; recipes of this project are in recipes/, one Python file each")
-    return override(_execute(path, Path(name).stem), given), Origin(name=name, source=path.read_text(), overrides=given)
+    with _beside(path.resolve().parent) as modules:
+        recipe = _execute(path, Path(name).stem)
+    return override(recipe, given), Origin(name=name, source=path.read_text(), overrides=given, modules=modules)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[dict[str, str]]:
+    """Let the modules in ``folder`` be imported; what was, by name, with its text, is in the dictionary afterwards.
+
+    They are imported anew, and forgotten again: a recipe and an older copy of it, kept by a run, each see their own.
+    """
+    stems = {path.stem for path in folder.glob("*.py")}
+    hidden = {name: sys.modules.pop(name) for name in stems & sys.modules.keys()}
+    imported: dict[str, str] = {}
+    sys.path.insert(0, str(folder))
+    try:
+        yield imported
+    finally:
+        sys.path.remove(str(folder))
+        for name in sorted(stems & sys.modules.keys()):
+            del sys.modules[name]
+            imported[name] = (folder / f"{name}.py").read_text()
+        sys.modules.update(hidden)
 
 
 def _execute(path: Path, stem: str) -> Recipe:

@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import pytest
 from agentrl_environments.bandit import Bandit
@@ -126,6 +127,23 @@ def test_a_file_is_read_with_overrides_and_kept_in_a_folder_that_stands_for_it(t
     (folder / "overrides.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"overrides.json is damaged"):
         read(folder)
+
+
+def test_modules_beside_a_recipe_are_imported_anew_and_kept_with_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    path, shared = tmp_path / "mine" / "mine.py", tmp_path / "mine" / "shared_parts.py"
+    path.write_text(FILE + "import dataclasses\nimport shared_parts\nrecipe = dataclasses.replace(SOUND, seed=shared_parts.SEED)\n")
+    (tmp_path / "mine" / "other.py").write_text("raise RuntimeError\n")
+    shared.write_text("SEED = 5\n")
+    recipe, origin = read(path)
+    assert recipe.seed == 5
+    assert origin.modules == {"shared_parts": "SEED = 5\n"}
+    assert "shared_parts" not in sys.modules
+    assert str(tmp_path / "mine") not in sys.path
+    origin.keep(tmp_path / "run")
+    shared.write_text("SEED = 66\n")
+    assert load(path).seed == 66
+    assert read(tmp_path / "run") == (recipe, origin)
 
 
 def test_classes_of_a_recipe_file_have_one_name_wherever_it_lies(tmp_path):

@@ -11,7 +11,9 @@ from agentrl.errors import ConfigError
 from agentrl.model import ModelSpec, Shape, TrainedTokenizer, build_model
 from agentrl.recipe import check, load
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "recipes"
+METHODS = sorted(path for path in (FOLDER / "methods").glob("*.py") if path.stem != "base")
+RECIPES = [*sorted(FOLDER.glob("*.py")), *METHODS]
 PRETRAINED = Path(__file__).parent.parent / "recipes" / "textworld_pretrained.py"
 
 

@@ -15,13 +15,13 @@ from agentrl.types import Ledger, Trajectory, floats
 class Dense:
     """Pay each turn ``signal / N`` (the recipe of Wang et al. 2025, "A practitioner's guide to multi-turn agentic RL").
 
-    ``N`` is the number of turns whose signal was positive where the episode succeeded, else the task's own maximum, ``task.data[most]``;
-    never less than 1. So success by any way pays 1, and a failure what share of the way it went.
+    ``N`` is the number of turns whose signal was positive where the episode succeeded, else the task's own maximum, ``most``; never less
+    than 1. So success by any way pays 1, and a failure what share of the way it went.
     """
 
     signal: str
-    most: str
-    """Key of ``Task.data`` that holds the largest number of positive signals an episode can have."""
+    most: str | int
+    """Largest number of positive signals that an episode can have: the key of ``Task.data`` that holds it, or the number for all tasks."""
     components: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     @property
@@ -40,6 +40,8 @@ class Dense:
         return {"dense": floats(progress_N / max(number, 1.0))}
 
     def _most(self, trajectory: Trajectory) -> float:
+        if isinstance(self.most, int):
+            return float(self.most)
         most = trajectory.task.data.get(self.most)
         if isinstance(most, (int, float)) and not isinstance(most, bool):
             return float(most)

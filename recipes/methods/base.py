@@ -1,0 +1,86 @@
+"""What the recipes of this folder share, so that two of them differ in the method and in nothing else.
+
+All play coin collector in houses of eight rooms, begin with the same warm start (the policy still fails most games after it), and then
+learn from 128 episodes an update. ``LEARN`` is the common ground: group-normalised outcomes, a clipped surrogate. A method's file says
+what it changes. A run folder keeps a copy of this file.
+"""
+
+from dataclasses import replace
+
+from agentrl_environments.textworld import TextWorld
+
+from agentrl.credit.constant import Constant
+from agentrl.credit.group import GRPO
+from agentrl.learner import Compute, Linear, Optimisation
+from agentrl.losses.clip import Clip
+from agentrl.losses.value import ValueLoss
+from agentrl.model import ModelSpec, Shape, TrainedTokenizer
+from agentrl.objective import Objective
+from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
+from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
+from agentrl.rewards.compose import Sum
+from agentrl.rewards.outcome import Format, Outcome
+from agentrl.rollout import Limits
+from agentrl.sources import Demonstrations, Rollouts
+
+GAME = TextWorld(game="coin-r8-q4", max_turns=20, train=540)
+
+WARM_START = (
+    Stage(
+        name="explore",
+        updates=30,
+        source=Demonstrations(policy=RandomPolicy(avoid=("examine", "inventory", "look")), num_episodes=2400, batch=80, max_turns=8),
+        credit=Constant(1.0),
+        objective=Objective(observation_weight=1.0),
+        optimisation=Optimisation(lr=2e-3, warmup_updates=2, schedule=Linear(0.1)),
+        minibatches=10,
+    ),
+    Stage(
+        name="imitate",
+        updates=4,
+        source=Demonstrations(policy=ExpertPolicy(), num_episodes=40),
+        credit=Constant(1.0),
+        objective=Objective(observation_weight=0.3),
+        optimisation=Optimisation(lr=1e-3, schedule=Linear(0.1)),
+        minibatches=4,
+        evaluate=True,
+    ),
+)
+
+REWARD = Sum((Outcome(), Format(penalty=0.1)))
+
+LEARN = Stage(
+    name="learn",
+    updates=60,
+    source=Rollouts(num_groups=16, group_size=8),
+    reward=REWARD,
+    credit=GRPO(),
+    objective=Objective(loss=Clip(0.2, 0.2)),
+    optimisation=Optimisation(lr=6e-4, warmup_updates=3, schedule=Linear(0.1)),
+    minibatches=4,
+    evaluate=True,
+    evaluate_every=20,
+)
+
+WITH_CRITIC = replace(
+    LEARN,
+    source=Rollouts(num_groups=128, group_size=1),
+    objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
+    optimisation=replace(LEARN.optimisation, freeze_policy_updates=3),
+)
+"""The same with a value head: every episode is of another game, and the first three updates are the critic's alone."""
+
+
+def playing(name: str, learn: Stage, *, env: TextWorld = GAME) -> Recipe:
+    """Return the recipe of one method: the warm start, then ``learn``."""
+    return Recipe(
+        name=name,
+        env=env,
+        model=ModelSpec(shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)),
+        sampling=Sampling(temperature=1.0, max_tokens=8),
+        limits=Limits(concurrency=128),
+        compute=Compute(threads=1),
+        stages=(*WARM_START, learn),
+        evaluation=Evaluation(split="test", sampling=Sampling(temperature=0.3, max_tokens=8)),
+        checkpoints=Checkpoints(every=10),
+    )

@@ -1,0 +1,27 @@
+"""DAPO (Yu et al. 2025): GRPO with four changes.
+
+A wider clip above than below, every token weighs the same, groups that all succeed or all fail are replaced by others (at most twice), and
+episodes that near the longest are charged for it.
+"""
+
+from dataclasses import replace
+
+from base import LEARN, playing
+
+from agentrl.losses.aggregation import token_mean
+from agentrl.losses.clip import Clip
+from agentrl.objective import Objective
+from agentrl.rewards.refine import Overlong
+from agentrl.samplers.filters import DynamicSampling
+from agentrl.sources import Rollouts
+
+recipe = playing(
+    "dapo",
+    replace(
+        LEARN,
+        source=Rollouts(num_groups=16, group_size=8, refills=2),
+        transforms=(Overlong(limit=160, buffer=40),),
+        filters=(DynamicSampling(),),
+        objective=Objective(loss=Clip(0.2, 0.28), aggregate=token_mean),
+    ),
+)

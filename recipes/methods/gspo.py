@@ -1,0 +1,14 @@
+"""GSPO (Zheng et al. 2025, "Group sequence policy optimization"): the ratio of a whole episode is clipped, not that of each token.
+
+The ratio is the geometric mean over the episode's tokens, so the clip is narrow: 3e-4 and 4e-4.
+"""
+
+from dataclasses import replace
+
+from base import LEARN, playing
+
+from agentrl.losses.aggregation import seq_mean_then_mean
+from agentrl.losses.ratios import GSPO
+from agentrl.objective import Objective
+
+recipe = playing("gspo", replace(LEARN, objective=Objective(loss=GSPO(low=3e-4, high=4e-4), aggregate=seq_mean_then_mean)))

@@ -1,0 +1,16 @@
+"""iStar (Liu et al. 2025, "Agentic RL with implicit step rewards"): a second model learns from outcomes which turns to pay.
+
+It starts as a copy of the policy and prefers, in each group, the episodes that succeeded; how much likelier it finds a turn than the policy
+did is that turn's reward.
+"""
+
+from dataclasses import replace
+
+from base import LEARN, playing
+
+from agentrl.credit.components import EpisodeAndSteps
+from agentrl.implicit import ImplicitPRM
+from agentrl.learner import Optimisation
+
+judge = ImplicitPRM(beta=0.05, optimisation=Optimisation(lr=3e-4))
+recipe = playing("istar", replace(LEARN, scorers=(judge,), credit=EpisodeAndSteps(process="implicit", alpha=1.0)))

@@ -1,0 +1,27 @@
+"""The recipe of Wang et al. 2025 ("A practitioner's guide to multi-turn agentic RL"): PPO over tokens with a dense reward.
+
+Progress is paid turn by turn so that an episode gets at most 1, nothing is discounted, and the divergence from the policy that the stage
+began with is charged in the reward.
+"""
+
+from dataclasses import replace
+
+from base import GAME, WITH_CRITIC, playing
+
+from agentrl.credit.gae import TokenGAE
+from agentrl.credit.modifiers import Whiten
+from agentrl.credit.penalty import KLPenalty
+from agentrl.rewards.compose import Sum
+from agentrl.rewards.dense import Dense
+from agentrl.rewards.outcome import Format
+
+recipe = playing(
+    "practitioners_guide",
+    replace(
+        WITH_CRITIC,
+        reward=Sum((Dense("intermediate", most=4), Format(penalty=0.1))),
+        credit=KLPenalty(TokenGAE(gamma=1.0, lam=0.95), 0.01),
+        modifiers=(Whiten(per="token"),),
+    ),
+    env=replace(GAME, intermediate=True),
+)

@@ -1,0 +1,16 @@
+"""StarPO-S (Wang et al. 2025, "RAGEN"): only the quarter of the groups whose members differ most is trained on.
+
+Groups that all succeed or all fail teach nothing and carry noise: to drop them is what kept its agents from collapsing into one answer.
+"""
+
+from dataclasses import replace
+
+from base import LEARN, playing
+
+from agentrl.losses.clip import Clip
+from agentrl.losses.entropy import EntropyBonus
+from agentrl.objective import Objective
+from agentrl.samplers.filters import MostVaried
+
+objective = Objective(loss=Clip(0.2, 0.28), regularisers=(EntropyBonus(0.001),))
+recipe = playing("starpo_s", replace(LEARN, filters=(MostVaried(0.25),), objective=objective))
