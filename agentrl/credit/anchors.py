@@ -133,9 +133,10 @@ class HGPO:
         returns_GN = [returns_to_go(scored.rewards_N, gamma=self.gamma) for scored in group]
         totals_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
         weights_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
+        seen_GN = [[self.place(turn.observation) for turn in scored.trajectory.turns] for scored in group]
         for window in range(1, self.depth + 2):
             weight = float((window + 1) ** self.alpha)
-            for cluster in self._clusters(group, window):
+            for cluster in _clusters(seen_GN, window):
                 if len(cluster) > 1:
                     found = self._compare(np.array([returns_GN[i][n] for i, n in cluster]))
                     for (i, n), advantage in zip(cluster, found, strict=True):
@@ -151,14 +152,14 @@ class HGPO:
     def _compare(self, values: Array) -> Array:
         return standardised(values, ddof=0, eps=self.eps if self.deviation else None)
 
-    def _clusters(self, group: ScoredGroup, window: int) -> list[list[tuple[int, int]]]:
-        """Return the turns whose last ``window`` observations agree; turns with a shorter past are in none."""
-        clusters: dict[Hashable, list[tuple[int, int]]] = {}
-        for i, scored in enumerate(group):
-            seen = [self.place(turn.observation) for turn in scored.trajectory.turns]
-            for n in range(window - 1, len(seen)):
-                clusters.setdefault(tuple(seen[n + 1 - window : n + 1]), []).append((i, n))
-        return list(clusters.values())
+
+def _clusters(seen_GN: Sequence[Sequence[Hashable]], window: int) -> list[list[tuple[int, int]]]:
+    """Return the turns whose last ``window`` places agree; turns with a shorter past are in none."""
+    clusters: dict[Hashable, list[tuple[int, int]]] = {}
+    for i, seen_N in enumerate(seen_GN):
+        for n in range(window - 1, len(seen_N)):
+            clusters.setdefault(tuple(seen_N[n + 1 - window : n + 1]), []).append((i, n))
+    return list(clusters.values())
 
 
 def _ratio(one: str, other: str) -> float:

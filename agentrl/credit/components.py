@@ -77,12 +77,15 @@ class MTGRPO:
 
     def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         rewarded_GN = [self._rewarded(scored) for scored in group]
+        steps_GN = [component(scored, self.process) for scored in group]
         outcomes_G = self._compare([component(scored, self.outcome).sum() for scored in group])
-        wholes_G = self._compare([component(scored, self.outcome).sum() + component(scored, self.process).sum() for scored in group])
+        wholes_G = self._compare(
+            [component(scored, self.outcome).sum() + steps_N.sum() for scored, steps_N in zip(group, steps_GN, strict=True)]
+        )
         turns_GN = [np.zeros(len(rewarded_N)) for rewarded_N in rewarded_GN]
         for n in range(max(map(len, rewarded_GN), default=0)):
             members = [i for i, rewarded_N in enumerate(rewarded_GN) if n < len(rewarded_N) and rewarded_N[n]]
-            scores = self._compare([component(group[i], self.process)[n] for i in members])
+            scores = self._compare([steps_GN[i][n] for i in members])
             for i, score in zip(members, scores, strict=True):
                 turns_GN[i][n] = score
         credited = []

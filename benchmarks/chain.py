@@ -1,0 +1,223 @@
+"""The chain from ledger to advantages: its CPU time against that of the update it is for, and how it grows with turns.
+
+    python benchmarks/chain.py                       # 1,024 episodes of 50 turns and 200 action tokens: about two minutes
+    python benchmarks/chain.py --tokens-per-turn 200  # 200 action tokens in every turn: 10,000 in an episode; ten minutes, 4 GiB
+
+128 groups of 8 made-up episodes are paid (outcome, format and process reward), transformed (gates, clip, delta, overlong), filtered
+(dynamic sampling), credited and modified: all that stands between a played episode and the learner, but the model's own measurements.
+
+The update is one optimiser step of a 5M model (hidden 256, 6 layers, vocabulary 640) on the same episodes. They show one token before each
+action, the least they can: what is shown makes the update dearer and the chain not. It is measured on a part of the episodes, many
+micro-batches, and scaled by tokens. CPU seconds of one thread, the fastest of three runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from agentrl.batch import make_batch
+from agentrl.credit import Credit, Modifier
+from agentrl.credit.anchors import HGPO, GiGPO
+from agentrl.credit.baselines import OthersAtTurn
+from agentrl.credit.components import GDPO, MTGRPO, EpisodeAndSteps
+from agentrl.credit.constant import Constant
+from agentrl.credit.entropy import EMPG
+from agentrl.credit.gae import BiLevelGAE, TokenGAE, TurnGAE
+from agentrl.credit.group import BNPO, GRPO, RLOO
+from agentrl.credit.modifiers import UnitDeviation, Whiten
+from agentrl.credit.returns import TurnReturn, reinforce_plus_plus, turn_rloo
+from agentrl.credit.strata import CountOf, Stratified
+from agentrl.credit.weights import ConflictTokens, Duration, KeepTokens, KeepVaried
+from agentrl.learner import Compute, Learner, Optimisation
+from agentrl.losses.clip import Clip as ClippedSurrogate
+from agentrl.model import ModelSpec, Shape, build_model
+from agentrl.objective import Objective
+from agentrl.rewards.compose import Sum
+from agentrl.rewards.gates import Gates, Level
+from agentrl.rewards.outcome import Format, Outcome, Process
+from agentrl.rewards.refine import Clip, Delta, Overlong
+from agentrl.samplers.filters import DynamicSampling
+from agentrl.sources import Payment
+from agentrl.types import Action, End, Group, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
+
+GROUP_SIZE, VOCAB, NUM_PLACES = 8, 640, 40
+PAYMENT = Payment(
+    reward=Sum((Outcome(), Format(), Process("progress"))),
+    transforms=(
+        Clip("progress", 0.8),
+        Delta("progress"),
+        Gates((Level(("outcome",), 0.0), Level(("progress", "format")))),
+        Overlong(1_000_000, 10),
+    ),
+    filters=(DynamicSampling(),),
+)
+OUTCOME_ONLY = Payment(reward=Outcome())
+"""For a rule that asks for returns in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A credit rule, what stands behind it, and what it is paid with."""
+
+    credit: Credit
+    modifiers: tuple[Modifier, ...] = ()
+    payment: Payment = PAYMENT
+
+    def run(self, played: Sequence[Group], measured: Mapping[tuple[str, int], Scored]) -> int:
+        """Pay, filter, credit and modify; return the number of action tokens that got an advantage.
+
+        The model's measurements are laid in between, where the learner would take them.
+        """
+        groups: list[ScoredGroup] = [
+            tuple(replace(measured[one.trajectory.task.id, one.trajectory.sample], ledger=one.ledger) for one in group)
+            for group in self.payment.pay(played)
+        ]
+        credited = self.credit(groups)
+        for modify in self.modifiers:
+            credited = modify(groups, credited)
+        return sum(len(one.advantages_T) for group in credited for one in group)
+
+
+CHAINS: Mapping[str, Chain] = {
+    "GRPO": Chain(GRPO()),
+    "RLOO": Chain(RLOO()),
+    "BNPO": Chain(BNPO(), payment=OUTCOME_ONLY),
+    "REINFORCE++": Chain(reinforce_plus_plus()),
+    "turn RLOO": Chain(turn_rloo()),
+    "return to go - others at the turn": Chain(TurnReturn(0.97, OthersAtTurn()), (UnitDeviation(),)),
+    "token GAE, whitened": Chain(TokenGAE(), (Whiten(per="token"),)),
+    "turn GAE, whitened": Chain(TurnGAE(), (Whiten(),)),
+    "bi-level GAE": Chain(BiLevelGAE()),
+    "GiGPO": Chain(GiGPO()),
+    "HGPO": Chain(HGPO()),
+    "GDPO": Chain(GDPO({"outcome": 1.0, "progress": 0.5, "format": 0.1})),
+    "MT-GRPO": Chain(MTGRPO(process="progress")),
+    "iStar's combination": Chain(EpisodeAndSteps(process="progress")),
+    "stratified": Chain(Stratified(CountOf("tool"))),
+    "GRPO + EMPG": Chain(GRPO(), (EMPG(),)),
+    "GRPO + duration": Chain(GRPO(), (Duration(),)),
+    "GRPO + GTPO": Chain(GRPO(), (ConflictTokens(),)),
+    "GRPO + D3S": Chain(GRPO(), (KeepVaried(4), KeepTokens())),
+}
+
+
+def play(num_episodes: int, num_turns: int, tokens_per_turn: int) -> list[Group]:
+    """Make up groups of episodes that walk at random between places, so that members of a group meet."""
+    random = np.random.default_rng(0)
+    rooms = [
+        Observation.text(f"You are in room {place}. There is a door to the east and a door to the west. What now? " * 2)
+        for place in range(NUM_PLACES)
+    ]
+    groups: list[Group] = []
+    for index in range(num_episodes // GROUP_SIZE):
+        task, members = Task(f"walk-{index}"), []
+        for sample in range(GROUP_SIZE):
+            places = np.abs(np.cumsum(random.integers(-1, 2, num_turns))) % NUM_PLACES
+            tokens = random.integers(3, VOCAB, (num_turns, tokens_per_turn))
+            progress = random.random(num_turns)
+            outcome = float(random.random() < 0.5 if sample else index % 2)
+            turns = tuple(
+                Turn(
+                    rooms[places[n]],
+                    Action("go east", ints([2]), ints(tokens[n]), floats([-math.log(VOCAB)] * tokens_per_turn)),
+                    info={
+                        "success": outcome * (n == num_turns - 1),
+                        "valid": 1.0,
+                        "progress": float(progress[n]),
+                        "tool": float(n % 3 == 0),
+                    },
+                    duration_s=float(progress[n]),
+                )
+                for n in range(num_turns)
+            )
+            members.append(Trajectory(task, turns, End.TERMINATED, sample))
+        groups.append(tuple(members))
+    return groups
+
+
+def measure(played: Sequence[Group]) -> dict[tuple[str, int], Scored]:
+    """Make up what the learner would measure on the episodes' tokens."""
+    random = np.random.default_rng(1)
+
+    def one(trajectory: Trajectory) -> Scored:
+        values_T, entropies_T = random.random((2, trajectory.num_tokens))
+        return Scored(trajectory, {}, values_T=floats(values_T), entropies_T=floats(entropies_T))
+
+    return {(trajectory.task.id, trajectory.sample): one(trajectory) for group in played for trajectory in group}
+
+
+def cpu_s(work: Callable[[], object], repeats: int = 3) -> float:
+    """Return the CPU seconds of the fastest of some runs."""
+    taken = []
+    for _ in range(repeats):
+        gc.collect()
+        began = time.process_time()
+        work()
+        taken.append(time.process_time() - began)
+    return min(taken)
+
+
+def update_s(played: Sequence[Group], part_tokens: int) -> tuple[float, int, int]:
+    """Return the CPU seconds of an update on all episodes, extrapolated; the number of episodes measured; and of parameters."""
+    tokens = [sum(len(turn.action.prompt) + len(turn.action.tokens) for turn in one.turns) for group in played for one in group]
+    longest = max(tokens)
+    model = build_model(
+        ModelSpec(shape=Shape(hidden=256, layers=6, heads=8, kv_heads=4, mlp=768, max_context=longest), tokenizer="-"), VOCAB, seed=0
+    )
+    learner = Learner(model, Compute(token_budget=max(1024, longest)))
+    learner.start(Optimisation(lr=1e-4), 3)
+    part = [(one,) for group in played for one in group][: max(1, part_tokens // longest)]
+    groups = OUTCOME_ONLY.score(part)
+    batch = make_batch(groups, Constant()(groups))
+    seconds = cpu_s(lambda: learner.update(batch, Objective(loss=ClippedSurrogate())))
+    num_parameters = sum(weight.numel() for weight in model.parameters())
+    return seconds * sum(tokens) / batch.num_tokens, len(batch.sequences), num_parameters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=1024)
+    parser.add_argument("--turns", type=int, nargs=3, default=[25, 50, 100], help="the middle one is held against the update")
+    parser.add_argument("--tokens-per-turn", type=int, default=4, help="action tokens of a turn")
+    parser.add_argument("--part", type=int, default=8_000, help="tokens of the part on which the update is measured")
+    parser.add_argument("--only", default="", help="chains whose name contains this")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    seconds: dict[str, list[float]] = {name: [] for name in CHAINS if asked.only in name}
+    middle, whole = asked.turns[1], math.nan
+    for num_turns in asked.turns:
+        played = play(asked.episodes, num_turns, asked.tokens_per_turn)
+        measured = measure(played)
+        for name, taken in seconds.items():
+            taken.append(cpu_s(partial(CHAINS[name].run, played, measured)))
+        if num_turns == middle:
+            whole, num_measured, num_parameters = update_s(played, asked.part)
+            print(
+                f"{asked.episodes:,} episodes of {middle} turns and {middle * asked.tokens_per_turn:,} action tokens: an update of "
+                f"{num_parameters / 1e6:.1f}M parameters is {whole:.0f} CPU s ({num_measured} episodes, scaled)",
+                flush=True,
+            )
+    table = Table(title=f"from ledger to advantages, {asked.episodes:,} episodes")
+    table.add_column("chain")
+    for num_turns in asked.turns:
+        table.add_column(f"{num_turns} turns", justify="right")
+    table.add_column(f"of the update at {middle}", justify="right")
+    table.add_column(f"{asked.turns[2]} to {middle}", justify="right")
+    for name, taken in seconds.items():
+        table.add_row(name, *(f"{one:.2f} s" for one in taken), f"{taken[1] / whole:.2%}", f"{taken[2] / taken[1]:.2f}x")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
