@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any  # arguments of a request, what JSON holds
@@ -18,6 +17,7 @@ from agentrl_sandboxes.endpoint import endpoint
 from agentrl_sandboxes.guest.processes import NOT_RUN
 from agentrl_sandboxes.link import Answer, Link, RequestTooLong
 from agentrl_sandboxes.shell import GuestShell
+from agentrl_sandboxes.tasks import to_the_end
 
 HEARTBEAT_S = 120.0
 """A guest that hears nothing for so long ends itself, and its sandbox."""
@@ -160,7 +160,7 @@ class Session:
         """Destroy the sandbox. Closing twice is fine; returns when nothing is left."""
         link, handle = self._link, self._handle
         self._link = self._handle = None
-        await _to_the_end(self._destroy(link, handle))
+        await to_the_end(self._destroy(link, handle))
 
     async def _open(self) -> None:
         """Make the sandbox and reach its guest, or leave nothing."""
@@ -171,7 +171,7 @@ class Session:
             stream = await self.backend.open_stream(handle)
             self._link = await Link.open(stream, heartbeat_s=HEARTBEAT_S, start_s=START_S)
         except BaseException:
-            await _to_the_end(self._destroy(None, handle))
+            await to_the_end(self._destroy(None, handle))
             raise
         self._handle = handle
 
@@ -192,17 +192,3 @@ class Session:
             if link is self._link:  # and not one that a reset has put in its place
                 await self.close()
             raise
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await what must not be left half done; a cancellation meanwhile is raised after it."""
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as problem:
-            cancelled = problem
-    if cancelled:
-        raise cancelled
-    task.result()
