@@ -41,6 +41,8 @@ Episodes = Sequence[Sequence[Observation]]
 TURN_LIMIT, MAX_TOKENS = 20, 14
 PROMPT, NEW = 64, 64
 """Lengths of single-turn decoding."""
+GROUP = 8
+"""Answers to the same prompt, as reinforcement learning asks for."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,8 @@ def main() -> None:
     contexts = [context(renderer.tokenise(trajectory).turns).tolist() for trajectory in trajectories]
     own = [Observation.text(renderer.decode((ids * PROMPT)[:PROMPT])) for ids in contexts]
     single = Table("single turn", "sampled tokens / CPU s", "times generate")
-    for kind, observations in (("a prompt each", own), ("one prompt for all, as in a group", own[:1] * len(own))):
+    grouped = [own[index - index % GROUP] for index in range(len(own))]
+    for kind, observations in (("a prompt each", own), (f"groups of {GROUP} that share theirs", grouped)):
         prompts = [endless.renderer.prompt((), observation).tokens.tolist() for observation in observations]
         results = best(options.repeats, partial(decode, endless, observations), partial(decode_again, model, prompts, pad))
         rates = [result.num_tokens / result.cpu_s for result in results]
