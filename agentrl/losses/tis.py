@@ -7,13 +7,39 @@ Weights carry no gradient. The denominators of the aggregation stay those of the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses import MAX_LOG_RATIO
+from agentrl.losses import MAX_LOG_RATIO, OffPolicy
+
+NEARLY_ZERO = 1e-3
+"""A weight below this teaches nothing."""
+
+
+@runtime_checkable
+class Capped(Protocol):
+    """Weights that are cut at ``cap``."""
+
+    @property
+    def cap(self) -> float:
+        """The largest weight."""
+        ...
+
+
+def weighed(rule: OffPolicy, weights_A: Tensor) -> Mapping[str, Tensor]:
+    """Return what to look at before believing in the weights: themselves, where they are cut at the cap, and where they are nearly 0.
+
+    Products over long sequences end at one of the two, and a mean does not show it.
+    """
+    found = {"off_policy_weight": weights_A, "off_policy_zero": (weights_A < NEARLY_ZERO).to(weights_A.dtype)}
+    if isinstance(rule, Capped):
+        found["off_policy_capped"] = (weights_A >= rule.cap).to(weights_A.dtype)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
