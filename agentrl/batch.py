@@ -5,7 +5,7 @@ tokens that are no actions.
 
 A row is one *segment*: context that only grew. An action that is ``fresh`` starts the next row of its trajectory. Rows are never cut and
 never padded: the learner lays the rows of a micro-batch end to end. The rows of one trajectory always stay together, because a loss may
-look at whole sequences.
+look at whole sequences; the trajectories of a group stay together where a loss compares them (``whole_groups``).
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class TrajectoryRows:
     rows: tuple[Row, ...]
     turn_lengths: tuple[int, ...]
     """Number of action tokens of each turn."""
+    group: int = 0
+    """Number of its group within the update."""
 
     @property
     def num_tokens(self) -> int:
@@ -85,32 +87,44 @@ class Batch:
         """What an aggregation weighs."""
         return [sequence.turn_lengths for sequence in self.sequences]
 
-    def minibatches(self, number: int, seed: int) -> list[Batch]:
-        """Deal the sequences into ``number`` parts of nearly equal count, at random; fewer where there are fewer sequences.
+    def units(self, *, whole_groups: bool) -> list[tuple[int, ...]]:
+        """Return what is dealt and packed as one, as indices of sequences: groups, or each sequence by itself."""
+        if not whole_groups:
+            return [(index,) for index in range(len(self.sequences))]
+        members: dict[int, list[int]] = {}
+        for index, sequence in enumerate(self.sequences):
+            members.setdefault(sequence.group, []).append(index)
+        return [tuple(indices) for indices in members.values()]
+
+    def minibatches(self, number: int, seed: int, *, whole_groups: bool = False) -> list[Batch]:
+        """Deal the sequences, or groups, into ``number`` parts of nearly equal count, at random; fewer where there are fewer to deal.
 
         One part is the batch itself, in its own order.
         """
-        number = min(number, len(self.sequences))
+        units = self.units(whole_groups=whole_groups)
+        number = min(number, len(units))
         if number <= 1:
-            return [self] if self.sequences else []
-        order = np.random.default_rng(seed_of(seed, "minibatches")).permutation(len(self.sequences))
-        return [Batch(tuple(self.sequences[index] for index in part)) for part in np.array_split(order, number)]
+            return [self] if units else []
+        order = np.random.default_rng(seed_of(seed, "minibatches")).permutation(len(units))
+        parts = [[index for place in part for index in units[place]] for part in np.array_split(order, number)]
+        return [Batch(tuple(self.sequences[index] for index in part)) for part in parts]
 
-    def packs(self, token_budget: int) -> list[tuple[int, ...]]:
-        """Divide the sequences into micro-batches of at most ``token_budget`` tokens: their indices, longest sequences first.
+    def packs(self, token_budget: int, *, whole_groups: bool = False) -> list[tuple[int, ...]]:
+        """Divide the sequences into micro-batches of at most ``token_budget`` tokens: their indices, longest sequences (or groups) first.
 
-        First-fit decreasing. A sequence above the budget is a micro-batch of its own. Equal input gives an equal division.
+        First-fit decreasing. A sequence, or group, above the budget is a micro-batch of its own. Equal input gives an equal division.
         """
-        sizes = [sequence.num_tokens for sequence in self.sequences]
+        units = self.units(whole_groups=whole_groups)
+        sizes = [sum(self.sequences[index].num_tokens for index in unit) for unit in units]
         packs: list[list[int]] = []
         room: list[int] = []
         for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
             home = next((pack for pack, free in enumerate(room) if free >= sizes[index]), None)
             if home is None:
-                packs.append([index])
+                packs.append([*units[index]])
                 room.append(token_budget - sizes[index])
             else:
-                packs[home].append(index)
+                packs[home].extend(units[index])
                 room[home] -= sizes[index]
         return [tuple(pack) for pack in packs]
 
@@ -123,15 +137,12 @@ def make_batch(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited,
     Raises:
         ValueError: shapes differ, or an action token has no context before it.
     """
-    if credited is None:
-        pairs: list[tuple[Scored, Credited | None]] = [(scored, None) for group in groups for scored in group]
-    else:
-        pairs = [
-            (scored, credit)
-            for group, credits_ in zip(groups, credited, strict=True)
-            for scored, credit in zip(group, credits_, strict=True)
-        ]
-    sequences = (TrajectoryRows(tuple(_rows(scored, credit)), tuple(scored.num_tokens_N.tolist())) for scored, credit in pairs)
+    given: Sequence[Sequence[Credited | None]] = [[None] * len(group) for group in groups] if credited is None else credited
+    sequences = [
+        TrajectoryRows(tuple(_rows(scored, credit)), tuple(scored.num_tokens_N.tolist()), number)
+        for number, (group, credits_) in enumerate(zip(groups, given, strict=True))
+        for scored, credit in zip(group, credits_, strict=True)
+    ]
     return Batch(tuple(sequence for sequence in sequences if sequence.rows))
 
 
@@ -188,6 +199,7 @@ class Micro:
     predicts_A: Tensor
     tokens_A: Tensor
     sequence_A: Tensor
+    group_A: Tensor
     turn_A: Tensor
     behaviour_A: Tensor
     advantages_A: Tensor
@@ -213,6 +225,7 @@ class Micro:
         counts = [sum(len(row.positions_A) for row in sequence.rows) for sequence in sequences]
         turns = [row.turn_A for row in rows]
         sequence_A = np.repeat(np.arange(len(sequences)), counts)
+        groups = np.unique([sequence.group for sequence in sequences], return_inverse=True)[1]
 
         def put(array: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -226,6 +239,7 @@ class Micro:
             predicts_A=put(positions_A - 1),
             tokens_A=put(tokens_N[positions_A]),
             sequence_A=put(sequence_A),
+            group_A=put(np.repeat(groups, counts)),
             turn_A=put(_number(sequence_A, np.concatenate(turns))),
             behaviour_A=put(np.concatenate([row.behaviour_A for row in rows])),
             advantages_A=put(np.concatenate([row.advantages_A for row in rows])),

@@ -26,10 +26,10 @@ from agentrl.batch import Batch, Micro, make_batch, offsets
 from agentrl.errors import ConfigError, Diverged
 from agentrl.learner_forward import Forward
 from agentrl.learner_meter import Meter
-from agentrl.losses import LossInputs, Remembering
+from agentrl.losses import LossInputs
 from agentrl.objective import Objective
 from agentrl.optimiser import Compute, Constant, Cosine, Linear, Optimisation
-from agentrl.types import Json, Need, Scored, ScoredGroup, floats, seed_of
+from agentrl.types import Json, Need, Remembering, Scored, ScoredGroup, floats, seed_of
 
 __all__ = ["Compute", "Constant", "Cosine", "Learner", "Linear", "Optimisation", "Weights", "use_threads"]
 
@@ -119,7 +119,8 @@ class Learner:
         began = time.perf_counter()
         frozen = self.num_updates < optimisation.freeze_policy_updates
         meter = Meter()
-        parts = [part for epoch in range(epochs) for part in batch.minibatches(minibatches, seed_of(seed, epoch))]
+        whole = objective.whole_groups
+        parts = [part for epoch in range(epochs) for part in batch.minibatches(minibatches, seed_of(seed, epoch), whole_groups=whole)]
         for index, part in enumerate(parts):
             width = 1.0 / len(parts)
             factor = optimisation.factor(self.num_updates + index * width, self._total_updates, width)
@@ -238,7 +239,7 @@ class Learner:
             observed=sum(len(row.tokens_L) - 1 - len(row.positions_A) for row in rows),
         )
         loss = torch.zeros((), device=self._device)
-        for pack in part.packs(self.compute.token_budget):
+        for pack in part.packs(self.compute.token_budget, whole_groups=objective.whole_groups):
             micro = Micro.lay([part.sequences[index] for index in pack], self._device)
             chosen = [np.concatenate([weights_A[starts[i] : starts[i] + lengths[i]] for i in pack]) for weights_A in weights]
             on_device = [torch.from_numpy(weights_A).to(self._device, torch.float32) for weights_A in chosen]
@@ -298,6 +299,7 @@ class Learner:
             turn_A=micro.turn_A,
             entropies_A=entropies_A,
             ref_logprobs_A=micro.ref_A,
+            group_A=micro.group_A,
         )
         loss_A, measured = objective.loss(inputs)
         meter.tokens(measured)

@@ -36,6 +36,11 @@ class Objective:
         return (self.aggregate, *(getattr(regulariser, "aggregate", None) or self.aggregate for regulariser in self.regularisers))
 
     @property
+    def whole_groups(self) -> bool:
+        """Whether a part compares the sequences of a group, which then stay in one micro-batch."""
+        return any(getattr(part, "whole_groups", False) for part in (self.loss, *self.regularisers))
+
+    @property
     def needs(self) -> frozenset[Need]:
         """Every measurement that a part asks for."""
         own: set[Need] = set()

@@ -36,7 +36,6 @@ from agentrl.errors import CheckpointError, Collapsed, ConfigError
 from agentrl.files import replace
 from agentrl.images import playable
 from agentrl.learner import Learner, use_threads
-from agentrl.losses import Remembering
 from agentrl.manifest import make_manifest, reconcile
 from agentrl.metrics import MetricsLog
 from agentrl.model import FastTokenizer, TrainedTokenizer, build_model, load_tokenizer, model_config, train_tokenizer
@@ -52,7 +51,7 @@ from agentrl.sources import Playground
 from agentrl.store import drop_trajectories_after
 from agentrl.tables import Reporter
 from agentrl.teacher import OpenTeacher
-from agentrl.types import Json, Task, seed_of
+from agentrl.types import Json, Remembering, Task, seed_of
 from agentrl.workers import open_host
 
 

@@ -46,6 +46,29 @@ def test_a_context_is_prompts_and_actions_in_turn():
     assert sequence.turn_lengths == (2, 1)
 
 
+@given(st.lists(st.lists(plays(), min_size=1, max_size=3), max_size=5), st.integers(1, 40), st.integers(1, 4), st.integers(0, 9))
+def test_whole_groups_are_neither_dealt_nor_packed_apart(groups, budget, number, seed):
+    batch = make_batch([tuple(group) for group in groups])
+    members = {group: [s for s in batch.sequences if s.group == group] for group in {s.group for s in batch.sequences}}
+    parts = batch.minibatches(number, seed, whole_groups=True)
+    assert len(parts) == min(number, len(members))
+    assert sorted(id(sequence) for part in parts for sequence in part.sequences) == sorted(id(sequence) for sequence in batch.sequences)
+    for part in parts:
+        for pack in part.packs(budget, whole_groups=True):
+            held = [part.sequences[index] for index in pack]
+            assert sum(sequence.num_tokens for sequence in held) <= budget or len({sequence.group for sequence in held}) == 1
+            for group in {sequence.group for sequence in held}:
+                assert [id(sequence) for sequence in held if sequence.group == group] == [id(sequence) for sequence in members[group]]
+
+
+def test_groups_are_numbered_within_a_micro_batch():
+    play = scored(turn([10], [1, 2]))
+    batch = make_batch([(play, play), (play,), (play, play)])
+    assert [sequence.group for sequence in batch.sequences] == [0, 0, 1, 2, 2]
+    micro = Micro.lay([batch.sequences[index] for index in (4, 1, 3)], torch.device("cpu"))
+    assert micro.group_A.tolist() == [1, 1, 0, 0, 1, 1]
+
+
 def test_a_fresh_action_starts_a_row_of_its_own():
     play = scored(turn([10], [1]), turn([11, 12], [2, 3], fresh=True), turn([13], [4]))
     (sequence,) = make_batch([(play,)], [(numbered(play),)]).sequences

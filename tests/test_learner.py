@@ -11,8 +11,10 @@ import torch
 from agentrl.batch import Batch, make_batch
 from agentrl.errors import ConfigError, Diverged
 from agentrl.learner import Compute, Learner, Linear, Optimisation
+from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, seq_sum_then_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
+from agentrl.losses.groups import NFT, OREAL, CoPG, DisCO, KLBound
 from agentrl.losses.kl import KL
 from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.tis import TokenTIS
@@ -136,6 +138,37 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch():
     for parts in divided:
         for name, wanted in whole.items():
             assert torch.allclose(parts[name], wanted, atol=1e-6, rtol=1e-5), name
+
+
+OF_GROUPS = [
+    Objective(loss=NFT(), aggregate=SeqSumOver(10.0)),
+    Objective(loss=OREAL(), regularisers=(KL(),)),
+    Objective(loss=CoPG(), aggregate=seq_sum_then_mean),
+    Objective(loss=DisCO(tau=0.1), aggregate=seq_mean_then_mean, regularisers=(KLBound(),)),
+]
+
+
+@pytest.mark.parametrize("objective", OF_GROUPS, ids=lambda objective: type(objective.loss).__name__)
+def test_a_loss_over_groups_has_the_same_gradient_whatever_the_micro_batches(objective):
+    rng = np.random.default_rng(2)
+    groups = [tuple(trajectory(rng, int(rng.integers(1, 5))) for _ in range(4)) for _ in range(3)]
+    returns = [(1, 0, 0, 0), (1, 1, 0, 1), (1, 0, 1, 0)]
+    found = []
+    for budget in (10_000, 150, 1):
+        learner = learner_of(budget=budget, value_head=False)
+        moved = [  # a reference that is not the policy
+            tuple(replace(one, ref_logprobs_T=floats(np.full(one.trajectory.num_tokens, -3.0))) for one in group) for group in groups
+        ]
+        credited = [
+            tuple(Credited(floats(np.full(one.trajectory.num_tokens, r - np.mean(row)))) for one, r in zip(group, row, strict=True))
+            for group, row in zip(moved, returns, strict=True)
+        ]
+        found.append(gradient(learner, make_batch(moved, credited), objective))
+    whole, *divided = found
+    assert any(weight.abs().max() > 1e-4 for weight in whole.values())
+    for parts in divided:
+        for name, wanted in whole.items():
+            assert torch.allclose(parts[name], wanted, atol=1e-6, rtol=1e-4), name
 
 
 def test_the_gradient_of_imitation_is_that_of_the_models_own_cross_entropy():

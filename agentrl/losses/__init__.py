@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from agentrl.types import Json, Need
+from agentrl.types import Need
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are cut here: ``exp`` of what lies beyond is no number to learn from."""
@@ -27,7 +27,8 @@ class LossInputs:
     """What a loss may look at, every tensor of shape ``[A]``. Sequences are never split between micro-batches.
 
     ``old_logprobs_A``: the learner's own at the start of the update where somebody needs ``old_logprobs``, else ``behaviour_logprobs_A``,
-    those of the distribution that sampled. ``sequence_A`` and ``turn_A`` number the sequences and turns of the micro-batch from 0.
+    those of the distribution that sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the sequences, turns and groups of the
+    micro-batch from 0; a group is whole where the loss asks for ``whole_groups``, else any part of it.
     """
 
     logprobs_A: Tensor
@@ -38,6 +39,7 @@ class LossInputs:
     turn_A: Tensor
     entropies_A: Tensor | None = None
     ref_logprobs_A: Tensor | None = None
+    group_A: Tensor | None = None
 
 
 Terms = tuple[Tensor, Mapping[str, Tensor]]
@@ -45,7 +47,11 @@ Terms = tuple[Tensor, Mapping[str, Tensor]]
 
 
 class Loss(Protocol):
-    """A policy loss, or a regulariser: the same shape, so they add."""
+    """A policy loss, or a regulariser: the same shape, so they add.
+
+    One that compares the sequences of a group says so with a class attribute ``whole_groups = True``: groups then stay together in
+    minibatches and micro-batches, even where one is above the token budget.
+    """
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -54,23 +60,6 @@ class Loss(Protocol):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the per-token loss and measurements."""
-        ...
-
-
-@runtime_checkable
-class Remembering(Protocol):
-    """A regulariser that looks back on earlier updates. Its memory is kept in checkpoints."""
-
-    def observe(self, means: Mapping[str, float]) -> None:
-        """Take an update's measurements, means over its action tokens, once it has been made."""
-        ...
-
-    def state_dict(self) -> Mapping[str, Json]:
-        """Return what must survive a resume."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take it back."""
         ...
 
 

@@ -34,12 +34,12 @@ class GSPO:
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
-        log_ratio_A = _log_ratio(x)
-        mean_A = _sequence_means(log_ratio_A.detach(), x.sequence_A)
+        log_ratio_A = log_ratio(x)
+        mean_A = sequence_means(log_ratio_A.detach(), x.sequence_A)
         ratio_A = torch.exp(mean_A + log_ratio_A - log_ratio_A.detach())  # its value is s, its gradient s * grad log pi
         free_A = -ratio_A * x.advantages_A
         bound_A = -ratio_A.clamp(1.0 - self.low, 1.0 + self.high) * x.advantages_A
-        return torch.maximum(free_A, bound_A), _measured(mean_A.exp(), log_ratio_A, bound_A > free_A)
+        return torch.maximum(free_A, bound_A), measure(mean_A.exp(), log_ratio_A, bound_A > free_A)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ class CISPO:
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the weighted loss; measured: ``ratio``, ``clip_fraction`` (weights that were cut), ``approx_kl``."""
-        log_ratio_A = _log_ratio(x)
+        log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.detach().exp()
         weight_A = ratio_A.clamp(1.0 - self.low, 1.0 + self.high)
-        return -weight_A * x.advantages_A * x.logprobs_A, _measured(ratio_A, log_ratio_A, weight_A != ratio_A)
+        return -weight_A * x.advantages_A * x.logprobs_A, measure(ratio_A, log_ratio_A, weight_A != ratio_A)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,11 @@ class SAPO:
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the gated loss; measured: ``ratio``, ``gate`` (its slope, 1 on-policy), ``approx_kl``."""
-        log_ratio_A = _log_ratio(x)
+        log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.exp()
         tau_A = torch.where(x.advantages_A > 0, self.positive, self.negative).to(ratio_A.dtype)
         gate_A = torch.sigmoid(tau_A * (ratio_A - 1.0))
-        measured = _measured(ratio_A.detach(), log_ratio_A, torch.zeros_like(gate_A, dtype=torch.bool))
+        measured = measure(ratio_A.detach(), log_ratio_A, torch.zeros_like(gate_A, dtype=torch.bool))
         return -gate_A * (4.0 / tau_A) * x.advantages_A, {**measured, "gate": (4.0 * gate_A * (1.0 - gate_A)).detach()}
 
 
@@ -101,13 +101,13 @@ class GMPO:
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
-        log_ratio_A = _log_ratio(x)
+        log_ratio_A = log_ratio(x)
         clipped_A = log_ratio_A.abs() > self.log_clip
         if self.one_sided:
             clipped_A = clipped_A & (log_ratio_A * x.advantages_A > 0)
         cut_A = torch.where(clipped_A, log_ratio_A.clamp(-self.log_clip, self.log_clip), log_ratio_A)
-        ratio_A = torch.exp(_sequence_means(cut_A.detach(), x.sequence_A) + cut_A - cut_A.detach())
-        return -ratio_A * x.advantages_A, _measured(ratio_A.detach(), log_ratio_A, clipped_A)
+        ratio_A = torch.exp(sequence_means(cut_A.detach(), x.sequence_A) + cut_A - cut_A.detach())
+        return -ratio_A * x.advantages_A, measure(ratio_A.detach(), log_ratio_A, clipped_A)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,11 @@ class TOPR:
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the tapered loss; measured: ``ratio``, ``taper`` (the weights), ``approx_kl``."""
-        log_ratio_A = _log_ratio(x)
+        log_ratio_A = log_ratio(x)
         behaviour_A = (x.logprobs_A - x.behaviour_logprobs_A).detach()
-        sums_A = _sequence_sums(behaviour_A, x.sequence_A)
+        sums_A = sequence_sums(behaviour_A, x.sequence_A)
         weight_A = torch.where(x.advantages_A > 0, torch.ones_like(sums_A), sums_A.clamp(-MAX_LOG_RATIO * 4, 0.0).exp())
-        measured = _measured(log_ratio_A.detach().exp(), log_ratio_A, torch.zeros_like(weight_A, dtype=torch.bool))
+        measured = measure(log_ratio_A.detach().exp(), log_ratio_A, torch.zeros_like(weight_A, dtype=torch.bool))
         return -weight_A * x.advantages_A * x.logprobs_A, {**measured, "taper": weight_A}
 
 
@@ -147,10 +147,10 @@ class MirrorDescent:
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the penalised surrogate; measured: ``ratio``, ``clip_fraction`` (always 0), ``approx_kl``."""
-        log_ratio_A = _log_ratio(x)
+        log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.exp()
         divergence_A = ratio_A * log_ratio_A - ratio_A + 1.0  # its mean under pi_old is KL(pi || pi_old)
-        measured = _measured(ratio_A.detach(), log_ratio_A, torch.zeros_like(ratio_A, dtype=torch.bool))
+        measured = measure(ratio_A.detach(), log_ratio_A, torch.zeros_like(ratio_A, dtype=torch.bool))
         return -ratio_A * x.advantages_A + divergence_A / self.step, measured
 
 
@@ -172,23 +172,25 @@ class CritiqueShaped:
         return -shape_A * x.advantages_A, {"shape": shape_A.detach()}
 
 
-def _log_ratio(x: LossInputs) -> Tensor:
+def log_ratio(x: LossInputs) -> Tensor:
+    """Return ``log pi - log pi_old``, cut at 20 nats."""
     return (x.logprobs_A - x.old_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def _sequence_sums(values_A: Tensor, sequence_A: Tensor) -> Tensor:
+def sequence_sums(values_A: Tensor, sequence_A: Tensor) -> Tensor:
     """Return at each token the sum over its sequence."""
     if not len(values_A):
         return values_A
     return values_A.new_zeros(int(sequence_A.max()) + 1).index_add(0, sequence_A, values_A)[sequence_A]
 
 
-def _sequence_means(values_A: Tensor, sequence_A: Tensor) -> Tensor:
+def sequence_means(values_A: Tensor, sequence_A: Tensor) -> Tensor:
     """Return at each token the mean over its sequence."""
-    return _sequence_sums(values_A, sequence_A) / _sequence_sums(torch.ones_like(values_A), sequence_A)
+    return sequence_sums(values_A, sequence_A) / sequence_sums(torch.ones_like(values_A), sequence_A)
 
 
-def _measured(ratio_A: Tensor, log_ratio_A: Tensor, clipped_A: Tensor) -> dict[str, Tensor]:
+def measure(ratio_A: Tensor, log_ratio_A: Tensor, clipped_A: Tensor) -> dict[str, Tensor]:
+    """Return what every loss with a ratio measures: ``ratio``, ``clip_fraction`` and ``approx_kl`` (old to new, nats)."""
     with torch.no_grad():
         return {
             "ratio": ratio_A,
