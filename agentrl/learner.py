@@ -27,6 +27,7 @@ from agentrl.errors import ConfigError, Diverged
 from agentrl.learner_forward import Forward
 from agentrl.learner_meter import Meter
 from agentrl.losses import LossInputs
+from agentrl.losses.tis import weighed
 from agentrl.objective import Objective
 from agentrl.optimiser import Compute, Constant, Cosine, Linear, Optimisation
 from agentrl.types import Json, Need, Remembering, Scored, ScoredGroup, floats, seed_of
@@ -305,7 +306,7 @@ class Learner:
         meter.tokens(measured)
         if objective.off_policy is not None:
             off_policy_A = objective.off_policy(inputs.old_logprobs_A, micro.behaviour_A, micro.sequence_A).detach()
-            meter.tokens({"off_policy_weight": off_policy_A})
+            meter.tokens(weighed(objective.off_policy, off_policy_A))
             loss_A = off_policy_A * loss_A
         loss = (weights[0] * loss_A).sum()
         for regulariser, weights_A in zip(objective.regularisers, weights[1:], strict=True):
