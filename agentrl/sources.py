@@ -18,7 +18,7 @@ from typing import Protocol
 from agentrl.errors import ConfigError, EnvError, Unjudged
 from agentrl.policy import Policy
 from agentrl.render import Renderer
-from agentrl.rewards import Gauged, Inquiring, Reward, Transform
+from agentrl.rewards import Gauged, Inquiring, Reward, Transform, sound
 from agentrl.rollout import Host, Limits, Played, play_all
 from agentrl.samplers import Draw, Filter, Sampler
 from agentrl.samplers.uniform import Uniform
@@ -89,7 +89,7 @@ class Payment:
                 for name, value in transform.gauge(trajectory, ledger).items():
                     gauges.setdefault(name, []).append(value)
             ledger = transform(trajectory, ledger)
-        return ledger
+        return sound(ledger, trajectory)
 
 
 Gauges = dict[str, list[float]]

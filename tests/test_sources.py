@@ -2,6 +2,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import tiny
 from corridor import LETTERS, Corridor
@@ -197,3 +198,20 @@ def test_payment_rewards_then_transforms_then_filters(tmp_path):
     (found,) = collect(Rollouts(num_groups=3, group_size=1), tmp_path, agent=ExpertPolicy(), payment=payment)
     assert len(found.groups) == 2
     assert found.groups[0][0].ledger["env"].tolist() == [20.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("paid", "message"),
+    [
+        (lambda turns: np.full(turns, np.nan), r"'env' of task .* is nan on turn 0; every payment must be a finite number"),
+        (lambda turns: np.append(np.zeros(turns - 1), np.inf), r"is inf on turn"),
+        (lambda turns: np.zeros(1), r"has shape \(1,\), the episode \d turns; pay one number for each turn"),
+    ],
+)
+def test_payments_that_nobody_can_learn_from_stop_the_run(paid, message, tmp_path):
+    def broken(trajectory, ledger):
+        return {"env": paid(len(trajectory.turns))}
+
+    payment = Payment(reward=EnvReward(), transforms=(broken,))
+    with pytest.raises(ConfigError, match=message):
+        collect(Rollouts(num_groups=2, group_size=1), tmp_path, agent=ExpertPolicy(), payment=payment)

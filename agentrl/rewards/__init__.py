@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
+from agentrl.errors import ConfigError
 from agentrl.types import Group, Ledger, Trajectory
 
 
@@ -57,3 +60,24 @@ class Gauged(Protocol):
     def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
         """Return numbers about one episode, before the transform; their means over an update's episodes are metrics."""
         ...
+
+
+def sound(ledger: Ledger, trajectory: Trajectory) -> Ledger:
+    """Return the ledger, if it can be learned from.
+
+    Raises:
+        ConfigError: a component pays another number of turns than there are, or something that is no finite number.
+    """
+    for name, paid_N in ledger.items():
+        where = f"the reward component {name!r} of task {trajectory.task.id!r}"
+        if np.shape(paid_N) != (len(trajectory.turns),):
+            raise ConfigError(
+                f"{where} has shape {np.shape(paid_N)}, the episode {len(trajectory.turns)} turns; pay one number for each turn in an array"
+            )
+        if not np.isfinite(paid_N).all():
+            turn = int(np.flatnonzero(~np.isfinite(paid_N))[0])
+            raise ConfigError(
+                f"{where} is {float(paid_N[turn])} on turn {turn}; every payment must be a finite number. Raise Unjudged for an episode "
+                "that cannot be paid: it is left out and counted"
+            )
+    return ledger
