@@ -35,6 +35,8 @@ class Row:
     turn_A: IntArray
     """The turn of its trajectory that each action token belongs to."""
     behaviour_A: FloatArray
+    given_A: BoolArray
+    """Whether a token was given to the policy rather than sampled by it from this context (``Trajectory.given``)."""
     advantages_A: FloatArray
     targets_A: FloatArray
     """What the critic should say before each action token; NaN where nothing."""
@@ -183,6 +185,7 @@ def _row(scored: Scored, credit: Credited | None, start: int, stop: int, offset:
         positions_A=positions_A,
         turn_A=np.repeat(np.arange(start, stop, dtype=np.int32), lengths),
         behaviour_A=np.concatenate([action.logprobs for action in actions]),
+        given_A=np.repeat([action.version < 0 for action in actions], lengths),
         advantages_A=unknown_A if credit is None else credit.advantages_T[span],
         targets_A=unknown_A if credit is None or credit.targets_T is None else credit.targets_T[span],
         values_A=None if scored.values_T is None else scored.values_T[span],
@@ -202,6 +205,7 @@ class Micro:
     group_A: Tensor
     turn_A: Tensor
     behaviour_A: Tensor
+    given_A: Tensor
     advantages_A: Tensor
     targets_A: Tensor
     values_A: Tensor | None
@@ -242,6 +246,7 @@ class Micro:
             group_A=put(np.repeat(groups, counts)),
             turn_A=put(_number(sequence_A, np.concatenate(turns))),
             behaviour_A=put(np.concatenate([row.behaviour_A for row in rows])),
+            given_A=put(np.concatenate([row.given_A for row in rows])),
             advantages_A=put(np.concatenate([row.advantages_A for row in rows])),
             targets_A=put(np.concatenate([row.targets_A for row in rows])),
             values_A=optional([row.values_A for row in rows]),

@@ -290,7 +290,7 @@ class Learner:
         self, micro: Micro, weights: Sequence[Tensor], logprobs_A: Tensor, entropies_A: Tensor | None, objective: Objective, meter: Meter
     ) -> Tensor:
         """Return the weighted loss of the action tokens, regularisers included; ``weights`` as ``Objective.aggregations``."""
-        meter.gap(logprobs_A.detach() - micro.behaviour_A)
+        meter.gap((logprobs_A.detach() - micro.behaviour_A).masked_fill(micro.given_A, 0.0))
         inputs = LossInputs(
             logprobs_A=logprobs_A,
             old_logprobs_A=micro.behaviour_A if micro.old_A is None else micro.old_A,
@@ -301,11 +301,14 @@ class Learner:
             entropies_A=entropies_A,
             ref_logprobs_A=micro.ref_A,
             group_A=micro.group_A,
+            given_A=micro.given_A,
         )
         loss_A, measured = objective.loss(inputs)
         meter.tokens(measured)
         if objective.off_policy is not None:
-            off_policy_A = objective.off_policy(inputs.old_logprobs_A, micro.behaviour_A, micro.sequence_A).detach()
+            off_policy_A = (
+                objective.off_policy(inputs.old_logprobs_A, micro.behaviour_A, micro.sequence_A).detach().masked_fill(micro.given_A, 1.0)
+            )
             meter.tokens(weighed(objective.off_policy, off_policy_A))
             loss_A = off_policy_A * loss_A
         loss = (weights[0] * loss_A).sum()

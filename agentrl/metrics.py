@@ -64,6 +64,7 @@ METRICS: Mapping[str, str] = {
     "learner/logprob_gap": "largest difference, in nats, from the sampler's log-probabilities before the first step",
     "learner/*": "a measurement of a loss or regulariser, mean over action tokens",
     "judge/*": "questions to a judge: asked, answered from the cache, failed, late, over the budget; and episodes left unjudged",
+    "guidance/*": "what a source did for groups that went badly: groups or episodes it was done for, and what it measured to decide",
     "gate/*": "share of episodes that passed the gate of this component, and all above it",
     "monitor/*": "1 while a monitor sounds",
     "filter/*": "groups or episodes that a filter dropped",

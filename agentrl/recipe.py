@@ -39,7 +39,7 @@ from agentrl.rollout import Limits
 from agentrl.samplers import Filter
 from agentrl.sandbox import SandboxProvider
 from agentrl.scorers import Scorer
-from agentrl.sources import Demonstrations, Payment, Source
+from agentrl.sources import Demonstrations, Guiding, Payment, Source
 from agentrl.teacher import Teacher
 from agentrl.types import Need
 
@@ -290,7 +290,7 @@ def _too_small(part: object, where: str, **least: int) -> Iterator[str]:
 
 def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
     yield from _too_small(stage, "", updates=1, epochs=1, minibatches=1)
-    yield from _too_small(stage.source, "source.", num_groups=1, num_episodes=1, refills=0, max_staleness=0, batch=0)
+    yield from _source_problems(stage, stage.source)
     if stage.source.group_size < stage.credit.min_group:
         yield (
             f"{type(stage.credit).__name__} compares the episodes of a group and needs at least {stage.credit.min_group} of them; "
@@ -316,6 +316,15 @@ def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
         )
     if stage.source.max_staleness > 0 and "old_logprobs" not in stage.needs:
         yield "max_staleness > 0 trains on older weights' episodes; give the objective off_policy weights (losses.tis) to correct for it"
+
+
+def _source_problems(stage: Stage, source: Source, where: str = "source.") -> Iterator[str]:
+    yield from _too_small(source, where, num_groups=1, num_episodes=1, refills=0, max_staleness=0, batch=0)
+    if isinstance(source, Guiding):
+        yield from source.problems(stage)
+        if source.filters_last and getattr(source.source, "refills", 0) > 0:
+            yield f"{where}source.refills draws anew what filters dropped, and filters act after {type(source).__name__}; set it to 0"
+        yield from _source_problems(stage, source.source, f"{where}source.")
 
 
 def check_panels(recipe: Recipe) -> dict[str, str]:

@@ -22,7 +22,7 @@ from agentrl.env import Env
 from agentrl.errors import ContextFull, EngineError, EnvError, SandboxError, TokenDrift
 from agentrl.policy import Policy
 from agentrl.samplers import Draw
-from agentrl.types import Action, End, Group, Observation, Task, Trajectory, Turn, seed_of
+from agentrl.types import Action, End, Group, Message, Observation, Step, Task, Trajectory, Turn, seed_of
 
 MAX_ALONE = 4
 """Episodes that play their last attempt, alone, at once."""
@@ -128,7 +128,7 @@ async def play_all(
     places, cells = asyncio.Semaphore(limits.concurrency), asyncio.Semaphore(MAX_ALONE)
     played = Played()
 
-    async def episode(task: Task, sample: int, policy: Policy) -> Trajectory | None:
+    async def episode(task: Task, sample: int, policy: Policy, host: Host) -> Trajectory | None:
         async with places:
             for attempt in range(limits.max_attempts):
                 alone = 0 < attempt == limits.max_attempts - 1
@@ -140,10 +140,13 @@ async def play_all(
                 played.failures.append(trajectory)
         return None
 
+    def started(draw: Draw) -> Policy:
+        return Started(policy, draw.prefix) if draw.prefix else policy
+
     async with asyncio.TaskGroup() as tasks:
         pending = [
             [
-                tasks.create_task(episode(draw.task, draw.first_sample + index, Started(policy, draw.prefix) if draw.prefix else policy))
+                tasks.create_task(episode(draw.task, draw.first_sample + index, started(draw), Telling.this(host, draw.told)))
                 for index in range(draw.num_episodes)
             ]
             for draw in draws
@@ -167,6 +170,48 @@ class Started:
         if len(turns) < len(self.prefix):
             return Action(self.prefix[len(turns)])
         return await self.policy.act(turns, observation, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """A host whose episodes begin with more than the environment says: ``tell`` makes a text of the task and its first observation.
+
+    The text stands before the first observation's last message. It is observation like any other: in the record, and not learned from.
+    """
+
+    host: Host
+    tell: Callable[[Task, Observation], str]
+
+    @classmethod
+    def this(cls, host: Host, text: str) -> Host:
+        """Return a host that tells ``text``; with none, the host itself."""
+        return cls(host, lambda task, observation: text) if text else host
+
+    @asynccontextmanager
+    async def open(self, task: Task, *, alone: bool = False) -> AsyncIterator[Env]:
+        """Open an episode in which it is told."""
+        async with self.host.open(task, alone=True) if alone else self.host.open(task) as env:
+            yield _Told(env, task, self.tell)
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return the host's."""
+        return self.host.metrics()
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    env: Env
+    task: Task
+    tell: Callable[[Task, Observation], str]
+
+    async def reset(self) -> Observation:
+        observation = await self.env.reset()
+        text = self.tell(self.task, observation)
+        *before, last = observation.messages or (Message("user", ""),)
+        return replace(observation, messages=(*before, replace(last, content=text + last.content)))
+
+    async def step(self, action: str) -> Step:
+        return await self.env.step(action)
 
 
 class Watch:

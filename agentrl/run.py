@@ -158,6 +158,7 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
                 reporter.say(f"resumed {folder} at update {update} of {recipe.updates}")
             ground = Playground(
                 agent=engine,
+                at=lambda temperature: engine.using(dataclasses.replace(recipe.sampling, temperature=temperature)),
                 host=host,
                 renderer=renderer,
                 tasks=lambda split: tasks[split],
@@ -166,23 +167,9 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
                 folder=folder,
                 on_end=reporter.episode,
             )
-            yield Run(
-                recipe,
-                folder,
-                host,
-                engine,
-                learner,
-                tokenizer,
-                ground,
-                log,
-                reporter,
-                update,
-                log.records(),
-                [],
-                scorers,
-                _teachers(recipe, len(tokenizer), renderer),
-                samplers,
-            )
+            teachers = _teachers(recipe, len(tokenizer), renderer)
+            parts = (recipe, folder, host, engine, learner, tokenizer, ground, log, reporter)
+            yield Run(*parts, update, log.records(), [], scorers, teachers, samplers)
 
 
 async def _tasks(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[str, Sequence[Task]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from agentrl.errors import ConfigError, EnvError, Unjudged
 from agentrl.policy import Policy
@@ -24,6 +24,9 @@ from agentrl.samplers import Draw, Filter, Sampler
 from agentrl.samplers.uniform import Uniform
 from agentrl.store import read_trajectories, write_trajectories
 from agentrl.types import Group, Json, Ledger, Scored, ScoredGroup, Task, Trajectory, seed_of
+
+if TYPE_CHECKING:
+    from agentrl.recipe import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,8 @@ class Playground:
     seed: int
     folder: Path
     on_end: Callable[[Trajectory], None] = lambda _: None
+    at: Callable[[float], Policy] | None = None
+    """The agent at another temperature."""
     kept: dict[str, Played] = field(default_factory=dict)
     """Demonstrations by stage, as they were read from the run folder."""
 
@@ -131,6 +136,23 @@ class Source(Protocol):
 
     async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
         """Return the groups of the stage's ``update``-th update, counted from 0; ``name`` is the stage's."""
+        ...
+
+
+@runtime_checkable
+class Guiding(Protocol):
+    """A source around another one, such as those of ``agentrl.guidance``."""
+
+    filters_last: ClassVar[bool]
+    """Whether filters act after it, so that the source within has none."""
+
+    @property
+    def source(self) -> Source:
+        """The source within."""
+        ...
+
+    def problems(self, stage: Stage) -> Iterator[str]:
+        """Yield what of ``stage`` does not go with it."""
         ...
 
 

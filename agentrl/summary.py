@@ -40,8 +40,8 @@ def summarise(
 
 
 def _logprob_gap(scored: Scored) -> float | None:
-    """Return the episode's largest difference; demonstrations know nothing of a sampler: their log-probabilities are NaN."""
-    if scored.old_logprobs_T is None or not scored.trajectory.num_tokens:
+    """Return the episode's largest difference; of what was given to the agent nobody knows its sampler."""
+    if scored.old_logprobs_T is None or not scored.trajectory.num_tokens or scored.trajectory.given:
         return None
     gap_T = np.abs(scored.old_logprobs_T - np.concatenate([turn.action.logprobs for turn in scored.trajectory.turns]))
     return None if np.isnan(gap_T).all() else float(np.nanmax(gap_T))

@@ -187,6 +187,14 @@ class Trajectory:
         """Number of sampled tokens, over all turns (``T``)."""
         return sum(len(turn.action.tokens) for turn in self.turns)
 
+    @property
+    def given(self) -> bool:
+        """Whether tokens of it were given to the agent, rather than sampled by it from this very context (their version is -1).
+
+        Demonstrations are, and what the agent said to another prompt or at another temperature: nothing to compare with a sampler.
+        """
+        return any(len(turn.action.tokens) > 0 and turn.action.version < 0 for turn in self.turns)
+
     def signal(self, name: str) -> FloatArray:
         """Return a signal over the turns, ``[N]``; 0 where a turn did not report it."""
         return floats([turn.info.get(name, 0.0) for turn in self.turns])

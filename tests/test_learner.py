@@ -32,7 +32,7 @@ def trajectory(rng: np.random.Generator, turns: int, *, fresh: tuple[int, ...] =
     played = []
     for turn in range(turns):
         prompt, tokens = rng.integers(0, VOCAB, rng.integers(2, 9)), rng.integers(0, VOCAB, rng.integers(1, 5))
-        action = Action("a", ints(prompt), ints(tokens), floats(-rng.uniform(2, 5, len(tokens))), fresh=turn in fresh)
+        action = Action("a", ints(prompt), ints(tokens), floats(-rng.uniform(2, 5, len(tokens))), 0, turn in fresh)
         played.append(Turn(Observation.text("o"), action))
     return Scored(Trajectory(Task("t"), tuple(played), End.TERMINATED), {})
 

@@ -24,7 +24,7 @@ PAY = Payment(reward=EnvReward())
 PICKY = Payment(reward=Outcome(), filters=(DynamicSampling(),))
 
 
-def collect(source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, min_group=1, seed=0) -> list[Collected]:
+def collect(source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, min_group=1, seed=0, at=None) -> list[Collected]:
     """Collect the updates one after another, as a run that was opened once."""
     env = env or Corridor()
 
@@ -32,6 +32,7 @@ def collect(source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, 
         async with InProcess(env, 10.0) as host:
             ground = Playground(
                 agent=agent or RandomPolicy(),
+                at=at,
                 host=host,
                 renderer=tiny.Letters(train_tokenizer(["door a b c d"], TrainedTokenizer(vocab_size=262))),
                 tasks=env.tasks,

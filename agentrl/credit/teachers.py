@@ -1,12 +1,12 @@
 """Learning from a teacher's opinion of one's own tokens: the same model told more (privileged information), or a larger one.
 
-``teacher_logprobs`` are those of ``Stage.teacher`` for the tokens that the policy sampled. Both rules are modifiers: what they add stands
+``teacher_logprobs`` are those of ``Stage.teacher`` for the tokens that the policy sampled. The rules are modifiers: what they add stands
 beside, or in the place of, what rewards are worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -62,6 +62,31 @@ class Distil:
         assert scored.teacher_logprobs_T is not None
         base_T = scored.ref_logprobs_T.astype(np.float64)
         return np.asarray(self.lam * (scored.teacher_logprobs_T - base_T) - (scored.old_logprobs_T - base_T))
+
+
+@dataclass(frozen=True, slots=True)
+class TowardStudent:
+    """``A + beta * (log pi_S - log pi_T)`` for the tokens of a teacher: it maximises ``E_T[R] - beta * KL(pi_T || sg pi_S)`` (pi-Distill).
+
+    The groups are those of ``guidance.privileged.Privileged``: each teacher has its student, whose advantages stay as they are.
+    """
+
+    beta: float = 0.25
+    needs: ClassVar[frozenset[Need]] = frozenset({"old_logprobs"})
+
+    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+        """Return the advantages with what the student thinks added; one without a student keeps its own."""
+        checked(groups, self.needs)
+        students = {(one.trajectory.task.id, -1 - one.trajectory.sample): one for group in groups for one in group if one.trajectory.given}
+        return _mapped(groups, credited, lambda scored, advantages_T: advantages_T + self.beta * self._pull(scored, students))
+
+    def _pull(self, scored: Scored, students: Mapping[tuple[str, int], Scored]) -> Array:
+        student = students.get((scored.trajectory.task.id, scored.trajectory.sample))
+        if student is None:
+            return np.zeros(scored.trajectory.num_tokens)
+        assert student.old_logprobs_T is not None
+        assert scored.old_logprobs_T is not None
+        return np.asarray(student.old_logprobs_T.astype(np.float64) - scored.old_logprobs_T)
 
 
 def _preference(scored: Scored) -> Array:

@@ -28,7 +28,8 @@ class LossInputs:
 
     ``old_logprobs_A``: the learner's own at the start of the update where somebody needs ``old_logprobs``, else ``behaviour_logprobs_A``,
     those of the distribution that sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the sequences, turns and groups of the
-    micro-batch from 0; a group is whole where the loss asks for ``whole_groups``, else any part of it.
+    micro-batch from 0; a group is whole where the loss asks for ``whole_groups``, else any part of it. ``given_A``: whether the token was
+    given, rather than sampled by the policy from this context (``None``: none was); its ``behaviour_logprobs_A`` are of another context.
     """
 
     logprobs_A: Tensor
@@ -40,6 +41,7 @@ class LossInputs:
     entropies_A: Tensor | None = None
     ref_logprobs_A: Tensor | None = None
     group_A: Tensor | None = None
+    given_A: Tensor | None = None
 
 
 Terms = tuple[Tensor, Mapping[str, Tensor]]

@@ -17,13 +17,15 @@ from agentrl.types import Json, ScoredGroup, Task
 class Draw:
     """Play ``num_episodes`` episodes of ``task``; ``first_sample`` numbers them, unique for the task within the run.
 
-    ``prefix``: actions that are replayed first. They are part of the context and of the record, and are not learned from.
+    ``prefix``: actions that are replayed first. They are part of the context and of the record, and are not learned from. ``told``: text
+    that the first observation begins with.
     """
 
     task: Task
     num_episodes: int
     first_sample: int
     prefix: tuple[str, ...] = ()
+    told: str = ""
 
 
 class Sampler(Protocol):

@@ -1,0 +1,44 @@
+"""Credit for groups that were given to the agent, beside those that it played."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agentrl.credit import Credit
+from agentrl.types import Credited, Need, ScoredGroup, floats
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Credit the groups that the agent played by ``credit``, and every token of those that it was given with ``given``.
+
+    A group is given where all its trajectories are: demonstrations in the place of episodes (HPT), successes at another temperature (AEPO).
+    ``credit`` never sees them. ``given`` is the weight of imitation beside reinforcement.
+    """
+
+    credit: Credit
+    given: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """As of the rule within."""
+        return self.credit.needs
+
+    @property
+    def min_group(self) -> int:
+        """As of the rule within."""
+        return self.credit.min_group
+
+    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
+        """Return the credit of both, in the order of ``groups``."""
+        own = [group for group in groups if not all(scored.trajectory.given for scored in group)]
+        credited = iter(self.credit(own) if own else [])
+        return [
+            tuple(Credited(floats(np.full(scored.trajectory.num_tokens, self.given))) for scored in group)
+            if all(scored.trajectory.given for scored in group)
+            else next(credited)
+            for group in groups
+        ]

@@ -1,0 +1,77 @@
+"""Losses by origin: one for what the policy sampled, another for what it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
+from agentrl.types import Need
+
+
+@dataclass(frozen=True, slots=True)
+class ByOrigin:
+    """``own`` for tokens that the policy sampled from their context, ``given`` for the others, each times its weight.
+
+    Imitate demonstrations beside reinforcement (HPT) or one's own successes at another temperature (AEPO) with ``NegativeLogLikelihood``,
+    learn from refinements with ``CritiqueShaped`` (Critique-GRPO), from one's informed self with ``FromTeacher`` (pi-Distill). The
+    aggregation counts the tokens of both; weights multiply a loss and nothing else.
+    """
+
+    own: Loss
+    given: Loss
+    own_weight: float = 1.0
+    given_weight: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What either asks for."""
+        return self.own.needs | self.given.needs
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether either compares the sequences of a group."""
+        return any(getattr(part, "whole_groups", False) for part in (self.own, self.given))
+
+    def __call__(self, x: LossInputs) -> Terms:
+        """Return the loss; what each part measures is a mean over its own tokens, and ``given`` the share of those that were given."""
+        given_A = torch.zeros_like(x.logprobs_A, dtype=torch.bool) if x.given_A is None else x.given_A
+        loss_A = torch.zeros_like(x.logprobs_A)
+        measured: dict[str, Tensor] = {}
+        for loss, weight, mask_A in ((self.own, self.own_weight, ~given_A), (self.given, self.given_weight, given_A)):
+            if mask_A.any():
+                part_P, found = loss(_only(x, mask_A))
+                loss_A = loss_A.masked_scatter(mask_A, weight * part_P)
+                for name, values_P in found.items():
+                    measured[name] = torch.cat([measured[name], values_P]) if name in measured else values_P
+        return loss_A, {**measured, "given": given_A.to(loss_A.dtype)}
+
+
+@dataclass(frozen=True, slots=True)
+class FromTeacher:
+    """``-(pi / pi_T) A - beta * (log pi - log pi_T)``: learn without information what one's informed self did with it (pi-Distill, 2026).
+
+    ``pi_T`` is who sampled the tokens, from another prompt: the behaviour's log-probabilities. The second term has the gradient of
+    ``beta * KL(pi_T || pi)``. Both are per token and under the same aggregation.
+    """
+
+    beta: float = 0.25
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __call__(self, x: LossInputs) -> Terms:
+        """Return the loss; measured: ``teacher_ratio`` and ``teacher_kl`` (``log pi_T - log pi``, nats)."""
+        log_ratio_A = (x.logprobs_A - x.behaviour_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio_A = log_ratio_A.exp()
+        return -ratio_A * x.advantages_A - self.beta * log_ratio_A, {
+            "teacher_ratio": ratio_A.detach(),
+            "teacher_kl": -log_ratio_A.detach(),
+        }
+
+
+def _only(x: LossInputs, mask_A: Tensor) -> LossInputs:
+    """Return the inputs of the tokens in the mask."""
+    chosen = {field.name: tensor_A[mask_A] for field in fields(x) if (tensor_A := getattr(x, field.name)) is not None}
+    return replace(x, **chosen)
