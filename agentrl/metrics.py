@@ -65,6 +65,8 @@ METRICS: Mapping[str, str] = {
     "learner/*": "a measurement of a loss or regulariser, mean over action tokens",
     "judge/*": "questions to a judge: asked, answered from the cache, failed, late, over the budget; and episodes left unjudged",
     "guidance/*": "what a source did for groups that went badly: groups or episodes it was done for, and what it measured to decide",
+    "lagrangian/*": "weight of a component that a constraint gives it; `_return`: what an episode was paid of it before, mean",
+    "hypervolume/*": "`weight` of all rewards; `_return`: what an episode was paid of a component before, mean",
     "gate/*": "share of episodes that passed the gate of this component, and all above it",
     "monitor/*": "1 while a monitor sounds",
     "filter/*": "groups or episodes that a filter dropped",

@@ -296,6 +296,10 @@ def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
             f"{type(stage.credit).__name__} compares the episodes of a group and needs at least {stage.credit.min_group} of them; "
             f"group_size is {stage.source.group_size}"
         )
+    if stage.objective.whole_groups and stage.source.group_size < 2:
+        yield "the objective compares the episodes of a group, and group_size is 1; give at least 2, or another loss"
+    for transform in stage.payment.remembering if isinstance(stage.source, Demonstrations) else ():
+        yield f"{type(transform).__name__} learns from what the agent does, and demonstrations stay the same; use it where the agent plays"
     if "teacher_logprobs" in stage.needs and stage.teacher is None:
         yield "a piece of it needs teacher_logprobs, and there is no teacher; set Stage.teacher, such as Teacher(information=expert_plan)"
     declared = set(recipe.env.signals)

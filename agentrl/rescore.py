@@ -6,6 +6,7 @@ tried on the episodes of a finished run, and a run can be audited: its own chain
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from agentrl.credit import Credit, Modifier
 from agentrl.errors import ConfigError
 from agentrl.rewards import Reward, Transform
+from agentrl.sources import Gauges, Payment
 from agentrl.store import Stored
 from agentrl.types import Credited, Ledger, Scored, ScoredGroup
 
@@ -31,12 +33,15 @@ class Chain:
     credit: Credit
     modifiers: tuple[Modifier, ...] = ()
 
-    def score(self, stored: Stored) -> Scored:
-        """Return the trajectory with a new ledger, and the measurements that were stored."""
-        ledger = self.reward(stored.trajectory)
-        for transform in self.transforms:
-            ledger = transform(stored.trajectory, ledger)
-        return Scored(stored.trajectory, ledger) if stored.scored is None else replace(stored.scored, ledger=ledger)
+    @property
+    def payment(self) -> Payment:
+        """Its rewards and transforms."""
+        return Payment(reward=self.reward, transforms=self.transforms)
+
+    def score(self, stored: Stored, gauges: Gauges | None = None) -> Scored:
+        """Return the trajectory with a new ledger, and the measurements that were stored; ``gauges`` as in ``Payment.score``."""
+        ((scored,),) = self.payment.score([(stored.trajectory,)], gauges)
+        return scored if stored.scored is None else replace(stored.scored, ledger=scored.ledger)
 
     def assign(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Return the credit of an update's groups.
@@ -65,11 +70,18 @@ class Rescored:
 
 
 def rescore(stored: Sequence[Stored], chain: Chain) -> Iterator[Rescored]:
-    """Yield each update's episodes anew; failed attempts are left out, as they were never paid."""
+    """Yield each update's episodes anew; failed attempts are left out, as they were never paid.
+
+    Transforms that remember learn from the episodes that are stored, which lack those of groups that filters dropped; ``chain`` is left
+    as it is.
+    """
+    chain = replace(chain, transforms=copy.deepcopy(chain.transforms))
     played = [one for one in stored if one.group >= 0]
     for update, of_update in groupby(played, key=lambda one: one.update):
         before = [tuple(group) for _, group in groupby(of_update, key=lambda one: one.group)]
-        groups = [tuple(chain.score(one) for one in group) for group in before]
+        gauges: Gauges = {}
+        groups = [tuple(chain.score(one, gauges) for one in group) for group in before]
+        chain.payment.observe(gauges)
         yield Rescored(update, before[0][0].stage, before, groups, chain.assign(groups))
 
 

@@ -27,7 +27,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,6 +79,8 @@ class Run:
     """By stage: whose opinion is asked, where one is needed."""
     samplers: dict[str, Mapping[str, Json]]
     """By stage: the sampler's state after the last update that was learned from."""
+    transforms: dict[str, Sequence[Mapping[str, Json]]] = field(default_factory=dict)
+    """By stage: the same of the transforms that remember, of stages that learned something since the run was opened."""
 
     def record(self, update: int, stage: str, values: Mapping[str, float]) -> None:
         """Write an update's numbers to the log and show them."""
@@ -114,6 +116,7 @@ class Run:
         state: dict[str, Json] = {
             "update": self.update,
             "samplers": {name: dict(kept) for name, kept in self.samplers.items()},
+            "transforms": {stage.name: list(self.transforms.get(stage.name, stage.payment.memory())) for stage in self.recipe.stages},
             "regularisers": [dict(regulariser.state_dict()) for regulariser in _remembering(stage)],
         }
         self.log.sync()
@@ -281,6 +284,7 @@ def _restore(
             sampler = getattr(stage.source, "sampler", None)
             if sampler is not None and stage.name in state["samplers"]:
                 sampler.load_state_dict(state["samplers"][stage.name])
+            stage.payment.recall(state["transforms"][stage.name])
         return update, state["samplers"]
     return 0, {}
 

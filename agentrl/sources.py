@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from agentrl.errors import ConfigError, EnvError, Unjudged
@@ -23,7 +24,7 @@ from agentrl.rollout import Host, Limits, Played, play_all
 from agentrl.samplers import Draw, Filter, Sampler
 from agentrl.samplers.uniform import Uniform
 from agentrl.store import read_trajectories, write_trajectories
-from agentrl.types import Group, Json, Ledger, Scored, ScoredGroup, Task, Trajectory, seed_of
+from agentrl.types import Group, Json, Ledger, Remembering, Scored, ScoredGroup, Task, Trajectory, seed_of
 
 if TYPE_CHECKING:
     from agentrl.recipe import Stage
@@ -87,6 +88,27 @@ class Payment:
             kept = chosen(kept)
         return kept
 
+    @property
+    def remembering(self) -> list[Remembering]:
+        """The transforms that learn from update to update."""
+        return [transform for transform in self.transforms if isinstance(transform, Remembering)]
+
+    def observe(self, gauges: Gauges) -> list[Mapping[str, Json]]:
+        """Show the transforms that remember an update's gauges, once all of it is paid; return what they remember then."""
+        means = {name: fmean(values) for name, values in gauges.items()}
+        for transform in self.remembering:
+            transform.observe(means)
+        return self.memory()
+
+    def memory(self) -> list[Mapping[str, Json]]:
+        """Return what the transforms remember, as ``recall`` takes it back."""
+        return [copy.deepcopy(transform.state_dict()) for transform in self.remembering]
+
+    def recall(self, memory: Sequence[Mapping[str, Json]]) -> None:
+        """Take back what the transforms remembered."""
+        for transform, state in zip(self.remembering, memory, strict=True):
+            transform.load_state_dict(state)
+
     def _ledger(self, trajectory: Trajectory, gauges: Gauges | None) -> Ledger:
         ledger = self.reward(trajectory)
         for transform in self.transforms:
@@ -114,6 +136,8 @@ class Collected:
     """Metrics that the reward counted while it asked."""
     sampler: Mapping[str, Json] = field(default_factory=dict)
     """State of the sampler once it had observed these groups, and none that were played ahead: a resumed run goes on from here."""
+    transforms: Sequence[Mapping[str, Json]] = ()
+    """The same of the transforms that remember."""
 
 
 class Source(Protocol):

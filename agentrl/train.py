@@ -54,6 +54,7 @@ async def train(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin
                 report = await measure(run, f"{stage.name}-{local + 1}", run.engine.using(recipe.evaluation.sampling))
                 run.log.write(update, stage.name, report.metrics())
             run.samplers[stage.name] = collected.sampler
+            run.transforms[stage.name] = collected.transforms
             run.commit(update)
             run.stop_if_alarmed()
         return reports(recipe, folder)
@@ -71,7 +72,10 @@ async def episodes(run: Run) -> AsyncGenerator[tuple[int, Collected], None]:
     async def collect(update: int) -> Collected:
         stage, local = run.recipe.stage_at(update)
         async with playing:
-            return await stage.source.collect(run.ground, stage.payment, name=stage.name, update=local, min_group=stage.credit.min_group)
+            payment, least = stage.payment, stage.credit.min_group
+            collected = await stage.source.collect(run.ground, payment, name=stage.name, update=local, min_group=least)
+            collected.transforms = payment.observe(collected.gauges)
+            return collected
 
     try:
         for update in range(run.update, run.recipe.updates):

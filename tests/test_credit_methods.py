@@ -19,7 +19,7 @@ from agentrl.credit.group import BNPO, GRPO
 from agentrl.credit.modifiers import Scale
 from agentrl.credit.returns import TurnReturn, reinforce_plus_plus, reinforce_plus_plus_baseline
 from agentrl.credit.strata import CountOf, Stratified, num_turns
-from agentrl.credit.weights import ConflictTokens, Duration, KeepTokens, KeepVaried, most_varied
+from agentrl.credit.weights import Attribution, ConflictTokens, Duration, KeepTokens, KeepVaried, most_varied
 from agentrl.errors import ConfigError
 from agentrl.types import Action, Credited, End, Observation, Scored, Trajectory, Turn, floats, ints
 
@@ -436,3 +436,29 @@ def test_comparing_by_turn_index_charges_the_mean_step_reward_for_every_turn_and
     assert not tokens_of(charged).any()
     (ours,) = TurnReturn(baseline=OthersAtTurn())([members])
     assert by_turn(ours) == [[-1.5], [0.0, 0.0], [1.5, 1.5, 1.0]]
+
+
+# Attribution.
+
+
+def test_a_step_counts_as_clearly_as_the_steps_up_to_it_foretell_the_outcome():
+    paid = componentwise({"opinion": [0.0, 2.0, -1.0]}, {"opinion": [-1.0, -2.0, 1.0]})
+    ((good, bad),) = Attribution("opinion")([paid], [(Credited(floats([2.0] * 3)), Credited(floats([-1.0] * 3)))])
+    np.testing.assert_allclose(good.advantages_T, 2 * np.array([0.0, 0.462117, 0.16514]), **CLOSE)
+    np.testing.assert_allclose(bad.advantages_T, -np.array([0.462117, 0.635149, 0.321513]), **CLOSE)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=6), st.floats(-2, 2), st.floats(0, 0.9))
+def test_attribution_never_turns_an_advantage_and_never_makes_it_larger(opinions, advantage, threshold):
+    paid = componentwise({"opinion": opinions})
+    before = floats([advantage] * len(opinions))
+    ((found,),) = Attribution("opinion", threshold)([paid], [(Credited(before),)])
+    assert (found.advantages_T * before >= 0).all()
+    assert (np.abs(found.advantages_T) <= np.abs(before)).all()
+
+
+def test_attribution_needs_an_opinion_and_a_threshold_below_certainty():
+    with pytest.raises(ConfigError, match="asks for the component 'opinion', which nothing pays"):
+        Attribution("opinion")([group([1.0])], [(Credited(floats([1.0])),)])
+    with pytest.raises(ConfigError, match="below 1; found 1"):
+        Attribution("opinion", threshold=1.0)

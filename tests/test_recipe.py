@@ -10,6 +10,7 @@ from agentrl.credit.group import GRPO
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner import Optimisation
 from agentrl.losses.clip import Clip
+from agentrl.losses.groups import DisCO
 from agentrl.losses.tis import TokenTIS
 from agentrl.model import ModelSpec, Shape, TrainedTokenizer
 from agentrl.objective import Objective
@@ -74,6 +75,10 @@ PROBLEMS = {
     "no worker": (dataclasses.replace(SOUND, num_workers=0), "num_workers is 0"),
     "no update": (learning(updates=0), "stage 'learn': updates is 0"),
     "no epoch": (learning(epochs=0), "epochs is 0"),
+    "a loss over groups of one": (
+        learning(source=Rollouts(group_size=1), credit=Constant(1.0), objective=Objective(loss=DisCO())),
+        "the objective compares the episodes of a group, and group_size is 1",
+    ),
     "a group of one": (learning(source=Rollouts(group_size=1)), "GRPO compares the episodes of a group and needs at least 2"),
     "an unknown signal": (learning(reward=Process("glory")), "reward Process reads glory; the environment reports payout"),
     "an unknown split": (dataclasses.replace(SOUND, evaluation=Evaluation(split="dev")), "split 'dev' does not exist"),

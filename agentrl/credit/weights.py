@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from agentrl.credit.components import component
 from agentrl.credit.turns import Array, checked, spread
 from agentrl.errors import ConfigError
 from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
@@ -122,6 +123,42 @@ class KeepTokens:
         kept_T = np.zeros(len(scores_T))
         kept_T[np.argsort(-scores_T, kind="stable")[: int(np.ceil(self.share * len(scores_T)))]] = 1.0
         return kept_T
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Weigh each turn by how clearly what is known up to it foretells the outcome (OREAL, Lyu et al. 2025; there by token).
+
+    With ``p_n = sigmoid(mean of the component over turns 0 to n)``, the opinion of a process reward in logits, positive advantages are
+    multiplied with ``(p_n - threshold) / (1 - threshold)``, cut to [0, 1], and negative ones with the same of ``1 - p_n``.
+    """
+
+    component: str
+    threshold: float = 0.5
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold < 1.0:
+            raise ConfigError(f"the threshold of an attribution must be at least 0 and below 1; found {self.threshold}; usual is 0.5")
+
+    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+        """Return the weighted advantages.
+
+        Raises:
+            ConfigError: nothing pays the component.
+        """
+        flat = (one for credit in credited for one in credit)
+        weights = iter([self._weights(scored, next(flat)) for group in groups for scored in group])
+        return _weighted(groups, credited, lambda scored: next(weights))
+
+    def _weights(self, scored: Scored, one: Credited) -> Array:
+        opinions_N = component(scored, self.component)
+        foretold_N = 0.5 + 0.5 * np.tanh(np.cumsum(opinions_N) / (2.0 * np.arange(1, len(opinions_N) + 1)))
+        good_T, bad_T = (spread(self._clear(share_N), scored.num_tokens_N) for share_N in (foretold_N, 1.0 - foretold_N))
+        return np.where(one.advantages_T > 0, good_T, bad_T)
+
+    def _clear(self, share_N: Array) -> Array:
+        return np.clip((share_N - self.threshold) / (1.0 - self.threshold), 0.0, 1.0)
 
 
 def most_varied(values: Array, num: int) -> list[int]:

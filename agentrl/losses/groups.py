@@ -95,8 +95,9 @@ class OREAL:
 
 @dataclass(frozen=True, slots=True)
 class CoPG:
-    """Contrastive policy gradient: make all of a group's regularised returns equal, wherever the data came from (Flet-Berliac et al. 2024).
+    """Contrastive policy gradient: make all of a group's regularised returns equal, wherever the data came from.
 
+    Flet-Berliac et al. 2024; formula from descriptions that agree.
     ``1 / (k - 1) * sum over pairs of (R_i - R_j)**2 / (2 beta)`` with ``R_i = A_i - beta * sum_t log(pi / pi_ref)``. A sequence's
     coefficient is the mean of ``R_i - R_j`` over the others: with ``pi = pi_ref`` that is ``RLOO``. No importance weights are needed, and
     only differences of advantages count: give those of ``DrGRPO``. Aggregate with ``seq_sum_then_mean``. A group of one has no loss.

@@ -100,7 +100,7 @@ class Ensemble:
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
         """Return the ledger with the members replaced by their ensemble."""
-        scores_MN = np.array([_component(ledger, member) for member in self.members], dtype=np.float64)
+        scores_MN = np.array([component_of(ledger, member) for member in self.members], dtype=np.float64)
         joint_N = scores_MN.min(0) if self.penalty is None else scores_MN.mean(0) - self.penalty * scores_MN.var(0)
         rest = {name: paid_N for name, paid_N in ledger.items() if name not in self.members}
         return {**rest, self.name: floats(joint_N)}
@@ -181,10 +181,11 @@ def threshold_for(scores: Sequence[float], *, share: float = 0.7) -> float:
 
 
 def _mapped(ledger: Ledger, component: str, function: Callable[[Array], Array]) -> Ledger:
-    return {**ledger, component: floats(function(_component(ledger, component).astype(np.float64)))}
+    return {**ledger, component: floats(function(component_of(ledger, component).astype(np.float64)))}
 
 
-def _component(ledger: Ledger, name: str) -> FloatArray:
+def component_of(ledger: Ledger, name: str) -> FloatArray:
+    """Return what ``name`` pays; raises ``ConfigError`` where nothing pays under that name."""
     if name not in ledger:
         raise ConfigError(f"a transform rewrites {name!r}, which nothing pays; the ledger has {', '.join(sorted(ledger)) or 'nothing'}")
     return ledger[name]

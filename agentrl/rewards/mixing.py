@@ -1,0 +1,188 @@
+"""Mixing that learns: how much the components of a ledger count follows from what the last updates were paid.
+
+Both transforms multiply components with numbers that are the same for all episodes of an update, and learn when all of it has been paid:
+from the means, over its episodes, of what they were paid before the transform. What they remember is kept in checkpoints. A credit rule
+that divides by the group's deviation (``GRPO``, ``GDPO``) undoes a factor that all it compares have in common.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+
+from agentrl.errors import ConfigError
+from agentrl.rewards.refine import component_of
+from agentrl.types import Json, Ledger, Trajectory, floats
+
+Point = Sequence[float]
+
+
+@dataclass(slots=True)
+class Lagrangian:
+    """Constrained rewards: ``(N - sum_i w_i) * objective + sum_i w_i * component_i`` with ``w_i = sigmoid(mu_i)`` (Moskovitz et al. 2024).
+
+    ``constraints`` names each of the N components with the return ``theta_i`` that an episode should have of it. After an update
+    ``mu_i`` takes a step of gradient descent on ``w_i * (J_i - theta_i)``, ``J_i`` the mean return: a component that falls short of its
+    threshold counts more and more, one that exceeds it less and less. Those in ``equalities`` have ``w_i = tanh(mu_i)``, which turns
+    against what exceeds it. All ``mu_i`` begin at 0; published: near it, at random.
+
+    Published code compares each component with its own kind before it mixes advantages; here what is mixed is paid, so components should
+    be of about the same scale.
+    """
+
+    objective: str
+    constraints: Mapping[str, float]
+    equalities: tuple[str, ...] = ()
+    lr: float = 0.01
+    momentum: float = 0.1
+    multipliers: dict[str, float] = field(init=False)
+    velocities: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.equalities) - set(self.constraints))
+        if not self.constraints or self.objective in self.constraints or unknown:
+            raise ConfigError(
+                "a Lagrangian needs constraints, on other components than its objective, and equalities among them; found the objective "
+                f"{self.objective!r}, constraints on {', '.join(self.constraints) or 'nothing'}, and equalities {self.equalities}"
+            )
+        if not (self.lr > 0.0 and 0.0 <= self.momentum < 1.0):
+            raise ConfigError(
+                f"a Lagrangian needs lr > 0 and 0 <= momentum < 1; found {self.lr} and {self.momentum}; usual are 0.01 and 0.1"
+            )
+        self.multipliers = dict.fromkeys(self.constraints, 0.0)
+        self.velocities = dict.fromkeys(self.constraints, 0.0)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each component is multiplied with now, the objective included."""
+        weights = {name: self._weight(name)[0] for name in self.constraints}
+        return {self.objective: len(weights) - sum(weights.values()), **weights}
+
+    def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
+        """Return the ledger with its components weighed; those that are not named are left alone.
+
+        Raises:
+            ConfigError: nothing pays a component that is named.
+        """
+        weighed = {name: floats(weight * component_of(ledger, name).astype(np.float64)) for name, weight in self.weights.items()}
+        return {**ledger, **weighed}
+
+    def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
+        """Return the weights, and the episode's return of each constrained component."""
+        weights = {f"lagrangian/{name}": weight for name, weight in self.weights.items()}
+        return weights | {f"lagrangian/{name}_return": _total(ledger, name) for name in self.constraints}
+
+    def observe(self, means: Mapping[str, float]) -> None:
+        """Take a step with each multiplier; an update without episodes changes nothing."""
+        for name, threshold in self.constraints.items():
+            if f"lagrangian/{name}_return" in means:
+                slope = self._weight(name)[1] * (means[f"lagrangian/{name}_return"] - threshold)
+                self.velocities[name] = self.momentum * self.velocities[name] + slope
+                self.multipliers[name] -= self.lr * self.velocities[name]
+
+    def state_dict(self) -> Mapping[str, Json]:
+        """Return multipliers and velocities."""
+        return {"multipliers": dict(self.multipliers), "velocities": dict(self.velocities)}
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Take them back."""
+        self.multipliers = dict(cast("Mapping[str, float]", state["multipliers"]))
+        self.velocities = dict(cast("Mapping[str, float]", state["velocities"]))
+
+    def _weight(self, name: str) -> tuple[float, float]:
+        """Return a component's weight and its derivative."""
+        if name in self.equalities:
+            weight = math.tanh(self.multipliers[name])
+            return weight, 1.0 - weight**2
+        weight = 0.5 * (1.0 + math.tanh(self.multipliers[name] / 2.0))  # the sigmoid, without overflow
+        return weight, weight * (1.0 - weight)
+
+
+@dataclass(slots=True)
+class Hypervolume:
+    """Pay more while progress is made: all rewards times ``low + span * tanh(gain)`` (Lu et al. 2025, "dynamic reward weighting").
+
+    An update is a point: its mean return of each of ``components``. ``gain`` is by how much the last point enlarged the volume that the
+    points so far dominate above the reference point, the first of them; 0 where it is no better than what there was. Published code
+    takes points from validation; here they are those of the episodes that are paid, noise and all.
+    """
+
+    components: tuple[str, ...]
+    low: float = 0.5
+    span: float = 1.5
+    reference: list[float] = field(default_factory=list, init=False)
+    front: list[list[float]] = field(default_factory=list, init=False)
+    """Points above the reference that no other dominates."""
+    gain: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.components or len(set(self.components)) < len(self.components):
+            raise ConfigError(f"a hypervolume needs the names of different components; found {', '.join(self.components) or 'none'}")
+        if not (self.low > 0.0 and self.span >= 0.0):
+            raise ConfigError(f"a hypervolume needs low > 0 and span >= 0; found {self.low} and {self.span}; usual are 0.5 and 1.5")
+
+    @property
+    def weight(self) -> float:
+        """What all rewards are multiplied with now."""
+        return self.low + self.span * math.tanh(self.gain)
+
+    def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
+        """Return the ledger with every component weighed."""
+        return {name: floats(self.weight * paid_N.astype(np.float64)) for name, paid_N in ledger.items()}
+
+    def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
+        """Return the weight, and the episode's return of each component of a point.
+
+        Raises:
+            ConfigError: nothing pays a component that is named.
+        """
+        return {"hypervolume/weight": self.weight} | {f"hypervolume/{name}_return": _total(ledger, name) for name in self.components}
+
+    def observe(self, means: Mapping[str, float]) -> None:
+        """Add the update's point; an update without episodes has none."""
+        names = [f"hypervolume/{name}_return" for name in self.components]
+        if not all(name in means for name in names):
+            return
+        point = [means[name] for name in names]
+        if not self.reference:
+            self.reference = point
+            return
+        self.gain = max(hypervolume([*self.front, point], self.reference) - hypervolume(self.front, self.reference), 0.0)
+        if self.gain > 0.0:
+            self.front = [*(other for other in self.front if not all(map(operator.ge, point, other))), point]
+
+    def state_dict(self) -> Mapping[str, Json]:
+        """Return the reference, the front and the last gain."""
+        return {"reference": list(self.reference), "front": [list(point) for point in self.front], "gain": self.gain}
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Take them back."""
+        self.reference = list(cast("list[float]", state["reference"]))
+        self.front = [list(point) for point in cast("list[list[float]]", state["front"])]
+        self.gain = float(cast("float", state["gain"]))
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Return the volume of what ``points`` dominate above ``reference``, more being better; exact, by slices along the last axis.
+
+    >>> round(hypervolume([(0.6, 0.4), (0.4, 0.7)], (0.2, 0.2)), 12)
+    0.14
+    """
+    above = sorted((point for point in points if all(map(operator.gt, point, reference))), key=lambda point: -point[-1])
+    if len(reference) == 1 or not above:
+        return above[0][0] - reference[0] if above else 0.0
+    ends = [*(point[-1] for point in above[1:]), reference[-1]]
+    return sum(
+        (point[-1] - end) * hypervolume([other[:-1] for other in above[: place + 1]], reference[:-1])
+        for place, (point, end) in enumerate(zip(above, ends, strict=True))
+        if point[-1] > end
+    )
+
+
+def _total(ledger: Ledger, name: str) -> float:
+    return float(component_of(ledger, name).sum(dtype=np.float64))
