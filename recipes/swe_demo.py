@@ -41,7 +41,7 @@ recipe = Recipe(
     model=ModelSpec(shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=768, num_episodes=24)),
     sampling=Sampling(temperature=1.0, max_tokens=6),
     limits=Limits(concurrency=6, env_deadline_s=180.0),
-    compute=Compute(threads=2),
+    compute=Compute(threads=1),  # the sandboxes have use for the other cores
     stages=(
         Stage(
             name="imitate",
