@@ -1,0 +1,168 @@
+"""Learning: does a method learn better? Success after, updates until, and collapse, on four small games and five seeds each.
+
+    python benchmarks/learning.py                                     # everything, one run after another
+    python benchmarks/learning.py --tasks corridor --seeds 0 1 --jobs 2 --out runs/learning
+
+A run that is already finished in ``--out`` is read, not repeated. Within a task and seed all methods start from the same weights, play the
+same number of episodes and have the same learning rate; the first method is the baseline that the learning rate was chosen for.
+
+``final``: success on 128 test tasks at temperature 1 after the last update, mean over seeds with its 95% t interval. ``reached``: the first
+update at which the mean success of three updates' episodes is at least the threshold; the median over seeds, where a run that never gets
+there counts as later than all others, and the range of those that do. ``collapsed``: runs that end with less than half of the best success
+that they ever had, the start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any  # a run's record is JSON
+
+from agentrl.evaluate import Report
+from agentrl.files import replace
+from agentrl.metrics import read_metrics
+from agentrl.options import describe
+from agentrl.recipe import Recipe
+from agentrl.statistics import mean_interval
+from agentrl.tables import Reporter, Table, show
+from agentrl.train import train
+from benchmarks.learning_tasks import Trial
+from benchmarks.learning_tasks.trials import TRIALS
+
+WINDOW = 3
+"""Updates whose mean success is compared with the threshold."""
+NO_HEIGHT = 0.1
+"""A best success below this is none to fall from."""
+Record = dict[str, Any]
+
+
+def learn(trial: Trial, method: str, seed: int, folder: Path) -> Record:
+    """Train a method from the seed's start, or read what was trained, and return the record of the run."""
+    kept = folder / f"{method.replace(' ', '-')}.json"
+    recipe = trial.recipe(method, seed, "start")
+    settings = json.dumps(describe([trial.beginning(seed), recipe]))
+    if kept.exists() and (known := json.loads(kept.read_text()))["settings"] == settings:
+        return dict(known)
+    start, model = beginning(trial, seed, folder / "start")
+    began = time.process_time()
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        final = success(play(trial.recipe(method, seed, str(model)), Path(place)))
+        records = read_metrics(Path(place, "metrics.jsonl"))
+    curve = [float(record["rollout/success"]) for record in records if "rollout/success" in record]
+    record = {
+        "settings": settings,
+        "seed": seed,
+        "start": start,
+        "curve": curve,
+        "final": final,
+        "reached": reached(curve, trial.threshold),
+        "collapsed": collapsed([start, *windows(curve)], final),
+        "cpu_s": round(time.process_time() - began, 1),
+    }
+    replace(kept, json.dumps(record).encode())
+    return record
+
+
+def beginning(trial: Trial, seed: int, folder: Path) -> tuple[float, Path]:
+    """Make the weights that the seed's methods start from, where they are missing; return their success and their folder."""
+    start = success(play(trial.beginning(seed), folder))
+    return start, max((folder / "checkpoints").glob("[0-9]*")) / "model"
+
+
+def play(recipe: Recipe, folder: Path) -> Mapping[str, Report]:
+    """Run a recipe to its end in silence and return its evaluations."""
+    with Reporter(io.StringIO()) as reporter:
+        return asyncio.run(train(recipe, folder, reporter))
+
+
+def success(reports: Mapping[str, Report]) -> float:
+    """Return the success of the last evaluation."""
+    return list(reports.values())[-1].measures()["success"].mean
+
+
+def windows(curve: Sequence[float]) -> Iterator[float]:
+    """Yield the mean success of each window of updates."""
+    return (fmean(curve[end - WINDOW : end]) for end in range(WINDOW, len(curve) + 1))
+
+
+def reached(curve: Sequence[float], threshold: float) -> int | None:
+    """Return after how many updates the window's mean is at the threshold; ``None``: never.
+
+    >>> reached([0.0, 0.9, 0.9, 0.9], 0.8)
+    4
+    """
+    return next((end for end, mean in enumerate(windows(curve), start=WINDOW) if mean >= threshold), None)
+
+
+def collapsed(heights: Sequence[float], final: float) -> bool:
+    """Return whether ``final`` is less than half of the best success.
+
+    >>> collapsed([0.2, 0.7], 0.3), collapsed([0.2, 0.7], 0.5)
+    (True, False)
+    """
+    return max(heights) >= NO_HEIGHT and final < max(heights) / 2
+
+
+def one_seed(name: str, seed: int, out: Path) -> dict[str, Record]:
+    """Return the records of all methods of a task for one seed."""
+    return {method: learn(TRIALS[name], method, seed, out / name / f"seed-{seed}") for method in TRIALS[name].methods}
+
+
+def row(method: str, records: Sequence[Record]) -> tuple[str, ...]:
+    """Return a method's line of the table."""
+    final = mean_interval([record["final"] for record in records])
+    among = f" [{max(final.low, 0.0):.2f}, {min(final.high, 1.0):.2f}]"
+    times = [record["reached"] for record in records]
+    known = [time for time in times if time is not None]
+    middle = median([float("inf") if time is None else time for time in times])
+    return (
+        method,
+        f"{final.mean:.2f}{among}",
+        "never" if middle == float("inf") else f"{middle:g}",
+        f"{min(known)} to {max(known)}" if known else "",
+        str(len(times) - len(known)),
+        f"{sum(record['collapsed'] for record in records)} of {len(records)}",
+        f"{fmean(record['cpu_s'] for record in records):.0f}",
+    )
+
+
+def told(record: Record) -> Record:
+    """Return a record without its settings."""
+    return {name: value for name, value in record.items() if name != "settings"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(TRIALS), default=list(TRIALS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    asked = parser.parse_args()
+    columns = ("method", "final [95%]", "reached", "range", "never", "collapsed", "CPU s")
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = {name: [pool.submit(one_seed, name, seed, asked.out) for seed in asked.seeds] for name in asked.tasks}
+        found: dict[str, dict[str, list[Record]]] = {}
+        for name, waiting in jobs.items():
+            trial, seeds = TRIALS[name], [job.result() for job in waiting]
+            found[name] = {method: [records[method] for records in seeds] for method in trial.methods}
+            rows = tuple(row(method, records) for method, records in found[name].items())
+            begun = fmean(records["start"] for records in next(iter(found[name].values())))
+            notes = (f"start {begun:.2f}; {trial.stage.updates} updates; reached: success {trial.threshold:g}; {len(seeds)} seeds", "")
+            show(Table(f"{name}: {trial.question}", columns, rows, notes))
+    summary = {name: {method: [told(one) for one in records] for method, records in by.items()} for name, by in found.items()}
+    replace(asked.out / "learning.json", json.dumps(summary, indent=1).encode())
+    sys.stdout.write(f"written to {asked.out / 'learning.json'}\n")
+
+
+if __name__ == "__main__":
+    main()
