@@ -328,6 +328,8 @@ def _source_problems(stage: Stage, source: Source, where: str = "source.") -> It
         yield from source.problems(stage)
         if source.filters_last and getattr(source.source, "refills", 0) > 0:
             yield f"{where}source.refills draws anew what filters dropped, and filters act after {type(source).__name__}; set it to 0"
+        if isinstance(source.source, Demonstrations):
+            yield f"{type(source).__name__} guides an agent that plays, and demonstrations are played once; put Rollouts within it"
         yield from _source_problems(stage, source.source, f"{where}source.")
 
 

@@ -10,6 +10,7 @@ from agentrl_environments.bandit import Bandit
 from corridor import Corridor
 from test_sources import PICKY, collect
 
+from agentrl.credit.constant import Constant
 from agentrl.credit.given import Given
 from agentrl.credit.group import RLOO
 from agentrl.credit.teachers import TowardStudent
@@ -30,7 +31,7 @@ from agentrl.objective import Objective
 from agentrl.policy import ErringPolicy, ExpertPolicy, ScriptedPolicy
 from agentrl.recipe import check
 from agentrl.rewards.outcome import Outcome
-from agentrl.sources import Payment, Rollouts
+from agentrl.sources import Demonstrations, Payment, Rollouts
 from agentrl.types import Action
 
 PAY = Payment(reward=Outcome())
@@ -120,6 +121,7 @@ def test_a_demonstration_takes_the_place_of_a_group_at_or_under_the_gate(tmp_pat
     for gate, most in ((0.0, 0), (0.25, 1)):
         (found,) = collect(DemonstrationGate(source=source, gate=gate), tmp_path, env=env, agent=agent, payment=PAY)
         given = {group[0].trajectory.task.id for group in found.groups if group[0].trajectory.given}
+        assert len(found.groups) == 12
         assert given == {task for task, number in successes.items() if number <= most}
         assert found.counts["guidance/demonstrated"] == found.counts["guidance/gated"] == len(given)
         for group in found.groups:
@@ -181,8 +183,7 @@ def test_refinements_are_trained_in_the_context_without_the_critique(tmp_path):
         assert one.trajectory.sample < 0
         assert one.trajectory.turns[0].observation.messages[0].content.startswith("door")
         assert [turn.action.prompt.tolist() for turn in one.trajectory.turns] == rendered_anew(one, tmp_path)
-        sampled = np.concatenate([turn.action.logprobs for turn in one.trajectory.turns])
-        assert np.abs(sampled - one.scored.old_logprobs_T).max() > 1e-4  # they are of the critique's context
+        assert gap(one) > 1e-4  # what was sampled is of the critique's context
     assert max(tiny.numbers(tmp_path, "learner/logprob_gap")) < 1e-4
     assert max(tiny.numbers(tmp_path, "rollout/logprob_gap")) < 1e-4
     assert min(tiny.numbers(tmp_path, "learner/given")) > 0.2
@@ -216,12 +217,18 @@ def test_privileged_play_needs_information(tmp_path):
         collect(Privileged(source=PLAY), tmp_path, env=NoPlan(), agent=LOST, payment=PAY)
 
 
+def gap(one):
+    """Return how far the learner's log-probabilities are from the sampler's."""
+    sampled = np.concatenate([turn.action.logprobs for turn in one.trajectory.turns])
+    return np.abs(sampled - one.scored.old_logprobs_T).max()
+
+
 WARM = Thermostat(source=Rollouts(num_groups=4, group_size=4), num_groups=3, target=10.0, hot=2.0)
 
 
 def test_a_thermostat_samples_hotter_below_its_target_and_imitates_what_succeeds(tmp_path):
     env = replace(Corridor(), max_turns=1)
-    stage = replace(LEARN, source=WARM, credit=Given(RLOO(), given=0.5), objective=Objective(loss=SPLIT))
+    stage = replace(LEARN, source=WARM, credit=Given(RLOO(), given=0.5), objective=Objective(loss=SPLIT, off_policy=TokenTIS()))
     for target, temperature in ((10.0, 2.0), (0.01, 0.8)):
         folder = tmp_path / str(target)
         tiny.run(tiny.only(replace(stage, source=replace(WARM, target=target)), env=env), folder)
@@ -236,6 +243,8 @@ def test_a_thermostat_samples_hotter_below_its_target_and_imitates_what_succeeds
             assert set(one.credited.advantages_T.tolist()) == {0.5}
         own = [one for one in tiny.stored(folder) if one.update == 0 and not one.trajectory.given]
         sampled = np.concatenate([turn.action.logprobs for one in own for turn in one.trajectory.turns])
+        assert max(gap(one) for one in own) < 1e-5
+        assert min(gap(one) for one in given) > 1e-4
         assert records[0]["guidance/entropy"] == pytest.approx(-sampled.mean(), abs=1e-5)
 
 
@@ -286,6 +295,16 @@ PROBLEMS = {
     "cold above hot": (Thermostat(source=PLAY, hot=0.5), {}, "source.cold is 0.8 and source.hot 0.5"),
     "too few": (Thermostat(source=PLAY, most=1), {}, "source.most is 1"),
     "refills without filters": (Scaffold(source=replace(PLAY, refills=2)), {}, "filters act after Scaffold; set it to 0"),
+    "students parted from teachers": (
+        Scaffold(source=Privileged(source=PLAY)),
+        {"objective": Objective(loss=SPLIT)},
+        "Scaffold stands around",
+    ),
+    "demonstrations guided": (
+        Scaffold(source=Demonstrations(policy=LOST, num_episodes=4)),
+        {"credit": Constant()},
+        "put Rollouts within it",
+    ),
     "nothing within": (Scaffold(source=Scaffold(source=replace(PLAY, num_groups=0))), {}, "source.source.source.num_groups is 0"),
 }
 

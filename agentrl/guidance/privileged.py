@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Privileged(Guided):
-    """Play with ``information`` in the prompt, and train the same tokens under both prompts (pi-Distill, 2026).
+    """Play with ``information`` in the prompt, and train the same tokens under both prompts (pi-Distill; from descriptions that agree).
 
     One network, two prompts: the teacher ``pi^T = pi(.|s, I)`` plays; the student is ``pi^S = pi(.|s)``. With
     ``J_T = E_T[R] - beta KL(pi^T || pi^S)`` and ``J_S = E_T[(pi^S / pi^T) R] - beta KL(pi^T || pi^S)``, each with its other side held
@@ -46,7 +46,9 @@ class Privileged(Guided):
     information: Information = expert_plan
 
     def problems(self, stage: Stage) -> Iterator[str]:
-        """Ask for a loss of its own for students."""
+        """Ask for a loss of its own for students; refuse guidance around it, which would part teachers from students."""
+        if stage.source is not self:
+            yield f"{type(stage.source).__name__} stands around Privileged; it must be the outermost source"
         yield from needs_origin(self, stage)
 
     async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
