@@ -171,6 +171,29 @@ def test_a_loss_over_groups_has_the_same_gradient_whatever_the_micro_batches(obj
             assert torch.allclose(parts[name], wanted, atol=1e-6, rtol=1e-4), name
 
 
+@pytest.mark.parametrize("objective", OF_GROUPS, ids=lambda objective: type(objective.loss).__name__)
+def test_a_loss_over_groups_parts_successes_from_failures(objective):
+    rng = np.random.default_rng(4)
+    groups = [tuple(trajectory(rng, 2) for _ in range(4)) for _ in range(2)]
+    won = [(True, False, False, True), (False, False, True, False)]
+    learner = learner_of(value_head=False, optimisation=Optimisation(lr=3e-3))
+
+    def means(annotated: list[ScoredGroup], wanted: bool) -> float:
+        chosen = [one for group, row in zip(annotated, won, strict=True) for one, good in zip(group, row, strict=True) if good == wanted]
+        return float(np.mean([one.old_logprobs_T.mean() for one in chosen]))
+
+    gaps = []
+    for _ in range(8):
+        annotated = learner.annotate(groups, frozenset({"old_logprobs", "ref_logprobs"}))
+        gaps.append(means(annotated, True) - means(annotated, False))
+        credited = [
+            tuple(Credited(floats(np.full(one.trajectory.num_tokens, good - np.mean(row)))) for one, good in zip(group, row, strict=True))
+            for group, row in zip(annotated, won, strict=True)
+        ]
+        learner.update(make_batch(annotated, credited), objective, minibatches=2, seed=len(gaps))
+    assert gaps[-1] > gaps[0] + 0.2, gaps
+
+
 def test_the_gradient_of_imitation_is_that_of_the_models_own_cross_entropy():
     groups = groups_of(2)
     ones = [tuple(Credited(floats(np.ones(s.trajectory.num_tokens))) for s in group) for group in groups]
