@@ -206,7 +206,7 @@ class NoisyTV(Game):
     doors: int = 3
     screens: int = 2
     """Turns with the television before each door."""
-    max_turns: int = 14
+    max_turns: int = 12
 
     def draw(self, dice: random.Random) -> Mapping[str, Json]:
         """Nothing but the number: colours and noise come from it."""

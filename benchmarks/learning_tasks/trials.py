@@ -33,7 +33,7 @@ TRIALS: Mapping[str, Trial] = {
         question="is a misleading dense reward followed?",
         env=Corridor(),
         stage=learn(
-            updates=40,
+            updates=30,
             reward=Sum((Outcome(), Scaled(Process("shine"), SHINE))),
             optimisation=Optimisation(lr=2e-3),
         ),
@@ -43,7 +43,7 @@ TRIALS: Mapping[str, Trial] = {
             "outcome alone": {"reward": Outcome()},
         },
         threshold=0.8,
-        start=imitate(errors=0.85),
+        start=imitate(errors=0.95),
     ),
     "key-door": Trial(
         question="does credit per turn need fewer updates?",
@@ -66,7 +66,7 @@ TRIALS: Mapping[str, Trial] = {
     "noisy-tv": Trial(
         question="does minding the entropy help where some turns are noise?",
         env=NoisyTV(),
-        stage=learn(updates=TV_UPDATES, source=Rollouts(num_groups=4, group_size=8), optimisation=Optimisation(lr=2e-3)),
+        stage=learn(updates=TV_UPDATES, minibatches=2, optimisation=Optimisation(lr=2e-3)),
         methods={
             "GRPO": {},
             "GRPO + entropy bonus": {"objective": Objective(loss=CLIP, regularisers=(EntropyBonus(0.001),))},
@@ -74,18 +74,18 @@ TRIALS: Mapping[str, Trial] = {
             "EMPG": {"modifiers": (EMPG(),)},
         },
         threshold=0.8,
-        start=imitate(errors=0.85),
+        start=imitate(errors=0.8),
     ),
     "archive": Trial(
         question="should episodes of different kinds be compared?",
         env=Archive(),
-        stage=learn(updates=60, source=Rollouts(num_groups=8, group_size=16), optimisation=Optimisation(lr=2e-3)),
+        stage=learn(updates=40, source=Rollouts(num_groups=16, group_size=16), minibatches=2, optimisation=Optimisation(lr=2e-3)),
         methods={
             "GRPO": {},
             "stratified, alpha 0.8": {"credit": Stratified(CountOf("tool"))},
             "stratified, alpha 1": {"credit": Stratified(CountOf("tool"), alpha=1.0)},
         },
         threshold=0.8,
-        start=imitate(errors=0.85),
+        start=imitate(errors=0.65),
     ),
 }
