@@ -6,10 +6,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from typer.testing import CliRunner
 
+from agentrl.cli import app
 from agentrl.engines import openai
 from agentrl.engines.openai import OpenAIPolicy
 from agentrl.errors import ConfigError, ContextFull, EngineError
+from agentrl.evaluate import Report
 from agentrl.policy import Sampling
 from agentrl.types import Action, Message, Observation, Turn
 
@@ -124,3 +127,14 @@ def test_what_cannot_be_mended_by_asking_again_is_not_asked_again(status, answer
 def test_an_address_without_a_scheme_is_refused_at_once():
     with pytest.raises(ConfigError, match="must begin with http"):
         OpenAIPolicy("localhost:8000", "tiny")
+
+
+def test_a_served_model_is_evaluated_from_the_command_line(tmp_path):
+    said = {"choices": [{"message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}]}
+    with serving((200, said)) as (address, received):
+        command = ["eval", "bandit", "--policy", f"openai:tiny@{address}", "--tasks", "3", "--out", str(tmp_path / "report.json")]
+        result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert {request["model"] for request in received} == {"tiny"}
+    assert all(request["messages"][-1]["role"] == "user" for request in received)
+    assert Report.read(tmp_path / "report.json").num_episodes == 3

@@ -23,7 +23,7 @@ from agentrl.rewards.outcome import Format, Outcome
 from agentrl.rollout import Limits
 from agentrl.sources import Demonstrations, Rollouts
 
-GAME = TextWorld(game="coin-r8-q4", max_turns=20, train=540)
+GAME = TextWorld(game="coin-r8-q4", max_turns=12, train=540)
 
 WARM_START = (
     Stage(
@@ -51,12 +51,12 @@ REWARD = Sum((Outcome(), Format(penalty=0.1)))
 
 LEARN = Stage(
     name="learn",
-    updates=60,
+    updates=40,
     source=Rollouts(num_groups=16, group_size=8),
     reward=REWARD,
     credit=GRPO(),
     objective=Objective(loss=Clip(0.2, 0.2)),
-    optimisation=Optimisation(lr=6e-4, warmup_updates=3, schedule=Linear(0.1)),
+    optimisation=Optimisation(lr=1e-3, warmup_updates=3, schedule=Linear(0.1)),
     minibatches=4,
     evaluate=True,
     evaluate_every=20,
