@@ -14,7 +14,7 @@ from agentrl.recipe import check, load
 FOLDER = Path(__file__).parent.parent / "recipes"
 METHODS = sorted(path for path in (FOLDER / "methods").glob("*.py") if path.stem != "base")
 RECIPES = [*sorted(FOLDER.glob("*.py")), *METHODS]
-PRETRAINED = Path(__file__).parent.parent / "recipes" / "textworld_pretrained.py"
+PRETRAINED = FOLDER / "textworld_pretrained.py"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,15 @@ def test_the_pretrained_recipe_says_that_its_model_folder_is_missing():
 
 def test_the_pretrained_recipe_plans_on_a_model_folder(model_folder):
     result = CliRunner().invoke(app, ["train", str(PRETRAINED), f"model.folder={model_folder}", "compute.device=cpu", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "memory" in result.output.lower()
+
+
+def test_the_recipe_for_code_models_plans_on_a_model_folder(model_folder):
+    path = FOLDER / "swe_qwen.py"
+    result = CliRunner().invoke(
+        app, ["train", str(path), f"model.folder={model_folder}", "engine.max_context=4096", "compute.device=cpu", "--dry-run"]
+    )
     assert result.exit_code == 0, result.output
     assert "memory" in result.output.lower()
 
