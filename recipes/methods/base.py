@@ -66,9 +66,10 @@ WITH_CRITIC = replace(
     LEARN,
     source=Rollouts(num_groups=128, group_size=1),
     objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
-    optimisation=replace(LEARN.optimisation, freeze_policy_updates=3),
+    optimisation=replace(LEARN.optimisation, lr=6e-4, freeze_policy_updates=3),
 )
-"""The same with a value head: every episode is of another game, and the first three updates are the critic's alone."""
+"""The same with a value head: every episode is of another game, the first three updates are the critic's alone, and steps are smaller, for
+while the critic is still wrong large ones ruin the policy."""
 
 
 def playing(name: str, learn: Stage, *, env: TextWorld = GAME) -> Recipe:
