@@ -276,6 +276,16 @@ def test_a_guided_run_that_is_resumed_ends_as_if_it_had_not_stopped(tmp_path):
     assert tiny.remains(tmp_path / "run") == expected
 
 
+def test_where_success_never_happens_by_itself_demonstrations_teach_what_reinforcement_does_not(tmp_path):
+    play = Rollouts(num_groups=8, group_size=4)
+    changes = {"credit": Given(RLOO()), "objective": Objective(loss=SPLIT), "optimisation": replace(LEARN.optimisation, lr=1e-2)}
+    for name, source, low, high in (("gated", DemonstrationGate(source=play), 0.9, 1.0), ("alone", play, 0.0, 0.6)):
+        recipe = guided(source, updates=30, minibatches=2, evaluate=True, **changes)
+        success = tiny.reports_of(recipe, tmp_path / name)["learn-30"].metrics()["eval/success"]
+        assert low <= success <= high, name
+    assert tiny.numbers(tmp_path / "gated", "guidance/demonstrated")[-1] < 4  # it has learned, and is reinforced
+
+
 PROBLEMS = {
     "a loss for all": (
         DemonstrationGate(source=PLAY),
