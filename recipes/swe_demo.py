@@ -55,7 +55,7 @@ recipe = Recipe(
         ),
         Stage(
             name="learn",
-            updates=20,
+            updates=40,
             source=Rollouts(num_groups=32, group_size=1),
             reward=Sum((*LADDER, Scaled(Process("passed"), 0.1), Format(penalty=0.05))),
             # Turns are paid for edits that pass only where work was handed in that has a patch.
@@ -63,10 +63,11 @@ recipe = Recipe(
             credit=TurnGAE(gamma=0.95, lam=0.95),
             modifiers=(Whiten(),),
             objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
-            optimisation=Optimisation(lr=8e-4, warmup_updates=2, freeze_policy_updates=1, schedule=Linear(0.1)),
+            optimisation=Optimisation(lr=8e-4, warmup_updates=2, freeze_policy_updates=1, schedule=Linear(0.4)),
             epochs=3,
             minibatches=2,
             evaluate=True,
+            evaluate_every=20,
         ),
     ),
     evaluation=Evaluation(
