@@ -276,6 +276,7 @@ def test_a_guided_run_that_is_resumed_ends_as_if_it_had_not_stopped(tmp_path):
     assert tiny.remains(tmp_path / "run") == expected
 
 
+@pytest.mark.slow
 def test_where_success_never_happens_by_itself_demonstrations_teach_what_reinforcement_does_not(tmp_path):
     play = Rollouts(num_groups=8, group_size=4)
     changes = {"credit": Given(RLOO()), "objective": Objective(loss=SPLIT), "optimisation": replace(LEARN.optimisation, lr=1e-2)}

@@ -451,7 +451,8 @@ def twenty_updates(threads: int) -> str:
     return hashlib.sha256(b"".join(tensors)).hexdigest()
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 def test_another_process_makes_the_same_twenty_updates_to_the_last_bit(threads):
     code = "import sys; sys.path.insert(0, sys.argv[1]); import test_learner; print(test_learner.twenty_updates(int(sys.argv[2])))"
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(threads)]

@@ -39,7 +39,8 @@ def rate(trajectories) -> float:
     return sum(trajectory.success for trajectory in trajectories) / len(trajectories)
 
 
-@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_the_games_keep_the_contract(name):
     check_env(TRIALS[name].env, num_tasks=1)
 

@@ -98,6 +98,7 @@ def test_commands_that_are_stopped_again_and_again_end_the_episode(tmp_path):
     assert (over[0].end, len(over[0].turns)) == (End.TRUNCATED, 1)
 
 
+@pytest.mark.slow
 def test_no_known_attack_works(tmp_path):
     spec = swe_tasks.spec(tmp_path, swe_tasks.h11(), prompt="brief")
     (task,) = [task for split in spec.splits for task in spec.tasks(split)]

@@ -12,5 +12,5 @@ from agentrl.credit.components import EpisodeAndSteps
 from agentrl.implicit import ImplicitPRM
 from agentrl.learner import Optimisation
 
-judge = ImplicitPRM(beta=0.05, optimisation=Optimisation(lr=3e-4))
-recipe = playing("istar", replace(LEARN, scorers=(judge,), credit=EpisodeAndSteps(process="implicit", alpha=1.0)))
+judge = ImplicitPRM(beta=0.05, optimisation=Optimisation(lr=1e-4))
+recipe = playing("istar", replace(LEARN, scorers=(judge,), credit=EpisodeAndSteps(process="implicit", alpha=0.2)))
