@@ -41,8 +41,8 @@ class Engine:
 def folders(spec: SandboxSpec) -> tuple[str, ...]:
     """Return the folders that a spec wants to be writable, without those inside others of them.
 
-    >>> folders(SandboxSpec(workdir="/work/main", writable=("/opt", "/work")))
-    ('/opt', '/work')
+    >>> folders(SandboxSpec(workdir="/repo/main", writable=("/opt", "/repo")))
+    ('/opt', '/repo')
     """
     paths = sorted({PurePosixPath(path) for path in (spec.workdir, *spec.writable)})
     if PurePosixPath("/") in paths:
