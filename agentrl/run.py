@@ -27,7 +27,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,8 +79,8 @@ class Run:
     """By stage: whose opinion is asked, where one is needed."""
     samplers: dict[str, Mapping[str, Json]]
     """By stage: the sampler's state after the last update that was learned from."""
-    transforms: dict[str, Sequence[Mapping[str, Json]]] = field(default_factory=dict)
-    """By stage: the same of the transforms that remember, of stages that learned something since the run was opened."""
+    transforms: dict[str, Sequence[Mapping[str, Json]]]
+    """By stage: the same of the transforms that remember."""
 
     def record(self, update: int, stage: str, values: Mapping[str, float]) -> None:
         """Write an update's numbers to the log and show them."""
@@ -116,7 +116,7 @@ class Run:
         state: dict[str, Json] = {
             "update": self.update,
             "samplers": {name: dict(kept) for name, kept in self.samplers.items()},
-            "transforms": {stage.name: list(self.transforms.get(stage.name, stage.payment.memory())) for stage in self.recipe.stages},
+            "transforms": {name: list(kept) for name, kept in self.transforms.items()},
             "regularisers": [dict(regulariser.state_dict()) for regulariser in _remembering(stage)],
         }
         self.log.sync()
@@ -157,8 +157,6 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
             log = stack.enter_context(MetricsLog(folder, recipe.sinks))
             log.drop_after(update - 1)
             drop_trajectories_after(folder, update - 1)
-            if update:
-                reporter.say(f"resumed {folder} at update {update} of {recipe.updates}")
             ground = Playground(
                 agent=engine,
                 at=lambda temperature: engine.using(dataclasses.replace(recipe.sampling, temperature=temperature)),
@@ -170,9 +168,24 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
                 folder=folder,
                 on_end=reporter.episode,
             )
-            teachers = _teachers(recipe, len(tokenizer), renderer)
-            parts = (recipe, folder, host, engine, learner, tokenizer, ground, log, reporter)
-            yield Run(*parts, update, log.records(), [], scorers, teachers, samplers)
+            yield Run(
+                recipe=recipe,
+                folder=folder,
+                host=host,
+                engine=engine,
+                learner=learner,
+                tokenizer=tokenizer,
+                ground=ground,
+                log=log,
+                reporter=reporter,
+                update=update,
+                records=log.records(),
+                alarms=[],
+                scorers=scorers,
+                teachers=_teachers(recipe, len(tokenizer), renderer),
+                samplers=samplers,
+                transforms={stage.name: stage.payment.memory() for stage in recipe.stages},
+            )
 
 
 async def _tasks(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[str, Sequence[Task]]:
@@ -285,6 +298,7 @@ def _restore(
             if sampler is not None and stage.name in state["samplers"]:
                 sampler.load_state_dict(state["samplers"][stage.name])
             stage.payment.recall(state["transforms"][stage.name])
+        reporter.say(f"resumed {checkpoints.parent} at update {update} of {recipe.updates}")
         return update, state["samplers"]
     return 0, {}
 

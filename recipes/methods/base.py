@@ -3,6 +3,8 @@
 All play coin collector in houses of eight rooms, begin with the same warm start (the policy still fails most games after it), and then
 learn from 128 episodes an update. ``LEARN`` is the common ground: group-normalised outcomes, a clipped surrogate. A method's file says
 what it changes. A run folder keeps a copy of this file.
+
+The warm start is a copy of the demo's, so that a better demo does not move the measured rows of every method.
 """
 
 from dataclasses import replace
@@ -68,8 +70,8 @@ WITH_CRITIC = replace(
     objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
     optimisation=replace(LEARN.optimisation, lr=6e-4, freeze_policy_updates=3),
 )
-"""The same with a value head: every episode is of another game, the first three updates are the critic's alone, and steps are smaller, for
-while the critic is still wrong large ones ruin the policy."""
+"""The same with a value head: every episode is of another game, the first three updates are the critic's alone, and steps are smaller: at
+1e-3 Turn-PPO's first updates took success from 0.41 to 0.09."""
 
 
 def playing(name: str, learn: Stage, *, env: TextWorld = GAME) -> Recipe:

@@ -1,7 +1,7 @@
 """PPO with a value for every token (Schulman et al. 2017; for language models Ziegler et al. 2019): GAE over the episode's action tokens.
 
 What the environment wrote is skipped: the value before an observation is followed by the value after it. Lambda is 1, and steps are small:
-with 0.95, and twice these steps, the young critic's errors ruined the policy in its first five updates.
+with 0.95, and twice these steps, success fell from 0.45 to 0.04 in the first updates of the policy, and stayed there.
 """
 
 from dataclasses import replace
