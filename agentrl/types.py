@@ -238,6 +238,20 @@ class Scored:
 ScoredGroup = tuple[Scored, ...]
 
 
+def is_given(group: ScoredGroup) -> bool:
+    """Return whether all of a group was given."""
+    return all(scored.trajectory.given for scored in group)
+
+
+def stand_in(sample: int) -> int:
+    """Return the number of the episode that stands for another.
+
+    >>> stand_in(0), stand_in(7), stand_in(stand_in(7))
+    (-1, -8, 7)
+    """
+    return -1 - sample
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Credited:
     """What credit assigned to one trajectory: ``advantages_T`` per action token, ``targets_T`` for the critic (NaN: no target here)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agentrl.credit import Credit
-from agentrl.types import Credited, Need, ScoredGroup, floats
+from agentrl.types import Credited, Need, ScoredGroup, floats, is_given
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class Given:
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Return the credit of both, in the order of ``groups``."""
-        own = [group for group in groups if not all(scored.trajectory.given for scored in group)]
+        own = [group for group in groups if not is_given(group)]
         credited = iter(self.credit(own) if own else [])
         return [
             tuple(Credited(floats(np.full(scored.trajectory.num_tokens, self.given))) for scored in group)
-            if all(scored.trajectory.given for scored in group)
+            if is_given(group)
             else next(credited)
             for group in groups
         ]

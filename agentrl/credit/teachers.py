@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from agentrl.credit.turns import Array, checked
-from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
+from agentrl.types import Credited, Need, Scored, ScoredGroup, floats, stand_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class TowardStudent:
     def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
         """Return the advantages with what the student thinks added; one without a student keeps its own."""
         checked(groups, self.needs)
-        students = {(one.trajectory.task.id, -1 - one.trajectory.sample): one for group in groups for one in group if one.trajectory.given}
+        given = [one for group in groups for one in group if one.trajectory.given]
+        students = {(one.trajectory.task.id, stand_in(one.trajectory.sample)): one for one in given}
         return _mapped(groups, credited, lambda scored, advantages_T: advantages_T + self.beta * self._pull(scored, students))
 
     def _pull(self, scored: Scored, students: Mapping[tuple[str, int], Scored]) -> Array:

@@ -25,7 +25,7 @@ from agentrl.render import Renderer
 from agentrl.rollout import play_all
 from agentrl.samplers import Draw, Sampler
 from agentrl.sources import Collected, Payment, Playground, Source
-from agentrl.types import Observation, Scored, ScoredGroup, Trajectory, Turn, seed_of
+from agentrl.types import Observation, Scored, ScoredGroup, Trajectory, Turn, is_given, seed_of, stand_in
 
 if TYPE_CHECKING:
     from agentrl.recipe import Stage
@@ -108,11 +108,6 @@ class Guided(ABC):
         return collected
 
 
-def is_given(group: ScoredGroup) -> bool:
-    """Return whether all of a group was given."""
-    return all(scored.trajectory.given for scored in group)
-
-
 def place(scored: Scored) -> tuple[str, int]:
     """Return the episode's task and number."""
     return scored.trajectory.task.id, scored.trajectory.sample
@@ -124,15 +119,6 @@ def again(scored: Scored, *, told: str = "") -> Draw:
     start = tuple(turn.action.text for turn in takewhile(lambda turn: not len(turn.action.tokens), trajectory.turns))
     replayed = start if trajectory.num_tokens else ()  # who is no language model has no tokens anywhere
     return Draw(trajectory.task, 1, stand_in(trajectory.sample), replayed, told)
-
-
-def stand_in(sample: int) -> int:
-    """Return the number of the episode that stands for another.
-
-    >>> stand_in(0), stand_in(7), stand_in(stand_in(7))
-    (-1, -8, 7)
-    """
-    return -1 - sample
 
 
 def untold(trajectory: Trajectory, text: str, renderer: Renderer) -> Trajectory:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError
-from agentrl.guidance import Guided, Lesson, again, needs_given, needs_origin, place, stand_in
+from agentrl.guidance import Guided, Lesson, again, needs_given, needs_origin, place
 from agentrl.policy import ExpertPolicy, Policy
-from agentrl.types import ScoredGroup
+from agentrl.types import ScoredGroup, stand_in
 
 if TYPE_CHECKING:
     from agentrl.recipe import Stage

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError
-from agentrl.guidance import Guided, Lesson, again, place, stand_in
+from agentrl.guidance import Guided, Lesson, again, place
 from agentrl.teacher import Information
-from agentrl.types import ScoredGroup, Trajectory
+from agentrl.types import ScoredGroup, Trajectory, stand_in
 
 if TYPE_CHECKING:
     from agentrl.recipe import Stage

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from agentrl.errors import ConfigError
-from agentrl.guidance import Guided, Lesson, needs_origin, stand_in, untold
+from agentrl.guidance import Guided, Lesson, needs_origin, untold
 from agentrl.render import Renderer
 from agentrl.rollout import Telling
 from agentrl.sources import Collected, Payment, Playground
 from agentrl.teacher import Information, expert_plan
-from agentrl.types import Action, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn
+from agentrl.types import Action, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, stand_in
 
 if TYPE_CHECKING:
     from agentrl.recipe import Stage

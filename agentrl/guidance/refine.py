@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agentrl.guidance import Guided, Lesson, again, needs_origin, place, stand_in, untold
+from agentrl.guidance import Guided, Lesson, again, needs_origin, place, untold
 from agentrl.teacher import Information
-from agentrl.types import ScoredGroup, Trajectory
+from agentrl.types import ScoredGroup, Trajectory, stand_in
 
 if TYPE_CHECKING:
     from agentrl.recipe import Stage

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentrl.errors import ConfigError
-from agentrl.guidance import Guided, Lesson, again, needs_given, needs_origin, place, stand_in
-from agentrl.types import ScoredGroup, Trajectory
+from agentrl.guidance import Guided, Lesson, again, needs_given, needs_origin, place
+from agentrl.types import ScoredGroup, Trajectory, stand_in
 
 if TYPE_CHECKING:
     from agentrl.recipe import Stage
