@@ -1,6 +1,7 @@
 """The abuse suite against the back ends of this machine, and against one that closes nothing in, where it must find that."""
 
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,8 @@ from plain import Plain
 from agentrl.errors import ConfigError, ImageMissing
 from agentrl.sandbox import Limit, Sandboxes, SandboxProvider
 from agentrl.testing.abuse import ATTACKS, SPEC, Escaped, Row, check_abuse, table
+from agentrl.testing.attacks import bombs
+from agentrl.testing.attacks.bombs import CHUNK, MORE, held_by
 
 WITHOUT_ROOT: frozenset[Limit] = frozenset({"cpu", "memory"})
 
@@ -66,6 +69,21 @@ def test_everything_is_denied_or_contained_by_docker_sandboxes(group: bool, dock
     except ImageMissing as problem:
         pytest.skip(str(problem))
     assert outcomes(check_abuse(Docker(url=docker_url))) == expected(group)
+
+
+def test_memory_counts_as_held_together_only_where_all_who_hold_it_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert held_by([2 * CHUNK, 3 * CHUNK]) == 5 * CHUNK
+    until_killed = bombs.hoard
+
+    def killed(size: int, told: int, asked: int) -> None:
+        if size > 2 * CHUNK:
+            os.write(told, MORE * 3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        until_killed(size, told, asked)
+
+    monkeypatch.setattr(bombs, "hoard", killed)
+    assert held_by([2 * CHUNK, 3 * CHUNK, CHUNK]) == 3 * CHUNK, "what the killed one held, or the others together"
+    assert held_by([2 * CHUNK, 3 * CHUNK, 2 * CHUNK]) == 4 * CHUNK
 
 
 @pytest.mark.slow

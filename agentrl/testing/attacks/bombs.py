@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import threading
 import time
@@ -15,6 +16,9 @@ TIMES = 4
 """How far over its limit a bomb goes before it ends by itself."""
 MIB = 1 << 20
 CHUNK = 8 * MIB
+HOARD_S = 20.0
+"""The longest that children may take to take their memory."""
+MORE, ALL, HERE = b"+", b".", b"!"
 
 
 def raise_limits(canary: Canary) -> None:
@@ -81,43 +85,73 @@ def memory_bomb(canary: Canary) -> None:
 
 
 def held_by(sizes: list[int]) -> int:
-    """Have one child for each size take that much memory; return the most bytes that were held at once, by those not yet killed."""
-    children: dict[int, int] = {}
-    for size in sizes:
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        pid = os.fork()
-        if pid == 0:
-            hoard(size, writer)
-        os.close(writer)
-        children[pid] = reader
-    held, most, until = dict.fromkeys(children, 0), 0, time.monotonic() + 10
-    while children and time.monotonic() < until:
+    """Have one child for each size take that much memory; return the most bytes that one held, or that all still alive at the end did.
+
+    What children held at different moments is not summed: one that is being killed has given its memory back before its parent hears of it.
+    """
+    children = [Hoard(size) for size in sizes]
+    until = time.monotonic() + HOARD_S
+    while any(child.growing for child in children) and time.monotonic() < until:
         time.sleep(0.01)
-        for pid, reader in list(children.items()):
-            with suppress(BlockingIOError):
-                held[pid] += CHUNK * len(os.read(reader, 1 << 16))
-        most = max(most, sum(held.values()))
-        for pid in list(children):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                os.close(children.pop(pid))
-                held[pid] = 0
-    for pid in children:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    return most
+        for child in children:
+            child.hear()
+    together = sum(child.held for child in children if child.answers())
+    for child in children:
+        child.end()
+    return max(together, *(child.held for child in children))
 
 
-def hoard(size: int, writer: int) -> None:
-    """Take memory and tell of each chunk, keep it for a moment, and end."""
+class Hoard:
+    """A child that takes ``size`` bytes and keeps them until its end."""
+
+    def __init__(self, size: int) -> None:
+        self.held, self.growing = 0, True
+        self._told, told = os.pipe()
+        asked, self._ask = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._ask)
+            hoard(size, told, asked)
+        os.close(told)
+        os.close(asked)
+
+    def hear(self, wait_s: float = 0.0) -> bytes:
+        """Return what the child told since; nothing at its death."""
+        if not select.select([self._told], [], [], wait_s)[0]:
+            return b""
+        heard = os.read(self._told, 1 << 16)
+        self.held += CHUNK * heard.count(MORE)
+        self.growing = self.growing and bool(heard) and ALL not in heard
+        return heard
+
+    def answers(self) -> bool:
+        """Return whether the child has come to its end of growing and is alive."""
+        with suppress(BrokenPipeError):
+            os.write(self._ask, HERE)
+            return not self.growing and HERE in self.hear(wait_s=HOARD_S)
+        return False
+
+    def end(self) -> None:
+        """Kill the child."""
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._told)
+        os.close(self._ask)
+
+
+def hoard(size: int, told: int, asked: int) -> None:
+    """Take memory and tell of each chunk and of the end, answer when asked, and stay until killed."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # to be killed before the process that reports
     kept = []
     with suppress(OSError, MemoryError):
         for _ in range(size // CHUNK):
             kept.append(bytearray(os.urandom(4096)) * (CHUNK // 4096))
-            os.write(writer, b"+")
-        time.sleep(2)
+            os.write(told, MORE)
+    with suppress(OSError):
+        os.write(told, ALL)
+        while answer := os.read(asked, 1):
+            os.write(told, answer)
     os._exit(0)
 
 
