@@ -214,8 +214,11 @@ class LocalEngine:
             self._waiting.popleft()
 
     def _place(self, request: _Request, slot: int, held: bool) -> None:
-        """Begin an action in a slot that holds its past, but for the last token sampled; or else begin from nothing."""
-        if not held:
+        """Begin an action in a slot that holds its past, but for the last token sampled; or else begin from nothing.
+
+        A past that is fed again is checked again, whole. A fresh prompt feeds none: of its turns the last was checked, each when it was.
+        """
+        if not (held or request.prompt.fresh):
             try:
                 with boundary(EngineError, "the renderer"):
                     check_drift(request.turns, self.renderer)
