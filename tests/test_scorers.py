@@ -83,6 +83,14 @@ def test_epos_published_code_has_no_gradient_outside_its_band():
     assert slope(False)[0] < -1.0 < slope(False)[1]
 
 
+def test_epos_published_code_pays_a_constant_outside_its_band_and_on_its_edge():
+    epo = EPO(150, coef=1.0, release=True, history=[0.8])
+    term_A, measured = epo(inputs([0.0] * 6, entropies=[0.2, 0.4, 1.0, 2.0, 3.0, 0.6]))
+    assert measured["outside_band"].tolist() == [1, 1, 0, 1, 1, 0]
+    total = float((torch.from_numpy(nested_mean([[2, 3], [1]])) * term_A).sum())
+    assert (total + 0.875) / epo.phase(1) == pytest.approx(0.041667, abs=1e-6)
+
+
 def test_epos_phases():
     np.testing.assert_allclose([EPO(150, release=True).phase(k) for k in (0, 75, 76, 150)], [1.0, 0.827067, 0.768632, 0.03983], **CLOSE)
     with pytest.raises(ConfigError, match="low <= high"):

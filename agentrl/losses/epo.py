@@ -24,8 +24,8 @@ class EPO:
     ``alpha * ([low * mean(W) - H_t]_+ + [H_t - high * mean(W)]_+)`` with ``W`` the mean entropies of the stage's updates so far; before the
     first there is no band. The phase ``1 + exp(-gamma * k / floor(K / 2))`` falls from 2 towards 1 over ``updates`` = K.
 
-    ``release`` is the form of the published code, where the penalty outside the band is the constant ``alpha`` (so it has no gradient) and
-    the phase is piecewise. The history here is of whole updates in both forms.
+    ``release`` is the form of the published code, where the penalty outside the band, edges too, is the constant ``alpha`` (so it has no
+    gradient) and the phase is piecewise. The history here is of whole updates in both forms.
     """
 
     updates: int
@@ -64,7 +64,8 @@ class EPO:
             return -self.coef * entropies_A, {"entropy": entropies_A.detach(), "outside_band": torch.zeros_like(entropies_A)}
         mean = fmean(self.history)
         beyond_A = (self.low * mean - entropies_A).clamp(min=0.0) + (entropies_A - self.high * mean).clamp(min=0.0)
-        outside_A = (beyond_A > 0).to(entropies_A.dtype).detach()
+        on_edge_A = (entropies_A == self.low * mean) | (entropies_A == self.high * mean)
+        outside_A = ((beyond_A > 0) | (on_edge_A & self.release)).to(entropies_A.dtype)
         penalty_A = self.alpha * (outside_A if self.release else beyond_A)
         term_A = -self.coef * (entropies_A - self.phase(len(self.history)) * penalty_A)
         return term_A, {"entropy": entropies_A.detach(), "outside_band": outside_A}
