@@ -81,6 +81,14 @@ class NoTurns(Sound):
     max_turns: int = 0
 
 
+@dataclass(frozen=True)
+class ForgottenTurns(EnvSpec):
+    tasks = Sound.tasks
+    open = Sound.open
+    odd, show, answer = Sound.odd, Sound.show, Sound.answer
+    signals = Sound.signals
+
+
 class Undeclared(Sound):
     signals = STANDARD_SIGNALS
 

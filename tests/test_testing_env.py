@@ -22,6 +22,7 @@ def test_every_environment_keeps_the_contract(name):
         (broken.Thawed, "frozen"),
         (broken.Unpicklable, "picklable"),
         (broken.NoTurns, "max_turns"),
+        (broken.ForgottenTurns, "max_turns"),
         (broken.NoStandard, "signals"),
         (broken.NoMeaning, "signals"),
         (broken.Undeclared, "declared signals"),
