@@ -1,8 +1,8 @@
 """What the benchmark of learning trains: a question, a game made for it, and the methods that are compared.
 
-Every method of a trial starts from the same weights, plays the same number of episodes and has the same learning rate. The start is a tiny
-language model from random weights that has imitated an expert who errs on most turns: it knows the words, and little more. The methods
-then differ in what is written beside their names, and in nothing else.
+Every method of a trial starts from the same weights and plays the same number of episodes. The start is a tiny language model from random
+weights that has imitated an expert who errs on most turns, or on all: it knows the words, and little more. The methods then differ in what
+is written beside their names, and in nothing else.
 """
 
 from __future__ import annotations

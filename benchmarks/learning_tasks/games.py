@@ -1,8 +1,8 @@
 """Four small text games, each made so that one question about credit can be asked of it.
 
-All are Markov in what they show, so a policy may look at the last observation only, and every action is one word. What differs between
-tasks is where things lie; splits differ in the tasks' numbers, for nothing here asks whether a policy generalises. An action that is not
-understood costs a turn and changes nothing.
+All are Markov in what they show, but for the turns left in some, so a policy may look at the last observation only; every action is one
+word. What differs between tasks is where things lie; splits differ in the tasks' numbers, for nothing here asks whether a policy
+generalises. An action that is not understood costs a turn and changes nothing.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class KeyDoor(Game):
 
     name: ClassVar = "key-door"
     signals: ClassVar = {**STANDARD_SIGNALS, "key": "1 on a turn that ends with the key in hand"}
-    rooms: int = 8
-    max_turns: int = 20
+    rooms: int = 5
+    max_turns: int = 30
 
     def draw(self, dice: random.Random) -> Mapping[str, Json]:
         """Choose the rooms of key, door and start, all different."""
@@ -168,9 +168,9 @@ class _KeyDoor(Play):
         return ("left", "right", "wait", *take, *(("drop",) * self.held), *(("open",) if self.place == self.door else ()))
 
     def show(self) -> str:
-        if self.held:
-            return f"you have the key . the door is {towards(self.place, self.door)}"
-        return f"no key . the key is {towards(self.place, self.key)}"
+        goal = self.door if self.held else self.key
+        far = "here" if goal == self.place else f"{abs(goal - self.place)} {towards(self.place, goal)}"
+        return f"you have the key . the door is {far}" if self.held else f"no key . the key is {far}"
 
     def plan(self) -> tuple[str, ...]:
         def walk(start: int, end: int) -> tuple[str, ...]:

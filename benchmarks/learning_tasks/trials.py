@@ -48,20 +48,20 @@ TRIALS: Mapping[str, Trial] = {
     "key-door": Trial(
         question="does credit per turn need fewer updates?",
         env=KeyDoor(),
-        stage=learn(updates=60, source=Rollouts(num_groups=4, group_size=8), optimisation=Optimisation(lr=2e-3)),
-        methods={
-            "GRPO": {},
+        stage=learn(updates=120, source=Rollouts(num_groups=4, group_size=8), optimisation=Optimisation(lr=2e-3)),
+        methods={  # each with its own best of three learning rates
+            "GRPO": {"optimisation": Optimisation(lr=5e-4)},
             "turn RLOO": {"credit": turn_rloo()},
-            "GiGPO": {"credit": GiGPO()},
-            "HGPO": {"credit": HGPO()},
+            "GiGPO": {"credit": GiGPO(), "optimisation": Optimisation(lr=1e-3)},
+            "HGPO": {"credit": HGPO(), "optimisation": Optimisation(lr=1e-3)},
             "turn GAE": {
-                "credit": TurnGAE(0.95, 0.95),
+                "credit": TurnGAE(0.95, 0.8),
                 "modifiers": (Whiten(),),
                 "objective": Objective(loss=CLIP, value=ValueLoss(0.5)),
             },
         },
         threshold=0.8,
-        start=imitate(errors=0.8),
+        start=imitate(errors=1.0),  # it knows the words and when they may be said, and nothing of where to go
     ),
     "noisy-tv": Trial(
         question="does minding the entropy help where some turns are noise?",
