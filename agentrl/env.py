@@ -55,8 +55,8 @@ class EnvSpec(ABC):
 
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
 
-    max_turns: int = 0
-    """Turns after which an episode is truncated; at least 1. An environment says its own: 0 is refused."""
+    max_turns: int
+    """Turns after which an episode is truncated; at least 1."""
 
     @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:

@@ -251,8 +251,8 @@ def check(recipe: Recipe) -> None:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    if recipe.env.max_turns < 1:
-        yield f"env.max_turns is {recipe.env.max_turns}; an episode needs at least 1 turn"
+    if (max_turns := getattr(recipe.env, "max_turns", 0)) < 1:  # an environment may forget it
+        yield f"env.max_turns is {max_turns}; an episode needs at least 1 turn"
     yield from _too_small(recipe, "", num_workers=1)
     yield from _too_small(recipe.checkpoints, "checkpoints.", every=1, keep=1)
     yield from _too_small(recipe.limits, "limits.", concurrency=1, max_attempts=1, max_turns=0)

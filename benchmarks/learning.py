@@ -117,13 +117,17 @@ def collapsed(heights: Sequence[float], final: float) -> bool:
 
 
 def one_seed(name: str, seed: int, out: Path, lr: float | None) -> dict[str, Record]:
-    """Return the records of all methods of a task for one seed, with the trial's learning rate or another."""
-    trial, folder = TRIALS[name], out / name / f"seed-{seed}"
-    if lr is not None:
-        optimisation = replace(trial.stage.optimisation, lr=lr)
-        methods = {method: {**changes, "optimisation": optimisation} for method, changes in trial.methods.items()}
-        trial, folder = replace(trial, methods=methods), folder / f"lr-{lr:g}"
-    return {method: learn(trial, method, seed, folder) for method in trial.methods}
+    """Return the records of all methods of a task for one seed, with the trial's learning rates or with one for all."""
+    folder = out / name / f"seed-{seed}"
+    if lr is None:
+        return {method: learn(TRIALS[name], method, seed, folder) for method in TRIALS[name].methods}
+    return {method: learn(at_rate(TRIALS[name], lr), method, seed, folder / f"lr-{lr:g}") for method in TRIALS[name].methods}
+
+
+def at_rate(trial: Trial, lr: float) -> Trial:
+    """Return the trial with one learning rate for all methods."""
+    optimisation = replace(trial.stage.optimisation, lr=lr)
+    return replace(trial, methods={method: {**changes, "optimisation": optimisation} for method, changes in trial.methods.items()})
 
 
 def row(method: str, records: Sequence[Record]) -> tuple[str, ...]:

@@ -86,6 +86,18 @@ def test_memory_counts_as_held_together_only_where_all_who_hold_it_are_alive(mon
     assert held_by([2 * CHUNK, 3 * CHUNK, 2 * CHUNK]) == 4 * CHUNK
 
 
+def test_memory_that_is_not_taken_in_time_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(size: int, told: int, asked: int) -> None:
+        os.write(told, MORE)
+        os.read(asked, 1)  # until its parent lets go
+        os._exit(0)
+
+    monkeypatch.setattr(bombs, "hoard", stuck)
+    monkeypatch.setattr(bombs, "HOARD_S", 0.2)
+    with pytest.raises(TimeoutError, match="2 of 2 children"):
+        held_by([CHUNK, CHUNK])
+
+
 @pytest.mark.slow
 def test_a_back_end_that_closes_nothing_in_is_found_out_and_not_bombed() -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.raises(Escaped) as error:

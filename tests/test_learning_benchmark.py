@@ -132,6 +132,14 @@ def test_every_method_can_run(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_learning_rate_that_is_asked_for_is_that_of_every_method(name):
+    trial = learning.at_rate(TRIALS[name], 0.125)
+    stages = [trial.recipe(method, 0, "nowhere").stages[0] for method in trial.methods]
+    assert {stage.optimisation.lr for stage in stages} == {0.125}
+    assert [stage.credit for stage in stages] == [TRIALS[name].recipe(method, 0, "nowhere").stages[0].credit for method in trial.methods]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_makes_its_updates_and_is_then_read(name, tmp_path):
     trial = TRIALS[name]
     stage = replace(trial.stage, updates=2, source=Rollouts(num_groups=2, group_size=2))

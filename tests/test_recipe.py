@@ -1,6 +1,7 @@
 import dataclasses
 import sys
 
+import broken
 import pytest
 from agentrl_environments.bandit import Bandit
 
@@ -94,6 +95,11 @@ def test_what_cannot_run_as_meant_is_refused(recipe, message):
         check(recipe)
     assert message in str(caught.value)
     assert str(caught.value).startswith("recipe 'sound' cannot run:\n  - ")
+
+
+def test_an_environment_that_forgets_its_turns_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"env\.max_turns is 0"):
+        check(dataclasses.replace(learning(), env=broken.ForgottenTurns()))
 
 
 def test_every_mistake_is_listed_at_once():

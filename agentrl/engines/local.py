@@ -216,7 +216,7 @@ class LocalEngine:
     def _place(self, request: _Request, slot: int, held: bool) -> None:
         """Begin an action in a slot that holds its past, but for the last token sampled; or else begin from nothing.
 
-        A past that is fed again is checked again, whole. A fresh prompt feeds none: of its turns the last was checked, each when it was.
+        A past that is fed again is checked again, whole; a fresh prompt feeds none of it.
         """
         if not (held or request.prompt.fresh):
             try:

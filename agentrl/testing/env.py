@@ -97,8 +97,9 @@ def _data(spec: EnvSpec) -> Iterator[Found]:
         yield "picklable", f"{type(problem).__name__}: {problem}"
     if kind.__module__ == "__main__":
         yield "importable", f"{kind.__name__} is defined in the program itself, where no worker can import it; move it to a module"
-    if not isinstance(spec.max_turns, int) or spec.max_turns < 1:
-        yield "max_turns", f"must be a whole number of at least 1, found {spec.max_turns!r}"
+    max_turns = getattr(spec, "max_turns", None)
+    if not isinstance(max_turns, int) or max_turns < 1:
+        yield "max_turns", f"must be a whole number of at least 1, found {max_turns!r}"
     for name in STANDARD_SIGNALS:
         if name not in spec.signals:
             yield "signals", f"the standard signal {name!r} is not declared; start from STANDARD_SIGNALS"

@@ -88,16 +88,23 @@ def held_by(sizes: list[int]) -> int:
     """Have one child for each size take that much memory; return the most bytes that one held, or that all still alive at the end did.
 
     What children held at different moments is not summed: one that is being killed has given its memory back before its parent hears of it.
+
+    Raises:
+        TimeoutError: some neither took their memory nor died in time, so that what was held cannot be told.
     """
     children = [Hoard(size) for size in sizes]
     until = time.monotonic() + HOARD_S
-    while any(child.growing for child in children) and time.monotonic() < until:
-        time.sleep(0.01)
+    try:
+        while growing := [child for child in children if child.growing]:
+            ready, _, _ = select.select(growing, [], [], max(until - time.monotonic(), 0.0))
+            if not ready:
+                raise TimeoutError(f"{len(growing)} of {len(children)} children neither took their memory nor died within {HOARD_S:g} s")
+            for child in ready:
+                child.hear()
+        together = sum(child.held for child in children if child.answers())
+    finally:
         for child in children:
-            child.hear()
-    together = sum(child.held for child in children if child.answers())
-    for child in children:
-        child.end()
+            child.end()
     return max(together, *(child.held for child in children))
 
 
@@ -115,20 +122,22 @@ class Hoard:
         os.close(told)
         os.close(asked)
 
-    def hear(self, wait_s: float = 0.0) -> bytes:
-        """Return what the child told since; nothing at its death."""
-        if not select.select([self._told], [], [], wait_s)[0]:
-            return b""
+    def fileno(self) -> int:
+        """Return the end at which it is heard, for ``select``."""
+        return self._told
+
+    def hear(self) -> bytes:
+        """Wait for what the child tells next, and return it; nothing at its death."""
         heard = os.read(self._told, 1 << 16)
         self.held += CHUNK * heard.count(MORE)
         self.growing = self.growing and bool(heard) and ALL not in heard
         return heard
 
     def answers(self) -> bool:
-        """Return whether the child has come to its end of growing and is alive."""
+        """Return whether a child that has ended growing is alive."""
         with suppress(BrokenPipeError):
             os.write(self._ask, HERE)
-            return not self.growing and HERE in self.hear(wait_s=HOARD_S)
+            return bool(select.select([self], [], [], HOARD_S)[0]) and HERE in self.hear()
         return False
 
     def end(self) -> None:
