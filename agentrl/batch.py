@@ -108,7 +108,9 @@ class Batch:
         if number <= 1:
             return [self] if units else []
         order = np.random.default_rng(seed_of(seed, "minibatches")).permutation(len(units))
-        parts = [[index for place in part for index in units[place]] for part in np.array_split(order, number)]
+        parts = [
+            [index for place in part for index in units[place]] for part in np.array_split(order, number)
+        ]
         return [Batch(tuple(self.sequences[index] for index in part)) for part in parts]
 
     def packs(self, token_budget: int, *, whole_groups: bool = False) -> list[tuple[int, ...]]:
@@ -131,7 +133,9 @@ class Batch:
         return [tuple(pack) for pack in packs]
 
 
-def make_batch(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]] | None = None) -> Batch:
+def make_batch(
+    groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]] | None = None
+) -> Batch:
     """Lay trajectories out as rows; ``credited`` has the shape of ``groups`` (``None``: to measure, not to learn).
 
     Trajectories without tokens have no rows and are left out.
@@ -139,7 +143,9 @@ def make_batch(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited,
     Raises:
         ValueError: shapes differ, or an action token has no context before it.
     """
-    given: Sequence[Sequence[Credited | None]] = [[None] * len(group) for group in groups] if credited is None else credited
+    given: Sequence[Sequence[Credited | None]] = (
+        [[None] * len(group) for group in groups] if credited is None else credited
+    )
     sequences = [
         TrajectoryRows(tuple(_rows(scored, credit)), tuple(scored.num_tokens_N.tolist()), number)
         for number, (group, credits_) in enumerate(zip(groups, given, strict=True))
@@ -160,7 +166,9 @@ def _rows(scored: Scored, credit: Credited | None) -> Iterator[Row]:
         ("reference log-probabilities", scored.ref_logprobs_T),
     ):
         if array is not None and array.shape != (num_tokens,):
-            raise ValueError(f"{name} of task {scored.trajectory.task.id!r}: {array.shape} numbers for {num_tokens} action tokens")
+            raise ValueError(
+                f"{name} of task {scored.trajectory.task.id!r}: {array.shape} numbers for {num_tokens} action tokens"
+            )
     starts = [index for index, turn in enumerate(turns) if index == 0 or turn.action.fresh]
     offset = 0
     for start, stop in pairwise([*starts, len(turns)]):
@@ -174,10 +182,15 @@ def _row(scored: Scored, credit: Credited | None, start: int, stop: int, offset:
     actions = [turn.action for turn in scored.trajectory.turns[start:stop]]
     tokens_L = np.concatenate([part for action in actions for part in (action.prompt, action.tokens)])
     lengths = [len(action.tokens) for action in actions]
-    is_action_L = np.repeat([False, True] * len(actions), [n for action in actions for n in (len(action.prompt), len(action.tokens))])
+    is_action_L = np.repeat(
+        [False, True] * len(actions),
+        [n for action in actions for n in (len(action.prompt), len(action.tokens))],
+    )
     positions_A = np.flatnonzero(is_action_L)
     if len(positions_A) and positions_A[0] == 0:
-        raise ValueError(f"turn {start} of task {scored.trajectory.task.id!r}: an action token has no context before it")
+        raise ValueError(
+            f"turn {start} of task {scored.trajectory.task.id!r}: an action token has no context before it"
+        )
     span = slice(offset, offset + len(positions_A))
     unknown_A = np.full(len(positions_A), np.nan, dtype=np.float32)
     return Row(
@@ -221,7 +234,9 @@ class Micro:
         rows = [row for sequence in sequences for row in sequence.rows]
         tokens_N = np.concatenate([row.tokens_L for row in rows]).astype(np.int64)
         starts = offsets([len(row.tokens_L) for row in rows])
-        positions_A = np.concatenate([row.positions_A + start for row, start in zip(rows, starts, strict=True)])
+        positions_A = np.concatenate(
+            [row.positions_A + start for row, start in zip(rows, starts, strict=True)]
+        )
         is_observed_N = np.ones(len(tokens_N), dtype=np.bool_)
         is_observed_N[positions_A] = False
         is_observed_N[starts] = False

@@ -19,7 +19,11 @@ from agentrl.errors import ConfigError, boundary
 from agentrl.render import Prompt, Tokenizer, allowed_ids, check_history, cut, tokenise
 from agentrl.types import IntArray, Message, Observation, Trajectory, Turn, ints
 
-_ASKED, _SAID, _THOUGHT = Message("user", "first probe"), "second probe", "<think>\nthird probe\n</think>\n\nsecond probe"
+_ASKED, _SAID, _THOUGHT = (
+    Message("user", "first probe"),
+    "second probe",
+    "<think>\nthird probe\n</think>\n\nsecond probe",
+)
 
 _MEND = "Give the renderer a history (each action then sees a context of its own), or a template that leaves earlier messages as they are"
 
@@ -43,7 +47,12 @@ class ChatTokenizer(Tokenizer, Protocol):
         ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool, **options: Any
+        self,
+        conversation: list[dict[str, str]],
+        *,
+        add_generation_prompt: bool,
+        tokenize: bool,
+        **options: Any,
     ) -> Any:
         """Return the text of a conversation."""
         ...
@@ -81,7 +90,9 @@ class ChatRenderer:
                 f"the chat template ends an answer with {told[at:]!r}, which does not begin with a special token, so that an action "
                 "would have no end; use a template that closes answers with one"
             )
-        end_text = self.tokenizer.decode([after[0]], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        end_text = self.tokenizer.decode(
+            [after[0]], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         set_field(self, "_end", after[0])
         set_field(self, "_base", asked + _SAID + end_text)
         if self.history is None:
@@ -91,8 +102,17 @@ class ChatRenderer:
         """Return the delta, or with a ``history`` the whole context."""
         if self.history is not None:
             shown = len(turns) - min(self.history, len(turns))
-            system = [message for turn in turns[:1] if shown for message in turn.observation.messages if message.role == "system"]
-            return Prompt(ints(self._ids(self._text([*system, *_messages(turns[shown:], observation)], ask=True))), fresh=True)
+            system = [
+                message
+                for turn in turns[:1]
+                if shown
+                for message in turn.observation.messages
+                if message.role == "system"
+            ]
+            return Prompt(
+                ints(self._ids(self._text([*system, *_messages(turns[shown:], observation)], ask=True))),
+                fresh=True,
+            )
         sampled = max((index for index, turn in enumerate(turns) if len(turn.action.tokens)), default=-1)
         messages = _messages(turns[sampled + 1 :], observation)
         if sampled < 0:
@@ -102,7 +122,9 @@ class ChatRenderer:
 
     def encode(self, text: str) -> IntArray:
         """Return the tokens of the text and the end of an answer."""
-        return ints([*self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self._end])
+        return ints(
+            [*self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self._end]
+        )
 
     def decode(self, tokens: Sequence[int] | IntArray) -> str:
         """Return the text up to a stop string, special tokens left out, without space around it."""
@@ -132,7 +154,14 @@ class ChatRenderer:
                 grown += said + end_text + self._increment([_ASKED])
                 whole = self._text(messages, ask=True)
                 if whole != grown:
-                    same = next((at for at, (one, other) in enumerate(zip(whole, grown, strict=False)) if one != other), len(whole))
+                    same = next(
+                        (
+                            at
+                            for at, (one, other) in enumerate(zip(whole, grown, strict=False))
+                            if one != other
+                        ),
+                        len(whole),
+                    )
                     then, now = whole[max(same - 30, 0) : same + 40], grown[max(same - 30, 0) : same + 40]
                     raise ConfigError(
                         f"the chat template rewrites earlier messages: later it reads {then!r} where it had read {now!r}. {_MEND}"
@@ -143,18 +172,30 @@ class ChatRenderer:
         whole = self._text([_ASKED, Message("assistant", _SAID), *messages], ask=True)
         if not whole.startswith(self._base):
             then, now = whole[: len(self._base)], self._base
-            raise ConfigError(f"the chat template rewrites earlier messages: later it reads {then!r} where it had read {now!r}. {_MEND}")
+            raise ConfigError(
+                f"the chat template rewrites earlier messages: later it reads {then!r} where it had read {now!r}. {_MEND}"
+            )
         return whole[len(self._base) :]
 
     def _text(self, messages: Sequence[Message], *, ask: bool) -> str:
         if any(message.images for message in messages):
             raise ConfigError("the chat renderer has no images; use an environment that shows text")
         conversation = [
-            {"role": message.role, "content": self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content)}
+            {
+                "role": message.role,
+                "content": self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", message.content),
+            }
             for message in messages
         ]
-        with boundary(ConfigError, f"the chat template, on messages of the roles {[message.role for message in messages]},"):
-            return str(self.tokenizer.apply_chat_template(conversation, add_generation_prompt=ask, tokenize=False, **self.options))
+        with boundary(
+            ConfigError,
+            f"the chat template, on messages of the roles {[message.role for message in messages]},",
+        ):
+            return str(
+                self.tokenizer.apply_chat_template(
+                    conversation, add_generation_prompt=ask, tokenize=False, **self.options
+                )
+            )
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False))

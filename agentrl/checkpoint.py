@@ -53,7 +53,9 @@ def save(
         CheckpointError: ``folder`` exists.
     """
     if folder.exists():
-        raise CheckpointError(f"the checkpoint {folder} exists already; checkpoints are never overwritten, remove it or give another name")
+        raise CheckpointError(
+            f"the checkpoint {folder} exists already; checkpoints are never overwritten, remove it or give another name"
+        )
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
     try:
@@ -76,7 +78,11 @@ def load(folder: Path, learner: Learner, others: Mapping[str, Learner] | None = 
     state = json.loads((folder / "learner.json").read_text())
     tensors = load_file(folder / "learner.safetensors")
     if not state["merged"]:
-        tensors |= {f"model.{name}": weight for name, weight in read_weights(folder / "model").items() if name in learner.trained_names}
+        tensors |= {
+            f"model.{name}": weight
+            for name, weight in read_weights(folder / "model").items()
+            if name in learner.trained_names
+        }
     try:
         learner.load_state_dict(tensors, state["numbers"])
         for name, other in (others or {}).items():
@@ -99,14 +105,18 @@ def verify(folder: Path) -> None:
     manifest_path = folder / _MANIFEST
     if not manifest_path.is_file():
         found = "holds no " + _MANIFEST if folder.is_dir() else "does not exist"
-        raise CheckpointError(f"no checkpoint of agentrl at {folder}: it {found}; give a folder below a run's checkpoints/")
+        raise CheckpointError(
+            f"no checkpoint of agentrl at {folder}: it {found}; give a folder below a run's checkpoints/"
+        )
     try:
         manifest = json.loads(manifest_path.read_text())
         version, files = manifest["format"], manifest["files"]
     except (ValueError, KeyError, TypeError) as problem:
         raise CheckpointError(f"the manifest of checkpoint {folder} is unreadable; {_MEND}") from problem
     if version != FORMAT:
-        raise CheckpointError(f"the checkpoint {folder} has format {version}, this agentrl reads {FORMAT}; use the version that wrote it")
+        raise CheckpointError(
+            f"the checkpoint {folder} has format {version}, this agentrl reads {FORMAT}; use the version that wrote it"
+        )
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
@@ -127,7 +137,11 @@ _MEND = "remove this checkpoint and start again from the one before it"
 
 
 def _write(
-    folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, extra: Mapping[str, Json], others: Mapping[str, Learner]
+    folder: Path,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    extra: Mapping[str, Json],
+    others: Mapping[str, Learner],
 ) -> None:
     model: Any = learner.model  # Any: transformers types models per architecture
     weights = learner.weights()
@@ -145,7 +159,9 @@ def _write(
         _save(tensors, folder / f"beside-{name}.safetensors")
     state = {"numbers": numbers, "merged": merged, "extra": extra, "beside": beside}
     (folder / "learner.json").write_text(json.dumps(state, indent=1))
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     manifest = {name: {"size": path.stat().st_size, "sha256": _digest(path)} for name, path in files.items()}
     (folder / _MANIFEST).write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
     for path in [*files.values(), folder / _MANIFEST]:

@@ -36,7 +36,9 @@ class _Commands(TyperGroup):
         with boundary(ConfigError, f"loading the command {cmd_name!r} ({entry.value})"):
             brought = entry.load()
         if not isinstance(brought, typer.Typer):
-            raise ConfigError(f"the command {cmd_name!r} ({entry.value}) must be a typer.Typer, found {type(brought).__name__}")
+            raise ConfigError(
+                f"the command {cmd_name!r} ({entry.value}) must be a typer.Typer, found {type(brought).__name__}"
+            )
         return typer.main.get_group(brought)
 
     def invoke(self, ctx: Any) -> Any:
@@ -100,24 +102,38 @@ app = typer.Typer(
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="PATH=VALUE", show_default=False)]
 SandboxOption = Annotated[
     str | None,
-    typer.Option("--sandbox", metavar="NAME[,OPTION=VALUE...]", help="Where sandboxed tasks run; by default auto.", show_default=False),
+    typer.Option(
+        "--sandbox",
+        metavar="NAME[,OPTION=VALUE...]",
+        help="Where sandboxed tasks run; by default auto.",
+        show_default=False,
+    ),
 ]
 Options = Annotated[list[str] | None, typer.Argument(metavar="OPTION=VALUE", show_default=False)]
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file; or a run folder, to go on with it.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe file; or a run folder, to go on with it.", show_default=False)
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/<name of the recipe>.", show_default=False)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print what it will take; do nothing else.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; by default runs/<name of the recipe>.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe and print what it will take; do nothing else.")
+    ] = False,
 ) -> None:
     """Run a recipe. A run that was stopped or killed goes on with the same command.
 
@@ -132,23 +148,46 @@ def train(
 def evaluate(
     target: Annotated[
         str,
-        typer.Argument(help="A run folder or a checkpoint in it, a recipe file, or an environment.", show_default=False),
+        typer.Argument(
+            help="A run folder or a checkpoint in it, a recipe file, or an environment.", show_default=False
+        ),
     ],
     options: Options = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="random, expert, checkpoint:DIR or openai:MODEL@URL; for a run its newest checkpoint.", show_default=False),
+        typer.Option(
+            help="random, expert, checkpoint:DIR or openai:MODEL@URL; for a run its newest checkpoint.",
+            show_default=False,
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split to play; by default the recipe's, or test.", show_default=False)] = None,
-    tasks: Annotated[int | None, typer.Option(help="Tasks from the panel's start; 0: all.", show_default=False)] = None,
-    episodes: Annotated[int | None, typer.Option(help="Episodes of each task; more than 1 give pass@k.", show_default=False)] = None,
-    temperature: Annotated[float | None, typer.Option(help="By default the recipe's, or 0.", show_default=False)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an action; the recipe's, or 64.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="By default as the recipe evaluates.", show_default=False)] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes of environments that block.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="Where a checkpoint computes: cpu, cuda.", show_default=False)] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to play; by default the recipe's, or test.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(help="Tasks from the panel's start; 0: all.", show_default=False)
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes of each task; more than 1 give pass@k.", show_default=False)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="By default the recipe's, or 0.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an action; the recipe's, or 64.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="By default as the recipe evaluates.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes of environments that block.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where a checkpoint computes: cpu, cuda.", show_default=False)
+    ] = None,
     sandbox: SandboxOption = None,
-    out: Annotated[Path | None, typer.Option(help="Report to write (JSON; trajectories beside it).", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Report to write (JSON; trajectories beside it).", show_default=False)
+    ] = None,
 ) -> None:
     """Measure a policy on a panel of tasks: success, return, turns, tokens, invalid actions, with 95% intervals.
 
@@ -174,7 +213,9 @@ def evaluate(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="A report, or a run folder (its last report).", show_default=False)],
+    a: Annotated[
+        Path, typer.Argument(help="A report, or a run folder (its last report).", show_default=False)
+    ],
     b: Annotated[Path, typer.Argument(help="Another one on the same tasks.", show_default=False)],
 ) -> None:
     """Compare two evaluations task by task, with a paired test."""
@@ -186,12 +227,23 @@ def compare(
 @app.command()
 def rescore(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
-    like: Annotated[Path | None, typer.Option(help="A recipe file or run whose rewards and credit to use.", show_default=False)] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward to pay instead, as module:attribute.", show_default=False)] = None,
-    transform: Annotated[list[str] | None, typer.Option(help="Transform of the ledger; may be repeated.", show_default=False)] = None,
-    credit: Annotated[str | None, typer.Option(help="Credit rule to use instead, without modifiers.", show_default=False)] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A recipe file or run whose rewards and credit to use.", show_default=False),
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="Reward to pay instead, as module:attribute.", show_default=False)
+    ] = None,
+    transform: Annotated[
+        list[str] | None, typer.Option(help="Transform of the ledger; may be repeated.", show_default=False)
+    ] = None,
+    credit: Annotated[
+        str | None, typer.Option(help="Credit rule to use instead, without modifiers.", show_default=False)
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write the rescored trajectories to.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the rescored trajectories to.", show_default=False)
+    ] = None,
 ) -> None:
     """Pay and credit a run's stored trajectories again, and show what is different. Plays nothing and needs no model.
 
@@ -199,17 +251,23 @@ def rescore(
     """
     from agentrl.commands import rescore as command
 
-    asked = command.Asked(like=like, reward=reward, transforms=transform or (), credit=credit, stage=stage, out=out)
+    asked = command.Asked(
+        like=like, reward=reward, transforms=transform or (), credit=credit, stage=stage, out=out
+    )
     command.run(run, asked)
 
 
 @app.command()
 def play(
-    env: Annotated[str, typer.Argument(help="An environment, a recipe file or a run folder.", show_default=False)],
+    env: Annotated[
+        str, typer.Argument(help="An environment, a recipe file or a run folder.", show_default=False)
+    ],
     options: Options = None,
     split: Annotated[str, typer.Option(help="Split of the task.")] = "test",
     index: Annotated[int, typer.Option(help="Place of the task in its split, from 0.")] = 0,
-    task: Annotated[str | None, typer.Option(help="Id of the task, instead of split and index.", show_default=False)] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Id of the task, instead of split and index.", show_default=False)
+    ] = None,
     sandbox: SandboxOption = None,
 ) -> None:
     """Play an episode yourself, and see what each turn measures and would be paid."""
@@ -228,7 +286,9 @@ def catalogue() -> None:
 
 @app.command()
 def info(
-    env: Annotated[str, typer.Argument(help="An environment's name, or module:attribute.", show_default=False)],
+    env: Annotated[
+        str, typer.Argument(help="An environment's name, or module:attribute.", show_default=False)
+    ],
     options: Options = None,
 ) -> None:
     """Describe an environment: options, signals, splits and the content hashes of their tasks."""
@@ -240,7 +300,9 @@ def info(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="A benchmark; without one they are listed.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A benchmark; without one they are listed.", show_default=False)
+    ] = None,
 ) -> None:
     """Run a benchmark of the source tree; what follows its name goes to it."""
     from agentrl.commands import look

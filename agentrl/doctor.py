@@ -64,7 +64,11 @@ def healthy(found: list[Check]) -> bool:
 
 _PACKAGES = (
     ("transformers", "pip install '.[train]'", True),
-    ("textworld", "pip install '.[textworld]' (needs a C compiler and make: apt-get install build-essential)", True),
+    (
+        "textworld",
+        "pip install '.[textworld]' (needs a C compiler and make: apt-get install build-essential)",
+        True,
+    ),
     ("peft", "pip install '.[train]', for LoRA", False),
     ("vllm", "pip install vllm, for its engine; the local engine needs nothing", False),
     ("wandb", "pip install '.[wandb]', to log to Weights & Biases", False),
@@ -74,7 +78,12 @@ _PACKAGES = (
 
 def _python() -> Check:
     ok = sys.version_info[:2] >= _MIN_PYTHON
-    return Check("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or newer and make the environment anew")
+    return Check(
+        "python",
+        ok,
+        platform.python_version(),
+        "" if ok else "install Python 3.11 or newer and make the environment anew",
+    )
 
 
 def _torch() -> Check:
@@ -83,7 +92,12 @@ def _torch() -> Check:
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as problem:  # a wheel for another system, a missing library
-        return Check("torch", False, f"does not load: {problem}", "pip install --force-reinstall torch, in the build for this machine")
+        return Check(
+            "torch",
+            False,
+            f"does not load: {problem}",
+            "pip install --force-reinstall torch, in the build for this machine",
+        )
     return Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
 
 
@@ -103,7 +117,11 @@ def _threads() -> Check:
     if asked.isdigit() and int(asked) > usable:
         mend = f"set OMP_NUM_THREADS to at most {usable}: threads would wait for each other"
         return Check("processor", False, f"{usable} cores, OMP_NUM_THREADS={asked}", mend, needed=False)
-    return Check("processor", True, f"{usable} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={asked}" if asked else ""))
+    return Check(
+        "processor",
+        True,
+        f"{usable} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={asked}" if asked else ""),
+    )
 
 
 def _memory() -> Check:
@@ -111,7 +129,12 @@ def _memory() -> Check:
     if found is None:
         return Check("memory", True, "not known on this system")
     ok = found >= _MIN_MEMORY_MIB
-    return Check("memory", ok, f"{found:,} MiB available", "" if ok else f"end other programs until {_MIN_MEMORY_MIB:,} MiB are available")
+    return Check(
+        "memory",
+        ok,
+        f"{found:,} MiB available",
+        "" if ok else f"end other programs until {_MIN_MEMORY_MIB:,} MiB are available",
+    )
 
 
 def _available_mib() -> int | None:
@@ -131,7 +154,12 @@ def _disk(folder: Path) -> Check:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free >> 20
     ok = free >= _MIN_DISK_MIB
-    return Check("disk", ok, f"{free:,} MiB free", "" if ok else f"free {_MIN_DISK_MIB:,} MiB, or write runs to another disk with --out")
+    return Check(
+        "disk",
+        ok,
+        f"{free:,} MiB free",
+        "" if ok else f"free {_MIN_DISK_MIB:,} MiB, or write runs to another disk with --out",
+    )
 
 
 def _writable(name: str, folder: Path, mend: str) -> Check:
@@ -156,7 +184,9 @@ def _gpu() -> Check:
     if not cuda.is_available():
         return Check("gpu", False, "none that torch can use", mend, needed=False)
     memory = cuda.get_device_properties(0).total_memory >> 20
-    return Check("gpu", True, f"{cuda.device_count()} x {cuda.get_device_name(0)}, {memory:,} MiB", needed=False)
+    return Check(
+        "gpu", True, f"{cuda.device_count()} x {cuda.get_device_name(0)}, {memory:,} MiB", needed=False
+    )
 
 
 def _local_sandboxes() -> Check:
@@ -165,7 +195,13 @@ def _local_sandboxes() -> Check:
         found = asyncio.run(asyncio.wait_for(_capabilities(make_sandbox("local")), 60))
     except (AgentRLError, TimeoutError) as problem:
         reason = " ".join(str(problem).split()) or "the probe did not end"
-        return Check("local sandboxes", False, reason, "only sandboxed environments need them; do as it says, or use Docker", needed=False)
+        return Check(
+            "local sandboxes",
+            False,
+            reason,
+            "only sandboxed environments need them; do as it says, or use Docker",
+            needed=False,
+        )
     lacking = sorted(set(get_args(Limit)) - found.limits)
     note = f"; not enforced: {', '.join(lacking)}" if lacking else ""
     mend = "run as root or in a delegated control group to bound these too" if lacking else ""
@@ -188,5 +224,7 @@ def _docker() -> Check:
             knock.settimeout(2.0)
             knock.connect(host.removeprefix("unix://"))
     except OSError as problem:
-        return Check("docker", False, f"no daemon at {host}: {problem.strerror or problem}", mend, needed=False)
+        return Check(
+            "docker", False, f"no daemon at {host}: {problem.strerror or problem}", mend, needed=False
+        )
     return Check("docker", True, host, needed=False)

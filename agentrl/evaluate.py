@@ -96,20 +96,30 @@ class Report:
         found = {}
         for name in MEASURES:
             means_K = self.task_means(name)
-            found[name] = share_interval(means_K, num_episodes=self.num_episodes) if name in _SHARES else mean_interval(means_K)
+            found[name] = (
+                share_interval(means_K, num_episodes=self.num_episodes)
+                if name in _SHARES
+                else mean_interval(means_K)
+            )
         counts = [(result.num_episodes, int(sum(result.values["success"]))) for result in self.results]
         for exponent in range(1, self.episodes_per_task.bit_length()):
             k = 2**exponent
             enough = [(n, c) for n, c in counts if n >= k]
             for label, estimate in ((f"pass@{k}", pass_at_k), (f"pass^{k}", pass_hat_k)):
-                found[label] = share_interval([estimate(n, c, k) for n, c in enough], num_episodes=sum(n // k for n, _ in enough))
+                found[label] = share_interval(
+                    [estimate(n, c, k) for n, c in enough], num_episodes=sum(n // k for n, _ in enough)
+                )
         return found
 
     def metrics(self) -> dict[str, float]:
         """Return the measures as metrics, ``eval/success`` with ``_low`` and ``_high``, for a ``MetricsLog``."""
         numbers = {"eval/lost": float(self.lost)}
         for name, interval in self.measures().items():
-            numbers |= {f"eval/{name}": interval.mean, f"eval/{name}_low": interval.low, f"eval/{name}_high": interval.high}
+            numbers |= {
+                f"eval/{name}": interval.mean,
+                f"eval/{name}_low": interval.low,
+                f"eval/{name}_high": interval.high,
+            }
         return numbers
 
     def write(self, path: Path) -> None:
@@ -118,8 +128,19 @@ class Report:
             name: {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}
             for name, interval in self.measures().items()
         }
-        head = {"format": _FORMAT, "name": self.name, "panel": self.panel, "seed": self.seed, "episodes_per_task": self.episodes_per_task}
-        body = {"lost": self.lost, "reasons": dict(self.reasons), "settings": self.settings, "measures": shown}
+        head = {
+            "format": _FORMAT,
+            "name": self.name,
+            "panel": self.panel,
+            "seed": self.seed,
+            "episodes_per_task": self.episodes_per_task,
+        }
+        body = {
+            "lost": self.lost,
+            "reasons": dict(self.reasons),
+            "settings": self.settings,
+            "measures": shown,
+        }
         lines = ",\n  ".join(json.dumps(asdict(result)) for result in self.results)
         text = json.dumps(head | body, indent=1, default=list).removesuffix("\n}")
         replace(path, f'{text},\n "results": [\n  {lines}\n ]\n}}\n'.encode())
@@ -136,7 +157,10 @@ class Report:
             if data["format"] != _FORMAT:
                 raise ValueError(f"format {data['format']}, expected {_FORMAT}")
             results = tuple(
-                TaskResult(row["task"], row["content"], {name: tuple(row["values"][name]) for name in MEASURES}) for row in data["results"]
+                TaskResult(
+                    row["task"], row["content"], {name: tuple(row["values"][name]) for name in MEASURES}
+                )
+                for row in data["results"]
             )
             keys = ("name", "panel", "seed", "episodes_per_task", "lost", "reasons", "settings")
             return cls(results=results, **{key: data[key] for key in keys})
@@ -168,9 +192,13 @@ async def evaluate(
     """
     ids = Counter(task.id for task in tasks)
     if not tasks or episodes_per_task < 1:
-        raise ConfigError(f"an evaluation needs tasks and episodes; found {len(tasks)} tasks of {episodes_per_task} episodes")
+        raise ConfigError(
+            f"an evaluation needs tasks and episodes; found {len(tasks)} tasks of {episodes_per_task} episodes"
+        )
     if repeated := [task for task, count in ids.items() if count > 1]:
-        raise ConfigError(f"tasks of a panel need ids of their own; {repeated[0]!r} is the id of {ids[repeated[0]]}")
+        raise ConfigError(
+            f"tasks of a panel need ids of their own; {repeated[0]!r} is the id of {ids[repeated[0]]}"
+        )
     draws = [Draw(task, episodes_per_task, 0) for task in tasks]
     played = await play_all(draws, policy=policy, host=host, seed=seed, limits=limits, on_end=on_end)
     if store is not None:
@@ -178,7 +206,9 @@ async def evaluate(
     trajectories = [trajectory for group in played.groups for trajectory in group]
     total = len(tasks) * episodes_per_task
     counted = Counter(failure.error for failure in played.failures)
-    reasons = sorted(counted.items(), key=lambda item: (-item[1], item[0]))  # never in the order in which they happened
+    reasons = sorted(
+        counted.items(), key=lambda item: (-item[1], item[0])
+    )  # never in the order in which they happened
     if total - len(trajectories) > max_lost * total:
         common = "; ".join(f"{count} times {reason}" for reason, count in reasons[:3])
         raise EnvError(
@@ -206,7 +236,11 @@ def task_results(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> t
     results = []
     for task in tasks:
         if episodes := [_episode(trajectory) for trajectory in by_task[task.id]]:
-            results.append(TaskResult(task.id, panel_hash([task]), {name: tuple(e[name] for e in episodes) for name in MEASURES}))
+            results.append(
+                TaskResult(
+                    task.id, panel_hash([task]), {name: tuple(e[name] for e in episodes) for name in MEASURES}
+                )
+            )
     return tuple(results)
 
 
@@ -260,7 +294,9 @@ def compare(a: Report, b: Report) -> Comparison:
     theirs = {result.task: result for result in b.results}
     pairs = [(result, theirs[result.task]) for result in a.results if result.task in theirs]
     if not pairs:
-        raise ConfigError(f"reports {a.name!r} and {b.name!r} have no task in common; evaluate both on the same environment and split")
+        raise ConfigError(
+            f"reports {a.name!r} and {b.name!r} have no task in common; evaluate both on the same environment and split"
+        )
     if other := [mine.task for mine, their in pairs if mine.content != their.content]:
         raise ConfigError(
             f"task {other[0]!r} is not the same in {a.name!r} and {b.name!r} (nor are {len(other) - 1} others): "

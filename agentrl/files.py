@@ -29,9 +29,13 @@ def writing(path: Path) -> Iterator[None]:
                 "(old run folders, the cache folder) or write the run to another disk, then start the same command again"
             ) from problem
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ConfigError(f"cannot write {path}: {os.strerror(problem.errno).lower()}; choose a folder you may write to") from problem
+            raise ConfigError(
+                f"cannot write {path}: {os.strerror(problem.errno).lower()}; choose a folder you may write to"
+            ) from problem
         if isinstance(problem, (FileExistsError, NotADirectoryError)):
-            raise ConfigError(f"cannot write {path}: a part of the path is a file, not a folder; choose another folder") from problem
+            raise ConfigError(
+                f"cannot write {path}: a part of the path is a file, not a folder; choose another folder"
+            ) from problem
         raise
 
 

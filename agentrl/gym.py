@@ -87,7 +87,9 @@ class TextEnv(gymnasium.Env[str, str]):
         **options: Any,
     ) -> None:
         if isinstance(environment, EnvSpec) and options:
-            raise ConfigError(f"options {', '.join(options)} belong to a name; the environment given is configured already")
+            raise ConfigError(
+                f"options {', '.join(options)} belong to a name; the environment given is configured already"
+            )
         spec = make_environment(environment, **options) if isinstance(environment, str) else environment
         spec.prepare(lambda what, done, total: None)
         self.tasks = {task.id: task for task in spec.tasks(split)}
@@ -95,12 +97,16 @@ class TextEnv(gymnasium.Env[str, str]):
         self.observation_space = AnyText()
         self.action_space = AnyText()
         self._spec, self._deadline_s = spec, deadline_s
-        self._sandboxes = sandboxes_for(tuple(self.tasks.values()), sandbox) if isinstance(sandbox, str) else sandbox
+        self._sandboxes = (
+            sandboxes_for(tuple(self.tasks.values()), sandbox) if isinstance(sandbox, str) else sandbox
+        )
         self._thread: _Thread | None = None
         self._task: Task | None = None
         self._turn, self._text = 0, ""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Start an episode of ``options["task"]``, or of a random task."""
         super().reset(seed=seed)
         wanted = (options or {}).get("task")
@@ -179,7 +185,9 @@ class _Thread:
         question = await self._asked.get()
         while question[0] is not None:
             try:
-                async with open_host(self._spec, num_workers=1, deadline_s=self._deadline_s, sandboxes=self._sandboxes) as host:
+                async with open_host(
+                    self._spec, num_workers=1, deadline_s=self._deadline_s, sandboxes=self._sandboxes
+                ) as host:
                     while question[0] is not None:
                         question = await self._answer(host, question)
             except AgentRLError as problem:

@@ -66,13 +66,17 @@ class GymEpisode:
         """Play the action of that name."""
         name = action.strip().casefold()
         if name not in self.actions:
-            return Step(self._show("unknown action . "), info={**self.measure(self.env, 0.0, False), "valid": 0.0})
+            return Step(
+                self._show("unknown action . "), info={**self.measure(self.env, 0.0, False), "valid": 0.0}
+            )
         self.state, reward, terminated, truncated, _ = self.env.step(self.actions.index(name))
         info = {**self.measure(self.env, float(reward), bool(terminated)), "valid": 1.0}
         return Step(self._show(""), float(reward), bool(terminated), bool(truncated), info)
 
     def _show(self, said: str) -> Observation:
-        return Observation.text(said + self.render(self.env, self.state), actions=self.actions, plan=self.plan(self.env))
+        return Observation.text(
+            said + self.render(self.env, self.state), actions=self.actions, plan=self.plan(self.env)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,9 @@ def images(splits: Mapping[str, Sequence[Task]]) -> dict[str, int]:
     return counts
 
 
-async def playable(splits: Mapping[str, Sequence[Task]], provider: SandboxProvider | None, say: Callable[[str], None]) -> Playable:
+async def playable(
+    splits: Mapping[str, Sequence[Task]], provider: SandboxProvider | None, say: Callable[[str], None]
+) -> Playable:
     """Make every image that can be made, and return the tasks that can be played; ``say`` is told what was left out.
 
     Raises:
@@ -48,7 +50,10 @@ async def playable(splits: Mapping[str, Sequence[Task]], provider: SandboxProvid
         )
     async with provider.serve() as sandboxes:
         missing = dict(await sandboxes.missing(tuple(wanted)))
-    kept = {split: [task for task in tasks if task.sandbox is None or task.sandbox.image not in missing] for split, tasks in splits.items()}
+    kept = {
+        split: [task for task in tasks if task.sandbox is None or task.sandbox.image not in missing]
+        for split, tasks in splits.items()
+    }
     for image, reason in missing.items():
         say(f"image {image!r} is missing, so its {wanted[image]} tasks are left out: {reason}")
     for split, tasks in kept.items():

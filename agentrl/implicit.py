@@ -39,10 +39,14 @@ class ImplicitPRM:
     name: str = "implicit"
     needs: ClassVar[frozenset[Need]] = frozenset({"old_logprobs"})
 
-    def open(self, model: ModelSpec, *, vocab_size: int, compute: Compute, allowed_V: BoolArray | None, seed: int) -> OpenImplicitPRM:
+    def open(
+        self, model: ModelSpec, *, vocab_size: int, compute: Compute, allowed_V: BoolArray | None, seed: int
+    ) -> OpenImplicitPRM:
         """Build a model like the policy's, all of whose weights learn."""
         model = replace(model, lora=None)
-        return OpenImplicitPRM(self, Learner(build_model(model, vocab_size, seed, compute.device), compute, allowed_V=allowed_V))
+        return OpenImplicitPRM(
+            self, Learner(build_model(model, vocab_size, seed, compute.device), compute, allowed_V=allowed_V)
+        )
 
 
 @dataclass(slots=True)
@@ -68,7 +72,10 @@ class OpenImplicitPRM:
     def learn(self, groups: Sequence[ScoredGroup], temperature: float) -> dict[str, float]:
         """Take one step on the pairs of each group."""
         weights = [
-            pair_weights([self._total(one) for one in group], [one.trajectory.success for one in group], self.spec.beta) for group in groups
+            pair_weights(
+                [self._total(one) for one in group], [one.trajectory.success for one in group], self.spec.beta
+            )
+            for group in groups
         ]
         paired = [found for found in weights if found.pairs]
         measured = {f"scorer/{self.spec.name}_pairs": float(sum(found.pairs for found in paired))}
@@ -85,7 +92,8 @@ class OpenImplicitPRM:
         stats = self.learner.update(make_batch(groups, credited), objective, temperature=temperature)
         return measured | {
             f"scorer/{self.spec.name}_loss": sum(found.loss for found in paired) / len(paired),
-            f"scorer/{self.spec.name}_accuracy": sum(found.right for found in paired) / sum(found.pairs for found in paired),
+            f"scorer/{self.spec.name}_accuracy": sum(found.right for found in paired)
+            / sum(found.pairs for found in paired),
             f"scorer/{self.spec.name}_grad_norm": stats["grad_norm"],
         }
 

@@ -41,7 +41,11 @@ class InProcess:
 
     def metrics(self) -> Mapping[str, float]:
         """Return what the sandbox provider counted."""
-        return {} if self._sandboxes is None else {f"sandbox/{name}": value for name, value in self._sandboxes.metrics().items()}
+        return (
+            {}
+            if self._sandboxes is None
+            else {f"sandbox/{name}": value for name, value in self._sandboxes.metrics().items()}
+        )
 
     @asynccontextmanager
     async def open(self, task: Task, *, alone: bool = False) -> AsyncIterator[Env]:
@@ -61,7 +65,9 @@ class InProcess:
             except TimeoutError as late:
                 if not limit.expired():
                     raise
-                raise EnvError(f"opening or closing {task.id!r} took longer than {self._deadline_s:g} s") from late
+                raise EnvError(
+                    f"opening or closing {task.id!r} took longer than {self._deadline_s:g} s"
+                ) from late
 
     @asynccontextmanager
     async def _borrow(self, alone: bool) -> AsyncIterator[_Shared]:

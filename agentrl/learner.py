@@ -87,7 +87,9 @@ class Learner:
         self._reference = {}
         self.num_updates = 0
 
-    def annotate(self, groups: Sequence[ScoredGroup], needs: frozenset[Need], temperature: float = 1.0) -> list[ScoredGroup]:
+    def annotate(
+        self, groups: Sequence[ScoredGroup], needs: frozenset[Need], temperature: float = 1.0
+    ) -> list[ScoredGroup]:
         """Measure what ``needs`` names on every trajectory, and nothing else: one pass for the policy, one for the reference.
 
         Raises:
@@ -104,7 +106,14 @@ class Learner:
         return [tuple(next(following) for _ in group) for group in groups]
 
     def update(
-        self, batch: Batch, objective: Objective, *, epochs: int = 1, minibatches: int = 1, seed: int = 0, temperature: float = 1.0
+        self,
+        batch: Batch,
+        objective: Objective,
+        *,
+        epochs: int = 1,
+        minibatches: int = 1,
+        seed: int = 0,
+        temperature: float = 1.0,
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimiser steps on ``batch`` and return what was measured, averaged over them.
 
@@ -121,7 +130,11 @@ class Learner:
         frozen = self.num_updates < optimisation.freeze_policy_updates
         meter = Meter()
         whole = objective.whole_groups
-        parts = [part for epoch in range(epochs) for part in batch.minibatches(minibatches, seed_of(seed, epoch), whole_groups=whole)]
+        parts = [
+            part
+            for epoch in range(epochs)
+            for part in batch.minibatches(minibatches, seed_of(seed, epoch), whole_groups=whole)
+        ]
         for index, part in enumerate(parts):
             width = 1.0 / len(parts)
             factor = optimisation.factor(self.num_updates + index * width, self._total_updates, width)
@@ -158,7 +171,9 @@ class Learner:
 
         Without LoRA they are the live tensors: copy what must outlast the next update.
         """
-        adapted = {name: module for name, module in self.model.named_modules() if hasattr(module, "get_delta_weight")}
+        adapted = {
+            name: module for name, module in self.model.named_modules() if hasattr(module, "get_delta_weight")
+        }
         merged: dict[str, Tensor] = {}
         for name, weight in self.model.state_dict().items():
             if "lora_" in name:
@@ -174,7 +189,9 @@ class Learner:
         tensors = {f"model.{name}": weight.detach() for name, weight in self._trained.items()}
         tensors |= {f"reference.{name}": weight for name, weight in self._reference.items()}
         if self._value_head is not None:
-            tensors |= {f"value_head.{name}": weight for name, weight in self._value_head.state_dict().items()}
+            tensors |= {
+                f"value_head.{name}": weight for name, weight in self._value_head.state_dict().items()
+            }
         if self._optimiser is not None:
             for index, state in self._optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
@@ -186,7 +203,12 @@ class Learner:
         Raises:
             ConfigError: weights are missing, or differ in shape: they are of another model.
         """
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "reference": {}, "value_head": {}, "optimiser": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "model": {},
+            "reference": {},
+            "value_head": {},
+            "optimiser": {},
+        }
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -194,19 +216,27 @@ class Learner:
         _check_same(parts["model"], own, "model")
         if parts["reference"]:
             _check_same(parts["reference"], own, "reference")
-        _check_same(parts["value_head"], {} if self._value_head is None else self._value_head.state_dict(), "value head")
+        _check_same(
+            parts["value_head"],
+            {} if self._value_head is None else self._value_head.state_dict(),
+            "value head",
+        )
         with torch.no_grad():
             for name, weight in own.items():
                 weight.copy_(parts["model"][name])
         if self._value_head is not None:
             self._value_head.load_state_dict(parts["value_head"])
-        self._reference = {name: tensor.to(self._device, copy=True) for name, tensor in parts["reference"].items()}
+        self._reference = {
+            name: tensor.to(self._device, copy=True) for name, tensor in parts["reference"].items()
+        }
         if self._optimiser is not None:
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in parts["optimiser"].items():
                 index, _, moment = name.partition(".")
                 state.setdefault(int(index), {})[moment] = tensor.clone()
-            self._optimiser.load_state_dict({"state": state, "param_groups": self._optimiser.state_dict()["param_groups"]})
+            self._optimiser.load_state_dict(
+                {"state": state, "param_groups": self._optimiser.state_dict()["param_groups"]}
+            )
         self.num_updates = int(numbers["num_updates"])  # type: ignore[arg-type]
         self._total_updates = int(numbers["total_updates"])  # type: ignore[arg-type]
 
@@ -216,19 +246,29 @@ class Learner:
         return self._optimisation, self._optimiser
 
     def _check(self, batch: Batch, objective: Objective) -> None:
-        frozen = self._optimisation is not None and self.num_updates < self._optimisation.freeze_policy_updates
+        frozen = (
+            self._optimisation is not None and self.num_updates < self._optimisation.freeze_policy_updates
+        )
         if frozen and objective.value is None:
-            raise ConfigError("freeze_policy_updates trains the value head alone, and the objective has no value loss; set Objective.value")
+            raise ConfigError(
+                "freeze_policy_updates trains the value head alone, and the objective has no value loss; set Objective.value"
+            )
         if objective.value is not None and self._value_head is None:
-            raise ConfigError("the objective has a value loss, but the learner has no value head; make it with value_head=True")
+            raise ConfigError(
+                "the objective has a value loss, but the learner has no value head; make it with value_head=True"
+            )
         rows = [row for sequence in batch.sequences for row in sequence.rows]
         for need, name in (("old_logprobs", "old_A"), ("ref_logprobs", "ref_A")):
             if need in objective.needs and any(getattr(row, name) is None for row in rows):
-                raise ConfigError(f"the objective needs {need}, and the batch has none; annotate with the objective's needs first")
+                raise ConfigError(
+                    f"the objective needs {need}, and the batch has none; annotate with the objective's needs first"
+                )
         if any(not np.isfinite(row.advantages_A).all() for row in rows):
             raise ConfigError("an advantage is not a finite number; look at the rewards and the credit rule")
 
-    def _step(self, part: Batch, objective: Objective, temperature: float, frozen: bool, meter: Meter) -> None:
+    def _step(
+        self, part: Batch, objective: Objective, temperature: float, frozen: bool, meter: Meter
+    ) -> None:
         """Accumulate the gradient of a minibatch over its micro-batches, and step."""
         optimisation, optimiser = self._started()
         weights = [aggregate(part.turn_lengths) for aggregate in objective.aggregations]
@@ -242,13 +282,21 @@ class Learner:
         loss = torch.zeros((), device=self._device)
         for pack in part.packs(self.compute.token_budget, whole_groups=objective.whole_groups):
             micro = Micro.lay([part.sequences[index] for index in pack], self._device)
-            chosen = [np.concatenate([weights_A[starts[i] : starts[i] + lengths[i]] for i in pack]) for weights_A in weights]
+            chosen = [
+                np.concatenate([weights_A[starts[i] : starts[i] + lengths[i]] for i in pack])
+                for weights_A in weights
+            ]
             on_device = [torch.from_numpy(weights_A).to(self._device, torch.float32) for weights_A in chosen]
             piece = self._loss(micro, on_device, objective, totals, temperature, frozen, meter)
             if piece is not None:
                 piece.backward()  # type: ignore[no-untyped-call]
                 loss += piece.detach()
-        trained = [weight for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None]
+        trained = [
+            weight
+            for group in optimiser.param_groups
+            for weight in group["params"]
+            if weight.grad is not None
+        ]
         norm = float(nn.utils.clip_grad_norm_(trained, optimisation.grad_clip)) if trained else 0.0
         if not (math.isfinite(norm) and math.isfinite(float(loss))):
             raise Diverged(
@@ -262,7 +310,14 @@ class Learner:
         meter.num_steps += 1
 
     def _loss(
-        self, micro: Micro, weights: Sequence[Tensor], objective: Objective, totals: _Totals, temperature: float, frozen: bool, meter: Meter
+        self,
+        micro: Micro,
+        weights: Sequence[Tensor],
+        objective: Objective,
+        totals: _Totals,
+        temperature: float,
+        frozen: bool,
+        meter: Meter,
     ) -> Tensor | None:
         """Return the micro-batch's share of the minibatch's loss; ``None`` where nothing in it can learn."""
         with torch.set_grad_enabled(not frozen):
@@ -271,7 +326,9 @@ class Learner:
         pieces = []
         if not frozen and len(micro.tokens_A):
             wants = "entropies" in objective.needs
-            logprobs_A, entropies_A = self._forward.logprobs(hidden_AH, micro.tokens_A, temperature=temperature, entropies=wants)
+            logprobs_A, entropies_A = self._forward.logprobs(
+                hidden_AH, micro.tokens_A, temperature=temperature, entropies=wants
+            )
             pieces.append(self._policy_loss(micro, weights, logprobs_A, entropies_A, objective, meter))
         if objective.value is not None and self._value_head is not None and totals.targets:
             values_A = self._value_head(hidden_AH.float())[:, 0]
@@ -280,14 +337,22 @@ class Learner:
             meter.steps("value_loss", value_loss)
             pieces.append(value_loss)
         if not frozen and objective.observation_weight and totals.observed:
-            logprobs_S, _ = self._forward.logprobs(hidden_NH[micro.observes_S], micro.observed_S, temperature=temperature, sampled=False)
+            logprobs_S, _ = self._forward.logprobs(
+                hidden_NH[micro.observes_S], micro.observed_S, temperature=temperature, sampled=False
+            )
             observed = -logprobs_S.sum() / totals.observed
             meter.steps("observation_nll", observed)
             pieces.append(objective.observation_weight * observed)
         return torch.stack(pieces).sum() if pieces else None
 
     def _policy_loss(
-        self, micro: Micro, weights: Sequence[Tensor], logprobs_A: Tensor, entropies_A: Tensor | None, objective: Objective, meter: Meter
+        self,
+        micro: Micro,
+        weights: Sequence[Tensor],
+        logprobs_A: Tensor,
+        entropies_A: Tensor | None,
+        objective: Objective,
+        meter: Meter,
     ) -> Tensor:
         """Return the weighted loss of the action tokens, regularisers included; ``weights`` as ``Objective.aggregations``."""
         meter.gap((logprobs_A.detach() - micro.behaviour_A).masked_fill(micro.given_A, 0.0))
@@ -307,7 +372,9 @@ class Learner:
         meter.tokens(measured)
         if objective.off_policy is not None:
             off_policy_A = (
-                objective.off_policy(inputs.old_logprobs_A, micro.behaviour_A, micro.sequence_A).detach().masked_fill(micro.given_A, 1.0)
+                objective.off_policy(inputs.old_logprobs_A, micro.behaviour_A, micro.sequence_A)
+                .detach()
+                .masked_fill(micro.given_A, 1.0)
             )
             meter.tokens(weighed(objective.off_policy, off_policy_A))
             loss_A = off_policy_A * loss_A
@@ -322,7 +389,9 @@ class Learner:
     def _measure(self, flat: Sequence[Scored], needs: frozenset[Need], temperature: float) -> list[Scored]:
         """Return ``flat`` with ``needs`` measured by the weights in place; where no token was sampled the arrays are empty."""
         if "values" in needs and self._value_head is None:
-            raise ConfigError("values are needed, but the learner has no value head; make it with value_head=True")
+            raise ConfigError(
+                "values are needed, but the learner has no value head; make it with value_head=True"
+            )
         speaking = [index for index, scored in enumerate(flat) if scored.trajectory.num_tokens]
         batch = make_batch([tuple(flat[index] for index in speaking)])
         measured: list[dict[str, Any]] = [{f"{need}_T": floats() for need in needs} for _ in flat]
@@ -332,7 +401,9 @@ class Learner:
             found: dict[str, Tensor] = {}
             if needs - {"values"}:
                 entropies = "entropies" in needs
-                logprobs_A, entropies_A = self._forward.logprobs(hidden_AH, micro.tokens_A, temperature=temperature, entropies=entropies)
+                logprobs_A, entropies_A = self._forward.logprobs(
+                    hidden_AH, micro.tokens_A, temperature=temperature, entropies=entropies
+                )
                 found = {"old_logprobs": logprobs_A, "ref_logprobs": logprobs_A}
                 if entropies_A is not None:
                     found["entropies"] = entropies_A
@@ -350,7 +421,9 @@ class Learner:
         """Put the reference's weights in place of the trained ones."""
         if not self._reference:
             if self.num_updates:
-                raise ConfigError("the reference policy is the one at a stage's start; ask for ref_logprobs from its first update on")
+                raise ConfigError(
+                    "the reference policy is the one at a stage's start; ask for ref_logprobs from its first update on"
+                )
             self._reference = {name: weight.detach().clone() for name, weight in self._trained.items()}
         own = {name: weight.data for name, weight in self._trained.items()}
         try:
@@ -370,17 +443,37 @@ class _Totals:
     observed: int
 
 
-def _adamw(trained: Mapping[str, Tensor], value_head: nn.Linear | None, optimisation: Optimisation) -> torch.optim.AdamW:
+def _adamw(
+    trained: Mapping[str, Tensor], value_head: nn.Linear | None, optimisation: Optimisation
+) -> torch.optim.AdamW:
     """Return the optimiser: matrices decay, all else does not; the value head has a learning rate of its own."""
     lr, decay = optimisation.lr, optimisation.weight_decay
     groups = [
-        {"params": [weight for weight in trained.values() if weight.ndim >= 2], "base_lr": lr, "weight_decay": decay},
-        {"params": [weight for weight in trained.values() if weight.ndim < 2], "base_lr": lr, "weight_decay": 0.0},
+        {
+            "params": [weight for weight in trained.values() if weight.ndim >= 2],
+            "base_lr": lr,
+            "weight_decay": decay,
+        },
+        {
+            "params": [weight for weight in trained.values() if weight.ndim < 2],
+            "base_lr": lr,
+            "weight_decay": 0.0,
+        },
     ]
     if value_head is not None:
-        groups.append({"params": list(value_head.parameters()), "base_lr": optimisation.value_lr or lr, "weight_decay": 0.0})
+        groups.append(
+            {
+                "params": list(value_head.parameters()),
+                "base_lr": optimisation.value_lr or lr,
+                "weight_decay": 0.0,
+            }
+        )
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, betas=optimisation.betas, eps=optimisation.eps, fused=True
+        [group for group in groups if group["params"]],
+        lr=lr,
+        betas=optimisation.betas,
+        eps=optimisation.eps,
+        fused=True,
     )
 
 

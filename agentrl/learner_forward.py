@@ -42,7 +42,13 @@ def packed_attention(
         out, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out, weights
     window = kwargs.get("sliding_window")
-    rows = zip(torch.split(query, lengths, 2), torch.split(key, lengths, 2), torch.split(value, lengths, 2), lengths, strict=True)
+    rows = zip(
+        torch.split(query, lengths, 2),
+        torch.split(key, lengths, 2),
+        torch.split(value, lengths, 2),
+        lengths,
+        strict=True,
+    )
     outs = [
         functional.scaled_dot_product_attention(
             query_row,
@@ -70,16 +76,26 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 class Forward:
     """Runs a model over packed rows; holds no state beside the model and how its rows are laid out."""
 
-    def __init__(self, model: PreTrainedModel, *, bfloat16: bool = False, allowed_V: npt.NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        bfloat16: bool = False,
+        allowed_V: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         self.model = cast(Any, model)  # Any: transformers types models per architecture
         self.device = model.device
         self.bfloat16 = bfloat16
-        self._banned_V = None if allowed_V is None or allowed_V.all() else torch.from_numpy(~allowed_V).to(self.device)
+        self._banned_V = (
+            None if allowed_V is None or allowed_V.all() else torch.from_numpy(~allowed_V).to(self.device)
+        )
         self._backbone = self.model.get_decoder()
         self._output = self.model.get_output_embeddings()
         config = model.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._scale = float(getattr(config, "logit_scale", 1.0)) / float(getattr(config, "logits_scaling", 1.0))
+        self._scale = float(getattr(config, "logit_scale", 1.0)) / float(
+            getattr(config, "logits_scaling", 1.0)
+        )
         self.packed = False
         self._probe()
 
@@ -90,8 +106,12 @@ class Forward:
             if self.packed:
                 return self._run(
                     torch.from_numpy(np.concatenate(rows).astype(np.int64))[None],
-                    position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(self.device),
-                    attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),  # four axes: no mask is made
+                    position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(
+                        self.device
+                    ),
+                    attention_mask=torch.ones(
+                        1, 1, 1, 1, dtype=torch.bool, device=self.device
+                    ),  # four axes: no mask is made
                     row_lengths=lengths,
                 )[0]
             padded = np.zeros((len(rows), max(lengths)), dtype=np.int64)
@@ -101,7 +121,13 @@ class Forward:
             return torch.cat([states[:length] for states, length in zip(hidden, lengths, strict=True)])
 
     def logprobs(
-        self, hidden_SH: Tensor, tokens_S: Tensor, *, temperature: float, sampled: bool = True, entropies: bool = False
+        self,
+        hidden_SH: Tensor,
+        tokens_S: Tensor,
+        *,
+        temperature: float,
+        sampled: bool = True,
+        entropies: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return float32 log-probabilities of ``tokens_S`` at ``temperature``, and entropies in nats over the vocabulary if wanted.
 
@@ -147,8 +173,15 @@ class Forward:
         """
         bfloat16, self.bfloat16 = self.bfloat16, False
         rows = [np.arange(length, dtype=np.int32) % self._output.weight.shape[0] for length in (7, 4)]
-        wanted = torch.cat([self.model(torch.from_numpy(row.astype(np.int64))[None].to(self.device)).logits[0] for row in rows]).float()
-        near = (1e-3 if self._output.weight.dtype == torch.float32 else 0.1) * max(1.0, float(wanted.abs().max()))
+        wanted = torch.cat(
+            [
+                self.model(torch.from_numpy(row.astype(np.int64))[None].to(self.device)).logits[0]
+                for row in rows
+            ]
+        ).float()
+        near = (1e-3 if self._output.weight.dtype == torch.float32 else 0.1) * max(
+            1.0, float(wanted.abs().max())
+        )
         own = self.model.config._attn_implementation
         for packed in (True, False) if self.model._supports_attention_backend else (False,):
             self.packed = packed

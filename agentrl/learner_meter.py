@@ -35,7 +35,10 @@ class Meter:
 
     def means(self) -> dict[str, float]:
         """Return the averages by name."""
-        found = {name: float(total) / (self.counts[name] or max(1, self.num_steps)) for name, total in self.sums.items()}
+        found = {
+            name: float(total) / (self.counts[name] or max(1, self.num_steps))
+            for name, total in self.sums.items()
+        }
         return found if self.largest_gap is None else found | {"logprob_gap": float(self.largest_gap)}
 
     def _add(self, name: str, value: Tensor, count: int) -> None:

@@ -22,7 +22,11 @@ from agentrl.files import replace
 from agentrl.types import Json
 
 Manifest = Mapping[str, Json]
-_IDENTITY = {"seed": "seed", "panels": "the tasks' content hashes", "missing": "sandbox images that are missing"}
+_IDENTITY = {
+    "seed": "seed",
+    "panels": "the tasks' content hashes",
+    "missing": "sandbox images that are missing",
+}
 """What makes a run this run: a difference is an error."""
 _EXACTNESS = {
     "python": "Python",
@@ -52,7 +56,12 @@ def make_manifest(*, seed: int, panels: Mapping[str, str], missing: Iterable[str
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": package_versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count(), "gpu": gpu},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+            "gpu": gpu,
+        },
         "threads": None if torch is None else torch.get_num_threads(),
         "commit": commit,
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -61,7 +70,10 @@ def make_manifest(*, seed: int, panels: Mapping[str, str], missing: Iterable[str
 
 def package_versions() -> dict[str, str]:
     """Return the versions of agentrl and of those packages it or its extras ask for that are installed."""
-    asked = {re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0] for requirement in metadata.requires("agentrl") or ()}
+    asked = {
+        re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
+        for requirement in metadata.requires("agentrl") or ()
+    }
     versions = {}
     for name in sorted({"agentrl"} | asked):
         try:
@@ -87,7 +99,11 @@ def reconcile(path: Path, manifest: Manifest) -> list[str]:
             raise ConfigError(
                 f"the run in {path.parent} cannot go on: {'; '.join(lines)}. Give the run what it was started with, or choose a new folder"
             )
-    return [line for key, what in _EXACTNESS.items() for line in _differences(before.get(key), manifest.get(key), what)]
+    return [
+        line
+        for key, what in _EXACTNESS.items()
+        for line in _differences(before.get(key), manifest.get(key), what)
+    ]
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -99,7 +115,9 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError) as problem:
-        raise CheckpointError(f"the manifest {path} cannot be read ({problem}); is {path.parent} a run folder?") from problem
+        raise CheckpointError(
+            f"the manifest {path} cannot be read ({problem}); is {path.parent} a run folder?"
+        ) from problem
     if not isinstance(manifest, dict):
         raise CheckpointError(f"the manifest {path} is no JSON object; is {path.parent} a run folder?")
     return manifest
@@ -115,14 +133,25 @@ def _differences(before: Json, now: Json, what: str) -> list[str]:
         return []
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted({*before, *now})
-        return [f"{what}: {key} was {before.get(key)} and is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+        return [
+            f"{what}: {key} was {before.get(key)} and is {now.get(key)}"
+            for key in keys
+            if before.get(key) != now.get(key)
+        ]
     return [f"{what} was {before} and is {now}"]
 
 
 def _git(*arguments: str) -> str | None:
     """Return what git says about the source tree that agentrl runs from, ``None`` where there is no git or no tree."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -80,7 +80,12 @@ METRICS: Mapping[str, str] = {
 }
 """Every metric's name (``*`` stands for any ending) and meaning."""
 
-_NAMES = re.compile("|".join("".join(".+" if part == "*" else re.escape(part) for part in re.split(r"(\*)", name)) for name in METRICS))
+_NAMES = re.compile(
+    "|".join(
+        "".join(".+" if part == "*" else re.escape(part) for part in re.split(r"(\*)", name))
+        for name in METRICS
+    )
+)
 _CANNOT_REPEAT = re.compile(r"(time|machine|sandbox)/.*|.*_(s|mib)")
 
 
@@ -172,7 +177,8 @@ class MetricsLog:
     def records(self) -> list[dict[str, Any]]:  # Any: update is an int, stage text, the rest floats
         """Return the records of ``metrics.jsonl`` so far, without values that were no finite numbers."""
         return [
-            {name: value for name, value in record.items() if value is not None} for record in read_metrics(self._folder / "metrics.jsonl")
+            {name: value for name, value in record.items() if value is not None}
+            for record in read_metrics(self._folder / "metrics.jsonl")
         ]
 
     def sync(self) -> None:
@@ -191,11 +197,15 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:  # Any: update is an int, stage text, the rest floats or None
+def read_metrics(
+    path: Path,
+) -> list[dict[str, Any]]:  # Any: update is an int, stage text, the rest floats or None
     """Return the records of a ``metrics.jsonl`` or ``timing.jsonl``; a torn last line is left out.
 
     Raises:
@@ -207,7 +217,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:  # Any: update is an int, 
         try:
             records.append(json.loads(line))
         except ValueError as problem:
-            raise CheckpointError(f"line {number} of {path} is no JSON ({problem}); remove the line, or restore the file") from problem
+            raise CheckpointError(
+                f"line {number} of {path} is no JSON ({problem}); remove the line, or restore the file"
+            ) from problem
     return records
 
 
@@ -223,10 +235,15 @@ class _Lines:
 
     def _open(self) -> FileIO:
         with writing(self.path):
-            return self.path.open("ab", buffering=0)  # a record that was returned from is with the system: a kill cannot lose it
+            return self.path.open(
+                "ab", buffering=0
+            )  # a record that was returned from is with the system: a kill cannot lose it
 
     def append(self, record: Mapping[str, object]) -> None:
-        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
         line = json.dumps(finite, allow_nan=False).encode() + b"\n"
         with writing(self.path):
             while line:  # a disk that is nearly full takes a part
@@ -262,7 +279,9 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         suffix = f".{time.time_ns()}"  # its own names tell apart seconds only: a quick resume would overwrite the file
-        return _TensorBoardWriter(SummaryWriter(str(folder / "tensorboard"), purge_step=first_update, filename_suffix=suffix))
+        return _TensorBoardWriter(
+            SummaryWriter(str(folder / "tensorboard"), purge_step=first_update, filename_suffix=suffix)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +359,9 @@ class MLflow:
         note = folder / "mlflow_run"
         if not note.exists():
             experiment = client.get_experiment_by_name(self.experiment)
-            number = client.create_experiment(self.experiment) if experiment is None else experiment.experiment_id
+            number = (
+                client.create_experiment(self.experiment) if experiment is None else experiment.experiment_id
+            )
             replace(note, client.create_run(number, run_name=folder.name).info.run_id.encode())
         return _MLflowWriter(client, note.read_text())
 

@@ -17,7 +17,13 @@ from typing import Any, Literal, cast
 import psutil
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 from agentrl.errors import ConfigError, MissingExtra, boundary
@@ -74,7 +80,9 @@ class TrainedTokenizer:
                 f"vocab_size {self.vocab_size} has no room for 256 bytes and {len(self.special)} special tokens; give {least} or more"
             )
         if self.num_episodes < 1:
-            raise ConfigError(f"a tokenizer is trained on at least 1 episode; num_episodes is {self.num_episodes}")
+            raise ConfigError(
+                f"a tokenizer is trained on at least 1 episode; num_episodes is {self.num_episodes}"
+            )
         if not self.special or len(set(self.special)) < len(self.special):
             raise ConfigError(f"special tokens must be different, at least one; found {self.special}")
 
@@ -96,9 +104,13 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if bool(self.folder) == (self.shape is not None):
             found = "both" if self.folder else "neither"
-            raise ConfigError(f"a model is a folder or a shape; found {found}; give exactly one of ModelSpec.folder and ModelSpec.shape")
+            raise ConfigError(
+                f"a model is a folder or a shape; found {found}; give exactly one of ModelSpec.folder and ModelSpec.shape"
+            )
         if not self.folder and not self.tokenizer:
-            raise ConfigError("a model with random weights brings no tokenizer; set tokenizer to a folder or TrainedTokenizer(...)")
+            raise ConfigError(
+                "a model with random weights brings no tokenizer; set tokenizer to a folder or TrainedTokenizer(...)"
+            )
         if self.dtype == "bfloat16" and self.lora is None:
             raise ConfigError(
                 "weights stored in bfloat16 lose small updates; keep ModelSpec.dtype at float32 and compute in bfloat16, or train with LoRA"
@@ -140,7 +152,9 @@ def load_tokenizer(folder: str | Path, *, required: Sequence[str] = ()) -> PreTr
     with boundary(ConfigError, f"reading the tokenizer in {folder}"):
         tokenizer = _reader(Path(folder)).from_pretrained(str(folder), local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ConfigError(f"the tokenizer in {folder} has no tokenizer.json (found {type(tokenizer).__name__}); convert it to a fast one")
+        raise ConfigError(
+            f"the tokenizer in {folder} has no tokenizer.json (found {type(tokenizer).__name__}); convert it to a fast one"
+        )
     check_tokens(tokenizer, required)
     return tokenizer
 
@@ -152,7 +166,11 @@ def _reader(folder: Path) -> Any:  # Any: transformers does not type its factori
     """
     config = folder / "tokenizer_config.json"
     named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
-    return PreTrainedTokenizerFast if named in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+    return (
+        PreTrainedTokenizerFast
+        if named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        else AutoTokenizer
+    )
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerFast, required: Sequence[str]) -> None:
@@ -193,9 +211,15 @@ def model_config(spec: ModelSpec, vocab_size: int) -> Any:  # Any: transformers 
         "vocab_size": vocab_size,
         **shape.extra,
     }
-    small = [name for name, value in fields.items() if isinstance(value, int) and not isinstance(value, bool) and value < 1]
+    small = [
+        name
+        for name, value in fields.items()
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1
+    ]
     if small and not shape.extra:
-        raise ConfigError(f"the model's shape has {small[0]} = {fields[small[0]]}; every size must be at least 1")
+        raise ConfigError(
+            f"the model's shape has {small[0]} = {fields[small[0]]}; every size must be at least 1"
+        )
     if shape.hidden % shape.heads or shape.heads % shape.kv_heads:
         raise ConfigError(
             f"hidden must be a multiple of heads, and heads of kv_heads; found {shape.hidden}, {shape.heads}, {shape.kv_heads}"
@@ -204,7 +228,9 @@ def model_config(spec: ModelSpec, vocab_size: int) -> Any:  # Any: transformers 
         return AutoConfig.for_model(shape.architecture, **fields)
 
 
-def build_model(spec: ModelSpec, vocab_size: int, seed: int, device: str | torch.device = "cpu") -> PreTrainedModel:
+def build_model(
+    spec: ModelSpec, vocab_size: int, seed: int, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
     """Build the model of ``spec`` on ``device``, in training mode, with dropout off: what is trained is what samples.
 
     Random weights (and adapters) come from ``seed`` alone, on the CPU, so every device starts from the same numbers. With
@@ -227,7 +253,9 @@ def build_model(spec: ModelSpec, vocab_size: int, seed: int, device: str | torch
             _inject(model, spec.lora)
     if spec.gradient_checkpointing:
         # transformers renamed it in 5.2x and warns of the old name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable = (
+            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        )
         enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -264,7 +292,11 @@ def memory_mib(
     kv_width = getattr(config, "num_key_value_heads", None) or heads
     kv_width *= getattr(config, "head_dim", None) or hidden // heads
     mlp = getattr(config, "intermediate_size", None) or 4 * hidden
-    trained = parameters if spec.lora is None else min(parameters, 2 * spec.lora.rank * layers * (6 * hidden + 3 * mlp))
+    trained = (
+        parameters
+        if spec.lora is None
+        else min(parameters, 2 * spec.lora.rank * layers * (6 * hidden + 3 * mlp))
+    )
     stored = 4 if spec.dtype == "float32" else 2
     per_layer = 24 * hidden + 6 * mlp
     floats = per_layer + layers * hidden if spec.gradient_checkpointing else layers * per_layer
@@ -285,8 +317,12 @@ def check_fits(needed_mib: float, device: str | torch.device) -> None:
     with boundary(ConfigError, f"device {str(device)!r}"):
         kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {str(device)!r}: torch can use no GPU here; set compute.device=cpu, or see agentrl doctor")
-    free_mib = (torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available) / _MIB
+        raise ConfigError(
+            f"device {str(device)!r}: torch can use no GPU here; set compute.device=cpu, or see agentrl doctor"
+        )
+    free_mib = (
+        torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available
+    ) / _MIB
     if needed_mib > free_mib:
         raise ConfigError(
             f"the model does not fit: it needs about {needed_mib:,.0f} MiB and {device} has {free_mib:,.0f} MiB free; "
@@ -309,15 +345,21 @@ def no_bars() -> Iterator[None]:
 
 def _check_folder(folder: str | Path, what: str) -> None:
     if not Path(folder).is_dir():
-        raise ConfigError(f"the {what} folder does not exist: {folder}; give a folder on this machine (nothing is downloaded)")
+        raise ConfigError(
+            f"the {what} folder does not exist: {folder}; give a folder on this machine (nothing is downloaded)"
+        )
 
 
 def _load_weights(folder: str, dtype: torch.dtype) -> Any:  # Any: transformers types models per architecture
     with boundary(ConfigError, f"reading the model in {folder}"), no_bars():
-        model, report = _CausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
+        model, report = _CausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=dtype, output_loading_info=True
+        )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ConfigError(f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}; copy the whole folder again")
+        raise ConfigError(
+            f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}; copy the whole folder again"
+        )
     return model
 
 
@@ -327,7 +369,9 @@ def _inject(model: Any, lora: LoRA) -> None:
     except ImportError as problem:
         raise MissingExtra("LoRA needs peft; install agentrl with the extra 'train'") from problem
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
     with boundary(ConfigError, f"LoRA on {lora.targets}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inject_adapter_in_model(config, model)

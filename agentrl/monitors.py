@@ -109,7 +109,10 @@ class ProxyRises:
 
     def __call__(self, records: Records) -> str:
         """Compare windows of both."""
-        moved = [_moved([record[name] for record in records if name in record], self.updates) for name in (self.proxy, self.outcome)]
+        moved = [
+            _moved([record[name] for record in records if name in record], self.updates)
+            for name in (self.proxy, self.outcome)
+        ]
         if any(one is None for one in moved):
             return ""
         (paid, paid_error), (wanted, wanted_error) = (one for one in moved if one is not None)
@@ -124,11 +127,38 @@ class ProxyRises:
 def usual() -> tuple[Monitor, ...]:
     """Return the monitors that every run has unless its recipe says otherwise; none of them stops it."""
     return (
-        Limit("invalid", "rollout/invalid", "above", 0.9, means="the environment refuses nearly every action; look at what is said"),
-        Limit("zero_variance", "credit/zero_variance", "above", 0.95, means="groups are paid the same and teach nothing"),
-        Limit("entropy", "rollout/entropy", "below", 0.01, means="the policy says the same whatever it sees; it explores nothing"),
-        Limit("repetition", "rollout/repetition", "above", 0.8, means="episodes say one thing again and again"),
-        Limit("gate", "gate/outcome", "below", 0.005, updates=10, means="nothing opens the gate, so no step reward is ever paid"),
+        Limit(
+            "invalid",
+            "rollout/invalid",
+            "above",
+            0.9,
+            means="the environment refuses nearly every action; look at what is said",
+        ),
+        Limit(
+            "zero_variance",
+            "credit/zero_variance",
+            "above",
+            0.95,
+            means="groups are paid the same and teach nothing",
+        ),
+        Limit(
+            "entropy",
+            "rollout/entropy",
+            "below",
+            0.01,
+            means="the policy says the same whatever it sees; it explores nothing",
+        ),
+        Limit(
+            "repetition", "rollout/repetition", "above", 0.8, means="episodes say one thing again and again"
+        ),
+        Limit(
+            "gate",
+            "gate/outcome",
+            "below",
+            0.005,
+            updates=10,
+            means="nothing opens the gate, so no step reward is ever paid",
+        ),
         Fallen("success", "rollout/success", means="what was learned is being lost"),
         ProxyRises(),
     )

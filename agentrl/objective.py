@@ -33,7 +33,10 @@ class Objective:
     @property
     def aggregations(self) -> tuple[Aggregation, ...]:
         """How the tokens of the loss are added up, and those of each regulariser: its own ``aggregate`` where it has one."""
-        return (self.aggregate, *(getattr(regulariser, "aggregate", None) or self.aggregate for regulariser in self.regularisers))
+        return (
+            self.aggregate,
+            *(getattr(regulariser, "aggregate", None) or self.aggregate for regulariser in self.regularisers),
+        )
 
     @property
     def whole_groups(self) -> bool:

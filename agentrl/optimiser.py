@@ -104,4 +104,6 @@ class Optimisation:
         """
         if position < self.warmup_updates:
             return min(1.0, (position + step) / self.warmup_updates)
-        return self.schedule(min(1.0, (position - self.warmup_updates) / max(1, total_updates - self.warmup_updates)))
+        return self.schedule(
+            min(1.0, (position - self.warmup_updates) / max(1, total_updates - self.warmup_updates))
+        )

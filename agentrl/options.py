@@ -44,7 +44,9 @@ def describe(value: object) -> Json:
     if isinstance(value, types.MethodType):
         return {"method": value.__name__, "of": describe(value.__self__)}
     if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+        return {
+            str(key): describe(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
+        }
     if isinstance(value, (tuple, list)):
         return [describe(item) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -59,7 +61,11 @@ def describe(value: object) -> Json:
         return f"{value.__module__}:{value.__qualname__}"
     name = f"{type(value).__module__}:{type(value).__qualname__}"
     if dataclasses.is_dataclass(value):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
+        fields = {
+            field.name: describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.repr
+        }
         return {"class": name, **fields}
     return {"class": name}
 
@@ -120,7 +126,9 @@ def override(value: T, assignments: Sequence[str]) -> T:
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"cannot read the option {assignment!r}; write it as path=value, for example stages.rl.updates=20")
+            raise ConfigError(
+                f"cannot read the option {assignment!r}; write it as path=value, for example stages.rl.updates=20"
+            )
         settings.append(_Setting(path.strip().split("."), text.strip(), path.strip()))
     return typing.cast("T", _set(value, settings))
 
@@ -153,26 +161,40 @@ def _set(value: object, settings: Sequence[_Setting]) -> object:
     for step, below in by_step.items():
         if step not in fields:
             known = f"it has {', '.join(fields)}{_nearest(step, fields)}"
-            raise ConfigError(f"option {below[0].path!r}: {type(value).__name__} has no field {step!r}; {known}")
+            raise ConfigError(
+                f"option {below[0].path!r}: {type(value).__name__} has no field {step!r}; {known}"
+            )
         changes[step] = getattr(value, step)
         for whole in (one for one in below if len(one.steps) == 1):
             changes[step] = _parse(whole.text, _hints(type(value))[step], whole.path)
-        changes[step] = _set(changes[step], [one._replace(steps=one.steps[1:]) for one in below if len(one.steps) > 1])
+        changes[step] = _set(
+            changes[step], [one._replace(steps=one.steps[1:]) for one in below if len(one.steps) > 1]
+        )
     return dataclasses.replace(value, **changes)
 
 
 def _set_element(value: tuple[object, ...], step: str, below: Sequence[_Setting]) -> tuple[object, ...]:
     names = [str(getattr(item, "name", index)) for index, item in enumerate(value)]
-    place = names.index(step) if step in names else int(step) if step.isdigit() and int(step) < len(value) else -1
+    place = (
+        names.index(step) if step in names else int(step) if step.isdigit() and int(step) < len(value) else -1
+    )
     if place < 0 or any(len(one.steps) == 1 for one in below):
-        raise ConfigError(f"option {below[0].path!r}: no element {step!r}; found {', '.join(names)}{_nearest(step, names)}")
-    return (*value[:place], _set(value[place], [one._replace(steps=one.steps[1:]) for one in below]), *value[place + 1 :])
+        raise ConfigError(
+            f"option {below[0].path!r}: no element {step!r}; found {', '.join(names)}{_nearest(step, names)}"
+        )
+    return (
+        *value[:place],
+        _set(value[place], [one._replace(steps=one.steps[1:]) for one in below]),
+        *value[place + 1 :],
+    )
 
 
 def _of_mapping(below: Sequence[_Setting]) -> object:
     for one in below:
         if len(one.steps) > 1:
-            raise ConfigError(f"option {one.path!r}: a mapping takes one name, as in {one.path.rsplit('.', len(one.steps) - 1)[0]}=...")
+            raise ConfigError(
+                f"option {one.path!r}: a mapping takes one name, as in {one.path.rsplit('.', len(one.steps) - 1)[0]}=..."
+            )
     return _literal(below[-1].text)
 
 
@@ -182,7 +204,12 @@ def _parse(text: str, hint: object, path: str) -> object:
         if _fits(candidate, hint):
             if isinstance(candidate, str) and Path in _parts(hint):
                 return Path(candidate)
-            if isinstance(candidate, int) and not isinstance(candidate, bool) and float in _parts(hint) and int not in _parts(hint):
+            if (
+                isinstance(candidate, int)
+                and not isinstance(candidate, bool)
+                and float in _parts(hint)
+                and int not in _parts(hint)
+            ):
                 return float(candidate)
             return candidate
     raise ConfigError(f"option {path!r} takes {_spell(hint)}; found {text!r}")
@@ -225,7 +252,10 @@ def _hints(cls: type) -> Mapping[str, object]:
         return typing.get_type_hints(cls)
     except NameError:  # a name that is imported for type checkers only: then the defaults say what they can
         fields = dataclasses.fields(cls)
-        return {field.name: type(field.default) if isinstance(field.default, _SCALARS) else object for field in fields}
+        return {
+            field.name: type(field.default) if isinstance(field.default, _SCALARS) else object
+            for field in fields
+        }
 
 
 def _checkable(hint: object) -> bool:
@@ -248,7 +278,9 @@ def _fits(value: object, hint: object) -> bool:
             return False
         if len(parts) == 2 and parts[1] is Ellipsis:
             return all(_fits(item, parts[0]) for item in value)
-        return len(value) == len(parts) and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
+        return len(value) == len(parts) and all(
+            _fits(item, part) for item, part in zip(value, parts, strict=True)
+        )
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
@@ -292,7 +324,9 @@ def parse_fields(cls: type, assignments: Sequence[str], what: str) -> dict[str, 
         if not separator:
             raise ConfigError(f"cannot read {assignment!r} as an option of {what}; write it as name=value")
         if name not in hints:
-            raise ConfigError(f"{what} has no option {name!r}; it has {', '.join(hints)}{_nearest(name, list(hints))}")
+            raise ConfigError(
+                f"{what} has no option {name!r}; it has {', '.join(hints)}{_nearest(name, list(hints))}"
+            )
         values[name] = _parse(text, hints[name], f"{what}: {name}")
     return values
 

@@ -119,12 +119,16 @@ def _load(kind: Kind, name: str) -> Any:
     else:
         candidates = [entry for entry in entry_points(group=kind.group) if entry.name == name]
         if not candidates:
-            raise UnknownPlugin(unknown(f"{kind.noun} plug-in", name, _names(kind)) + "; or give it as module:attribute")
+            raise UnknownPlugin(
+                unknown(f"{kind.noun} plug-in", name, _names(kind)) + "; or give it as module:attribute"
+            )
         entry = candidates[0]
         what = f"{kind.noun} {name!r}" + (f" of {entry.dist.name} {entry.dist.version}" if entry.dist else "")
     found = _import(what, entry)
     if not (isinstance(found, kind.base) or (isinstance(found, type) and issubclass(found, kind.base))):
-        raise ConfigError(f"{what} is no {kind.base.__name__}, found {found!r}; name a subclass of {kind.base.__name__} or a value of one")
+        raise ConfigError(
+            f"{what} is no {kind.base.__name__}, found {found!r}; name a subclass of {kind.base.__name__} or a value of one"
+        )
     return found
 
 
@@ -143,15 +147,21 @@ def _import(what: str, entry: EntryPoint) -> object:
     return found
 
 
-def _explain_missing(what: str, entry: EntryPoint, module_name: str, problem: ModuleNotFoundError) -> NoReturn:
+def _explain_missing(
+    what: str, entry: EntryPoint, module_name: str, problem: ModuleNotFoundError
+) -> NoReturn:
     missing = (problem.name or "").partition(".")[0]
     if missing == module_name.partition(".")[0]:
-        raise UnknownPlugin(f"{what}: no module is named {problem.name!r}; run in the folder that holds it, or install it") from problem
+        raise UnknownPlugin(
+            f"{what}: no module is named {problem.name!r}; run in the folder that holds it, or install it"
+        ) from problem
     extra = extra_with(entry.dist, missing) if entry.dist else None
     if entry.dist is not None and extra is not None:
         where = "." if entry.dist.name == "agentrl" else entry.dist.name
         mend = f"pip install '{where}[{extra}]'" + (" in agentrl's folder" if where == "." else "")
-        raise MissingExtra(f"{what} needs the package {missing!r}, which is not installed; it comes with an extra: {mend}") from problem
+        raise MissingExtra(
+            f"{what} needs the package {missing!r}, which is not installed; it comes with an extra: {mend}"
+        ) from problem
     raise MissingExtra(f"{what} needs the package {missing!r}, which is not installed") from problem
 
 
@@ -183,16 +193,24 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
 def _check_options(what: str, cls: type[Any], options: Mapping[str, Any], *, configured: bool) -> None:
     """Check names and types before the class itself sees the values."""
     if not dataclasses.is_dataclass(cls):
-        raise ConfigError(f"{what}: {cls.__name__} is no dataclass, so its options are not known; make it a frozen dataclass")
+        raise ConfigError(
+            f"{what}: {cls.__name__} is no dataclass, so its options are not known; make it a frozen dataclass"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for name in options:
         if name not in fields:
             raise ConfigError(f"{what}: " + unknown("option", name, list(fields)))
     nothing = dataclasses.MISSING
-    needed = [name for name, field in fields.items() if field.default is nothing and field.default_factory is nothing]
+    needed = [
+        name
+        for name, field in fields.items()
+        if field.default is nothing and field.default_factory is nothing
+    ]
     if missing := [name for name in needed if name not in options and not configured]:
         raise ConfigError(f"{what} needs a value for {', '.join(missing)}")
-    probe = object.__new__(cls)  # holds the values as they are; a constructor could trip over a wrong type first
+    probe = object.__new__(
+        cls
+    )  # holds the values as they are; a constructor could trip over a wrong type first
     for name, field in fields.items():
         default = field.default_factory() if field.default_factory is not nothing else field.default
         object.__setattr__(probe, name, options.get(name, default))

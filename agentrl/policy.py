@@ -65,7 +65,9 @@ class RandomPolicy:
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
         """Raise ``EngineError`` where the environment lists no admissible actions."""
         if not observation.actions:
-            raise EngineError("random play needs admissible actions, and the observation lists none; switch them on in the environment")
+            raise EngineError(
+                "random play needs admissible actions, and the observation lists none; switch them on in the environment"
+            )
         wanted = [action for action in observation.actions if action.split(" ", 1)[0] not in self.avoid]
         return Action(random.Random(seed).choice(wanted or list(observation.actions)))
 
@@ -81,7 +83,9 @@ class ExpertPolicy:
             if past.plan:
                 if age < len(past.plan):
                     return Action(past.plan[age])
-                raise EngineError(f"the expert's plan has {len(past.plan)} actions and the episode goes on after them")
+                raise EngineError(
+                    f"the expert's plan has {len(past.plan)} actions and the episode goes on after them"
+                )
         raise EngineError("expert play needs a plan, and no observation of this episode carries one")
 
 

@@ -162,7 +162,10 @@ class Origin:
 
     def keep(self, folder: Path) -> None:
         """Write ``recipe.py``, the modules it imports, and ``overrides.json`` to a run folder."""
-        replace(folder / "overrides.json", json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode())
+        replace(
+            folder / "overrides.json",
+            json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode(),
+        )
         for name, source in self.modules.items():
             replace(folder / f"{name}.py", source.encode())
         replace(folder / "recipe.py", self.source.encode())
@@ -190,12 +193,18 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Origin]:
             kept = json.loads(record.read_text())
             name, given, path = kept["recipe"], (*kept["overrides"], *given), file
         except (ValueError, KeyError, TypeError) as problem:
-            raise CheckpointError(f"{record} is damaged ({problem}); write it again, or give the recipe file and --out {path}") from problem
+            raise CheckpointError(
+                f"{record} is damaged ({problem}); write it again, or give the recipe file and --out {path}"
+            ) from problem
     if not path.is_file():
-        raise ConfigError(f"no recipe file {str(path)!r}; recipes of this project are in recipes/, one Python file each")
+        raise ConfigError(
+            f"no recipe file {str(path)!r}; recipes of this project are in recipes/, one Python file each"
+        )
     with _beside(path.resolve().parent) as modules:
         recipe = _execute(path, Path(name).stem)
-    return override(recipe, given), Origin(name=name, source=path.read_text(), overrides=given, modules=modules)
+    return override(recipe, given), Origin(
+        name=name, source=path.read_text(), overrides=given, modules=modules
+    )
 
 
 @contextmanager
@@ -222,7 +231,9 @@ def _execute(path: Path, stem: str) -> Recipe:
     """Run a recipe file as the module it was first run as: descriptions name classes by their module."""
     spec = importlib.util.spec_from_file_location(f"agentrl_recipe_{stem}", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{str(path)!r} is no Python file; a recipe file ends in .py and holds a value `recipe = Recipe(...)`")
+        raise ConfigError(
+            f"{str(path)!r} is no Python file; a recipe file ends in .py and holds a value `recipe = Recipe(...)`"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -230,12 +241,20 @@ def _execute(path: Path, stem: str) -> Recipe:
     except AgentRLError:
         raise
     except Exception as problem:
-        lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(problem.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
         where = f", line {lines[-1]}" if lines else ""  # a syntax error names its own
-        raise ConfigError(f"recipe {str(path)!r} does not load{where}: {type(problem).__name__}: {problem}") from problem
+        raise ConfigError(
+            f"recipe {str(path)!r} does not load{where}: {type(problem).__name__}: {problem}"
+        ) from problem
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
-        raise ConfigError(f"{str(path)!r} must hold a value `recipe = Recipe(...)`; found {type(recipe).__name__}")
+        raise ConfigError(
+            f"{str(path)!r} must hold a value `recipe = Recipe(...)`; found {type(recipe).__name__}"
+        )
     return recipe
 
 
@@ -247,7 +266,9 @@ def check(recipe: Recipe) -> None:
     """
     problems = list(check_types(recipe)) or list(_problems(recipe))
     if problems:
-        raise ConfigError(f"recipe {recipe.name!r} cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise ConfigError(
+            f"recipe {recipe.name!r} cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems)
+        )
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
@@ -258,7 +279,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _too_small(recipe.limits, "limits.", concurrency=1, max_attempts=1, max_turns=0)
     yield from _too_small(recipe.evaluation, "evaluation.", num_tasks=0, episodes_per_task=1)
     yield from _too_small(recipe.compute, "compute.", token_budget=1, threads=0)
-    for where, sampling in (("sampling.", recipe.sampling), ("evaluation.sampling.", recipe.evaluation.sampling)):
+    for where, sampling in (
+        ("sampling.", recipe.sampling),
+        ("evaluation.sampling.", recipe.evaluation.sampling),
+    ):
         yield from _too_small(sampling, where, max_tokens=1, top_k=0)
         if not 0 < sampling.top_p <= 1:
             yield f"{where}top_p is {sampling.top_p:g}; it must be above 0 and at most 1"

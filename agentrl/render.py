@@ -43,7 +43,9 @@ class Tokenizer(Protocol):
         """Return the ids of ``text``; with ``split_special_tokens`` no part of it becomes a special token."""
         ...
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> Any:
+    def decode(
+        self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> Any:
         """Return the text of ids."""
         ...
 
@@ -101,7 +103,9 @@ def tokenise(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
     for turn in trajectory.turns:
         if not len(turn.action.tokens):
             prompt, tokens = renderer.prompt(turns, turn.observation), renderer.encode(turn.action.text)
-            action = Action(turn.action.text, prompt.tokens, tokens, floats(np.zeros(len(tokens))), -1, prompt.fresh)
+            action = Action(
+                turn.action.text, prompt.tokens, tokens, floats(np.zeros(len(tokens))), -1, prompt.fresh
+            )
             turn = replace(turn, action=action)
         turns.append(turn)
     return replace(trajectory, turns=tuple(turns))
@@ -124,7 +128,9 @@ def check_drift(turns: Sequence[Turn], renderer: Renderer, *, first: int = 0) ->
                 "the episode was played with another renderer, tokenizer or history"
             )
         if (text := renderer.decode(action.tokens)) != action.text:
-            raise TokenDrift(f"turn {index} stores the action {action.text!r}, but its tokens read {text!r}; actions must not be edited")
+            raise TokenDrift(
+                f"turn {index} stores the action {action.text!r}, but its tokens read {text!r}; actions must not be edited"
+            )
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,9 @@ class TagRenderer:
         vocabulary = self.tokenizer.get_vocab()
         missing = [tag for tag in (self.act, self.end) if tag not in vocabulary]
         if missing:
-            special = sorted(token for token, index in vocabulary.items() if index in set(self.tokenizer.all_special_ids))
+            special = sorted(
+                token for token, index in vocabulary.items() if index in set(self.tokenizer.all_special_ids)
+            )
             raise ConfigError(
                 f"the tokenizer lacks the special tokens {missing}; it has {special}. "
                 "Add them before the model is made, or name the tags it has: TagRenderer(tokenizer, act=..., end=...)"
@@ -179,7 +187,9 @@ class TagRenderer:
 
     def ended(self, tokens: Sequence[int]) -> bool:
         """Return whether the last token is ``<end>``, or the text holds a stop string."""
-        return tokens[-1] == self._end or (bool(self.stop_strings) and cut(text := self._text(tokens), self.stop_strings) != text)
+        return tokens[-1] == self._end or (
+            bool(self.stop_strings) and cut(text := self._text(tokens), self.stop_strings) != text
+        )
 
     def tokenise(self, trajectory: Trajectory) -> Trajectory:
         """Fill in the tokens of actions that are text only."""
@@ -187,7 +197,9 @@ class TagRenderer:
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
         """Return all defined ids but the special ones; ``<end>`` is allowed."""
-        return allowed_ids(vocab_size, defined=len(self.tokenizer), banned=set(self.tokenizer.all_special_ids) - {self._end})
+        return allowed_ids(
+            vocab_size, defined=len(self.tokenizer), banned=set(self.tokenizer.all_special_ids) - {self._end}
+        )
 
     def _past(self, turns: Sequence[Turn]) -> list[int]:
         """Tokens of whole turns: the sampled ones where there are any, else those of the text."""
@@ -223,7 +235,9 @@ def allowed_ids(vocab_size: int, *, defined: int, banned: Collection[int]) -> np
         ConfigError: the model's vocabulary is smaller than the tokenizer's.
     """
     if vocab_size < defined:
-        raise ConfigError(f"the model has {vocab_size} token ids, but the tokenizer defines {defined}; make the model for this tokenizer")
+        raise ConfigError(
+            f"the model has {vocab_size} token ids, but the tokenizer defines {defined}; make the model for this tokenizer"
+        )
     mask = np.arange(vocab_size) < defined
     mask[list(banned)] = False
     return mask

@@ -51,7 +51,9 @@ class Chain:
         """
         for need in sorted(self.credit.needs.union(*(modifier.needs for modifier in self.modifiers))):
             if any(getattr(scored, f"{need}_T") is None for group in groups for scored in group):
-                raise ConfigError(f"{type(self.credit).__name__} needs {need}, which this run did not store; use a rule that does not")
+                raise ConfigError(
+                    f"{type(self.credit).__name__} needs {need}, which this run did not store; use a rule that does not"
+                )
         credited = self.credit(groups)
         for modify in self.modifiers:
             credited = modify(groups, credited)
@@ -118,8 +120,14 @@ def ledger_differences(rescored: Sequence[Rescored]) -> list[Difference]:
         for one, scored in zip(old, new, strict=True)
     ]
     names = sorted({name for before, after in pairs for name in (*before, *after)})
-    rows = [_difference(name, [(_paid(before, (name,)), _paid(after, (name,))) for before, after in pairs]) for name in names]
-    return [*rows, _difference("total", [(_paid(before, names), _paid(after, names)) for before, after in pairs])]
+    rows = [
+        _difference(name, [(_paid(before, (name,)), _paid(after, (name,))) for before, after in pairs])
+        for name in names
+    ]
+    return [
+        *rows,
+        _difference("total", [(_paid(before, names), _paid(after, names)) for before, after in pairs]),
+    ]
 
 
 def credit_difference(rescored: Sequence[Rescored]) -> CreditDifference | None:
@@ -153,6 +161,12 @@ def _paid(ledger: Ledger, names: Sequence[str]) -> Array:
 
 
 def _difference(name: str, pairs: Sequence[tuple[Array, Array]]) -> Difference:
-    changed = np.concatenate([np.atleast_1d(np.abs(before - after) > 1e-6) for before, after in pairs]) if pairs else np.zeros(1)
-    means = [float(np.mean([side.sum() for side in sides])) if sides else 0.0 for sides in zip(*pairs, strict=True)] or [0.0, 0.0]
+    changed = (
+        np.concatenate([np.atleast_1d(np.abs(before - after) > 1e-6) for before, after in pairs])
+        if pairs
+        else np.zeros(1)
+    )
+    means = [
+        float(np.mean([side.sum() for side in sides])) if sides else 0.0 for sides in zip(*pairs, strict=True)
+    ] or [0.0, 0.0]
     return Difference(name, means[0], means[1], float(changed.mean()))

@@ -75,7 +75,9 @@ class Played:
     failures: list[Trajectory] = field(default_factory=list)
 
 
-async def play(task: Task, sample: int, *, policy: Policy, host: Host, seed: int, limits: Limits, alone: bool = False) -> Trajectory:
+async def play(
+    task: Task, sample: int, *, policy: Policy, host: Host, seed: int, limits: Limits, alone: bool = False
+) -> Trajectory:
     """Play one episode to its end and return its record.
 
     Never raises for an episode that breaks: that is a trajectory whose ``end`` is ``FAILED``, with the reason in ``error``.
@@ -93,8 +95,12 @@ async def play(task: Task, sample: int, *, policy: Policy, host: Host, seed: int
             observation = await env.reset()
             while True:
                 started = time.monotonic()
-                watch.expect(limits.act_deadline_s, EngineError, f"the policy, on turn {len(turns)} of {task.id},")
-                action = await policy.act(turns, observation, seed=seed_of(seed, task.id, sample, "act", len(turns)))
+                watch.expect(
+                    limits.act_deadline_s, EngineError, f"the policy, on turn {len(turns)} of {task.id},"
+                )
+                action = await policy.act(
+                    turns, observation, seed=seed_of(seed, task.id, sample, "act", len(turns))
+                )
                 watch.expect(limits.env_deadline_s, EnvError, f"step of {task.id}")
                 step = await env.step(action.text)
                 turns.append(Turn(observation, action, step.reward, step.info, time.monotonic() - started))
@@ -108,7 +114,9 @@ async def play(task: Task, sample: int, *, policy: Policy, host: Host, seed: int
     except ContextFull as problem:
         return Trajectory(task, tuple(turns), End.TRUNCATED, sample, str(problem), observation)
     except (EnvError, SandboxError, EngineError) as problem:
-        return Trajectory(task, tuple(turns), End.FAILED, sample, f"{type(problem).__name__}: {problem}", observation)
+        return Trajectory(
+            task, tuple(turns), End.FAILED, sample, f"{type(problem).__name__}: {problem}", observation
+        )
 
 
 async def play_all(
@@ -133,7 +141,9 @@ async def play_all(
             for attempt in range(limits.max_attempts):
                 alone = 0 < attempt == limits.max_attempts - 1
                 async with cells if alone else nullcontext():
-                    trajectory = await play(task, sample, policy=policy, host=host, seed=seed, limits=limits, alone=alone)
+                    trajectory = await play(
+                        task, sample, policy=policy, host=host, seed=seed, limits=limits, alone=alone
+                    )
                 on_end(trajectory)
                 if trajectory.end is not End.FAILED:
                     return trajectory
@@ -146,13 +156,19 @@ async def play_all(
     async with asyncio.TaskGroup() as tasks:
         pending = [
             [
-                tasks.create_task(episode(draw.task, draw.first_sample + index, started(draw), Telling.this(host, draw.told)))
+                tasks.create_task(
+                    episode(
+                        draw.task, draw.first_sample + index, started(draw), Telling.this(host, draw.told)
+                    )
+                )
                 for index in range(draw.num_episodes)
             ]
             for draw in draws
         ]
     for episodes in pending:
-        group = tuple(trajectory for trajectory in (task.result() for task in episodes) if trajectory is not None)
+        group = tuple(
+            trajectory for trajectory in (task.result() for task in episodes) if trajectory is not None
+        )
         if group:
             played.groups.append(group)
     return played
@@ -248,7 +264,9 @@ class Watch:
         await self._limit.__aenter__()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._timer is not None:
             self._timer.cancel()
         try:

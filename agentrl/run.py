@@ -38,7 +38,14 @@ from agentrl.images import playable
 from agentrl.learner import Learner, use_threads
 from agentrl.manifest import make_manifest, reconcile
 from agentrl.metrics import MetricsLog
-from agentrl.model import FastTokenizer, TrainedTokenizer, build_model, load_tokenizer, model_config, train_tokenizer
+from agentrl.model import (
+    FastTokenizer,
+    TrainedTokenizer,
+    build_model,
+    load_tokenizer,
+    model_config,
+    train_tokenizer,
+)
 from agentrl.options import describe, differences
 from agentrl.plan import check_plan
 from agentrl.policy import Engine, ExpertPolicy, RandomPolicy
@@ -93,7 +100,9 @@ class Run:
             if wrong and not (records and records[-1].get(f"monitor/{name}")):
                 self.reporter.say(f"update {update + 1}: {wrong}")
         self.records.append({"stage": stage, **values})
-        self.alarms = [told[monitor.name] for monitor in self.recipe.monitors if monitor.stop and told[monitor.name]]
+        self.alarms = [
+            told[monitor.name] for monitor in self.recipe.monitors if monitor.stop and told[monitor.name]
+        ]
 
     def stop_if_alarmed(self) -> None:
         """End the run where a monitor that may stop it sounds.
@@ -121,12 +130,16 @@ class Run:
         }
         self.log.sync()
         beside = _beside(stage, self.scorers)
-        checkpoint.save(self.folder / "checkpoints" / f"{self.update:06d}", self.learner, self.tokenizer, state, beside)
+        checkpoint.save(
+            self.folder / "checkpoints" / f"{self.update:06d}", self.learner, self.tokenizer, state, beside
+        )
         _tidy(self.folder / "checkpoints", self.recipe.checkpoints.keep)
 
 
 @asynccontextmanager
-async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin | None = None) -> AsyncIterator[Run]:
+async def open_run(
+    recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin | None = None
+) -> AsyncIterator[Run]:
     """Open ``folder`` for ``recipe``: a new run, or the same one where it was left; ``origin`` is kept beside it.
 
     Raises:
@@ -134,7 +147,9 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
     """
     check(recipe)
     check_plan(recipe)
-    recipe = dataclasses.replace(recipe, stages=copy.deepcopy(recipe.stages))  # samplers that learn: two runs of a recipe share nothing
+    recipe = dataclasses.replace(
+        recipe, stages=copy.deepcopy(recipe.stages)
+    )  # samplers that learn: two runs of a recipe share nothing
     for sink in recipe.sinks:
         sink.check()
     with _claimed(folder, recipe, origin):
@@ -142,7 +157,12 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
         limits = recipe.limits.within(recipe.env.max_turns)
         async with AsyncExitStack() as stack:
             host = await stack.enter_async_context(
-                open_host(recipe.env, num_workers=recipe.num_workers, deadline_s=limits.env_deadline_s, sandboxes=recipe.sandboxes)
+                open_host(
+                    recipe.env,
+                    num_workers=recipe.num_workers,
+                    deadline_s=limits.env_deadline_s,
+                    sandboxes=recipe.sandboxes,
+                )
             )
             tokenizer = await _tokenizer(recipe, folder, host, limits)
             renderer = recipe.renderer(tokenizer)
@@ -150,7 +170,11 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
             scorers = _scorers(recipe, len(tokenizer), renderer)
             update, samplers = _restore(recipe, folder / "checkpoints", learner, scorers, reporter)
             opening = recipe.engine.open(
-                recipe.model, vocab_size=len(tokenizer), renderer=renderer, sampling=recipe.sampling, device=recipe.compute.device
+                recipe.model,
+                vocab_size=len(tokenizer),
+                renderer=renderer,
+                sampling=recipe.sampling,
+                device=recipe.compute.device,
             )
             engine = await stack.enter_async_context(opening)
             await engine.load(learner.weights(), version=update)
@@ -159,7 +183,9 @@ async def open_run(recipe: Recipe, folder: Path, reporter: Reporter, origin: Ori
             drop_trajectories_after(folder, update - 1)
             ground = Playground(
                 agent=engine,
-                at=lambda temperature: engine.using(dataclasses.replace(recipe.sampling, temperature=temperature)),
+                at=lambda temperature: engine.using(
+                    dataclasses.replace(recipe.sampling, temperature=temperature)
+                ),
                 host=host,
                 renderer=renderer,
                 tasks=lambda split: tasks[split],
@@ -193,8 +219,12 @@ async def _tasks(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[st
     recipe.env.prepare(reporter.progress)
     panels = check_panels(recipe)
     use_threads(recipe.compute.threads)
-    found = await playable({split: recipe.env.tasks(split) for split in panels}, recipe.sandboxes, reporter.say)
-    for warning in reconcile(folder / "manifest.json", make_manifest(seed=recipe.seed, panels=panels, missing=found.missing)):
+    found = await playable(
+        {split: recipe.env.tasks(split) for split in panels}, recipe.sandboxes, reporter.say
+    )
+    for warning in reconcile(
+        folder / "manifest.json", make_manifest(seed=recipe.seed, panels=panels, missing=found.missing)
+    ):
         reporter.say(f"resumed on another footing, so numbers may differ in their last digits: {warning}")
     return found.tasks
 
@@ -207,13 +237,17 @@ def _claimed(folder: Path, recipe: Recipe, origin: Origin | None) -> Iterator[No
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the run folder {folder} is a file; give another --out")
     if folder.exists() and any(folder.iterdir()) and not recorded.exists() and not (folder / "lock").exists():
-        raise ConfigError(f"the folder {folder} exists and is no run of agentrl; give another --out, or empty it")
+        raise ConfigError(
+            f"the folder {folder} exists and is no run of agentrl; give another --out, or empty it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as busy:
-            raise ConfigError(f"another process is using the run folder {folder}; wait for it, end it, or give another --out") from busy
+            raise ConfigError(
+                f"another process is using the run folder {folder}; wait for it, end it, or give another --out"
+            ) from busy
         if recorded.exists() and (folder / "manifest.json").exists():
             changed = list(differences(json.loads(recorded.read_text()), json.loads(json.dumps(described))))
             if changed:
@@ -245,7 +279,9 @@ def _scorers(recipe: Recipe, vocab_size: int, renderer: Renderer) -> dict[str, t
     def opened(scorer: Scorer) -> OpenScorer:
         allowed_V = renderer.allowed(model_config(recipe.model, vocab_size).get_text_config().vocab_size)
         seed = seed_of(recipe.seed, "scorer")
-        return scorer.open(recipe.model, vocab_size=vocab_size, compute=recipe.compute, allowed_V=allowed_V, seed=seed)
+        return scorer.open(
+            recipe.model, vocab_size=vocab_size, compute=recipe.compute, allowed_V=allowed_V, seed=seed
+        )
 
     return {stage.name: tuple(opened(scorer) for scorer in stage.scorers) for stage in recipe.stages}
 
@@ -264,11 +300,17 @@ def _beside(stage: Stage, scorers: Mapping[str, Sequence[OpenScorer]]) -> dict[s
 
 
 def _remembering(stage: Stage) -> list[Remembering]:
-    return [regulariser for regulariser in stage.objective.regularisers if isinstance(regulariser, Remembering)]
+    return [
+        regulariser for regulariser in stage.objective.regularisers if isinstance(regulariser, Remembering)
+    ]
 
 
 def _restore(
-    recipe: Recipe, checkpoints: Path, learner: Learner, scorers: Mapping[str, tuple[OpenScorer, ...]], reporter: Reporter
+    recipe: Recipe,
+    checkpoints: Path,
+    learner: Learner,
+    scorers: Mapping[str, tuple[OpenScorer, ...]],
+    reporter: Reporter,
 ) -> tuple[int, dict[str, Mapping[str, Json]]]:
     """Load the newest whole checkpoint, set aside what is newer and torn; return the next update and the samplers' states."""
     _tidy(checkpoints, recipe.checkpoints.keep)
@@ -334,7 +376,9 @@ async def _texts(recipe: Recipe, host: Host, limits: Limits, num_episodes: int) 
     tasks = recipe.env.tasks(split)
     draws = [Draw(task, 1, 0) for task in tasks[:num_episodes]]
     for policy in (RandomPolicy(), ExpertPolicy()):
-        played = await play_all(draws, policy=policy, host=host, seed=seed_of(recipe.seed, "tokenizer"), limits=limits)
+        played = await play_all(
+            draws, policy=policy, host=host, seed=seed_of(recipe.seed, "tokenizer"), limits=limits
+        )
         if played.groups:
             break
     else:
@@ -343,4 +387,8 @@ async def _texts(recipe: Recipe, host: Host, limits: Limits, num_episodes: int) 
             f"{played.failures[-1].error}; mend the environment, or give ModelSpec.tokenizer a folder"
         )
     turns = [turn for group in played.groups for trajectory in group for turn in trajectory.turns]
-    return [text for turn in turns for text in (*(message.content for message in turn.observation.messages), turn.action.text)]
+    return [
+        text
+        for turn in turns
+        for text in (*(message.content for message in turn.observation.messages), turn.action.text)
+    ]

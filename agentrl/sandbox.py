@@ -100,7 +100,9 @@ class ShellResult:
 class Shell(Protocol):
     """A bash session that keeps its folder, variables, functions and jobs between commands. One command at a time."""
 
-    async def run(self, command: str, *, timeout_s: float = 60.0, max_output: int = MAX_OUTPUT) -> ShellResult:
+    async def run(
+        self, command: str, *, timeout_s: float = 60.0, max_output: int = MAX_OUTPUT
+    ) -> ShellResult:
         """Run a command line, of any content, to its end or its deadline. Its standard input is empty.
 
         Raises:
@@ -137,7 +139,9 @@ class Sandbox(Protocol):
         """
         ...
 
-    def shell(self, *, cwd: str = "", env: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Shell]:
+    def shell(
+        self, *, cwd: str = "", env: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[Shell]:
         """Open a persistent shell; leaving the context kills it and all it started.
 
         Raises:

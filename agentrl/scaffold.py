@@ -29,7 +29,9 @@ def new_environment(name: str, folder: Path) -> Path:
     """
     module = name.replace("-", "_")
     if not NAME.fullmatch(name):
-        raise ConfigError(f"an environment's name is lower-case words joined by '-', such as 'word-chain'; found {name!r}")
+        raise ConfigError(
+            f"an environment's name is lower-case words joined by '-', such as 'word-chain'; found {name!r}"
+        )
     if keyword.iskeyword(module) or module in sys.stdlib_module_names or module in ("agentrl", "tests"):
         raise ConfigError(f"{name!r} would hide Python's or agentrl's own {module!r}; choose another name")
     if name in environments():

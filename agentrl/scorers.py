@@ -55,7 +55,13 @@ class Scorer(Protocol):
         ...
 
     def open(
-        self, model: ModelSpec, *, vocab_size: int, compute: Compute, allowed_V: npt.NDArray[np.bool_] | None, seed: int
+        self,
+        model: ModelSpec,
+        *,
+        vocab_size: int,
+        compute: Compute,
+        allowed_V: npt.NDArray[np.bool_] | None,
+        seed: int,
     ) -> OpenScorer:
         """Build it, of the policy's own kind."""
         ...

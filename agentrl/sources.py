@@ -79,7 +79,10 @@ class Payment:
 
     def score(self, groups: Sequence[Group], gauges: Gauges | None = None) -> list[ScoredGroup]:
         """Return the groups with their ledgers; what transforms tell of their decisions is added to ``gauges``."""
-        return [tuple(Scored(trajectory, self._ledger(trajectory, gauges)) for trajectory in group) for group in groups]
+        return [
+            tuple(Scored(trajectory, self._ledger(trajectory, gauges)) for trajectory in group)
+            for group in groups
+        ]
 
     def keep(self, scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return what every filter keeps."""
@@ -158,7 +161,9 @@ class Source(Protocol):
         """Episodes of a task within an update."""
         ...
 
-    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+    async def collect(
+        self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
+    ) -> Collected:
         """Return the groups of the stage's ``update``-th update, counted from 0; ``name`` is the stage's."""
         ...
 
@@ -194,7 +199,9 @@ class Rollouts:
     refills: int = 0
     max_staleness: int = 0
 
-    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+    async def collect(
+        self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
+    ) -> Collected:
         """Play, pay and filter, until there are enough groups or no refill is left."""
         collected = Collected()
         seed = seed_of(ground.seed, name)
@@ -204,15 +211,28 @@ class Rollouts:
                 break
             turn = update * (self.refills + 1) + refill
             draws = self.sampler.draw(
-                ground.tasks(self.split), update=turn, num_groups=self.num_groups, group_size=self.group_size, seed=seed
+                ground.tasks(self.split),
+                update=turn,
+                num_groups=self.num_groups,
+                group_size=self.group_size,
+                seed=seed,
             )
-            played = await play_all(draws, policy=ground.agent, host=ground.host, seed=seed, limits=ground.limits, on_end=ground.on_end)
+            played = await play_all(
+                draws,
+                policy=ground.agent,
+                host=ground.host,
+                seed=seed,
+                limits=ground.limits,
+                on_end=ground.on_end,
+            )
             _refuse_ruin(played.groups, played.failures, f"update {update} of stage {name!r}")
             judged, counts = await payment.inquire(played.groups)
             for counted, count in counts.items():
                 collected.counts[counted] = collected.counts.get(counted, 0.0) + count
             scored = payment.score([group for group in judged if len(group) >= min_group], collected.gauges)
-            self.sampler.observe(scored)  # also what the filters drop: that a task is too easy is news to a curriculum
+            self.sampler.observe(
+                scored
+            )  # also what the filters drop: that a task is too easy is news to a curriculum
             kept = payment.keep(scored)
             collected.num_dropped += len(draws) - len(kept[:missing])
             collected.failures += played.failures
@@ -247,7 +267,9 @@ class Demonstrations:
         """Every demonstration is a group of its own."""
         return 1
 
-    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+    async def collect(
+        self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
+    ) -> Collected:
         """Return the update's share of the demonstrations; what was lost in playing them counts in the first update."""
         if name not in ground.kept:
             path = ground.folder / "demonstrations" / f"{name}.parquet"
@@ -268,19 +290,35 @@ class Demonstrations:
         paid = payment.pay([group for group in judged if group])
         if update:
             return Collected(paid, num_dropped=batch - len(paid), counts=counts)
-        return Collected(paid, kept.failures, self.num_episodes - len(kept.groups) + batch - len(paid), counts=counts)
+        return Collected(
+            paid, kept.failures, self.num_episodes - len(kept.groups) + batch - len(paid), counts=counts
+        )
 
     async def _play(self, ground: Playground, name: str) -> Played:
         tasks = ground.tasks(self.split)
         seed = seed_of(ground.seed, name)
         order = random.Random(seed_of(seed, "tasks")).sample(range(len(tasks)), len(tasks))
-        draws = [Draw(tasks[order[index % len(tasks)]], 1, index // len(tasks)) for index in range(self.num_episodes)]
+        draws = [
+            Draw(tasks[order[index % len(tasks)]], 1, index // len(tasks))
+            for index in range(self.num_episodes)
+        ]
         limits = ground.limits
         if self.max_turns is not None:
-            limits = dataclasses.replace(limits, max_turns=min(self.max_turns, limits.max_turns or self.max_turns))
-        played = await play_all(draws, policy=self.policy or ground.agent, host=ground.host, seed=seed, limits=limits, on_end=ground.on_end)
+            limits = dataclasses.replace(
+                limits, max_turns=min(self.max_turns, limits.max_turns or self.max_turns)
+            )
+        played = await play_all(
+            draws,
+            policy=self.policy or ground.agent,
+            host=ground.host,
+            seed=seed,
+            limits=limits,
+            on_end=ground.on_end,
+        )
         _refuse_ruin(played.groups, played.failures, f"the demonstrations of stage {name!r}")
-        trajectories = [ground.renderer.tokenise(trajectory) for group in played.groups for trajectory in group]
+        trajectories = [
+            ground.renderer.tokenise(trajectory) for group in played.groups for trajectory in group
+        ]
         if self.only_successful:
             trajectories = [trajectory for trajectory in trajectories if trajectory.success]
         if not trajectories:
@@ -294,4 +332,6 @@ class Demonstrations:
 def _refuse_ruin(groups: Sequence[Group], failures: Sequence[Trajectory], where: str) -> None:
     """Stop where not one episode could be played: going on would only hide what is broken."""
     if failures and not groups:
-        raise EnvError(f"every episode of {where} failed; {len(failures)} attempts, the last: {failures[-1].error}")
+        raise EnvError(
+            f"every episode of {where} failed; {len(failures)} attempts, the last: {failures[-1].error}"
+        )

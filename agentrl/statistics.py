@@ -83,7 +83,9 @@ def share_interval(shares_K: Sequence[float] | Array, *, num_episodes: int) -> I
     half = Z95 * math.sqrt(coin / m + Z95**2 / (4 * m * m))
     scale = 1.0 + Z95**2 / m
     low, high = (middle - half) / scale, (middle + half) / scale
-    return Interval(p, min(p, max(0.0, low)), max(p, min(1.0, high)), shares.size)  # at 0 and 1, rounding would step over p
+    return Interval(
+        p, min(p, max(0.0, low)), max(p, min(1.0, high)), shares.size
+    )  # at 0 and 1, rounding would step over p
 
 
 def mean_interval(values_K: Sequence[float] | Array) -> Interval:
@@ -138,7 +140,9 @@ def sign_flip_p_value(differences_K: Sequence[float], *, seed: int = 0) -> float
     differences = np.asarray([d for d in differences_K if d != 0.0], dtype=np.float64)
     if differences.size == 0:
         return 1.0
-    reached = abs(differences.sum()) * (1.0 - 1e-12) - 1e-15  # equal sums in another order of addition count as equal
+    reached = (
+        abs(differences.sum()) * (1.0 - 1e-12) - 1e-15
+    )  # equal sums in another order of addition count as equal
     if differences.size <= _EXACT_TASKS:
         codes = np.arange(2**differences.size)[:, None] >> np.arange(differences.size)
         return float(np.mean(np.abs((1 - 2 * (codes & 1)) @ differences) >= reached))
@@ -163,4 +167,6 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
 
 def _check_k(num_episodes: int, num_successes: int, k: int) -> None:
     if not 1 <= k <= num_episodes or not 0 <= num_successes <= num_episodes:
-        raise ValueError(f"pass@k needs 1 <= k <= episodes and 0 <= successes <= episodes; found k={k}, {num_successes} of {num_episodes}")
+        raise ValueError(
+            f"pass@k needs 1 <= k <= episodes and 0 <= successes <= episodes; found k={k}, {num_successes} of {num_episodes}"
+        )

@@ -33,12 +33,28 @@ import pyarrow.parquet as pq
 from agentrl.errors import CheckpointError
 from agentrl.files import replace, sync_folder
 from agentrl.sandbox import SandboxSpec
-from agentrl.types import Action, Credited, End, FloatArray, Ledger, Message, Observation, Scored, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    Credited,
+    End,
+    FloatArray,
+    Ledger,
+    Message,
+    Observation,
+    Scored,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 Row = dict[str, Any]  # one Parquet row: values of many types, their names and types given by SCHEMA
 
 _TEXTS = pa.list_(pa.string())
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("images", pa.list_(pa.binary()))]))
+_MESSAGES = pa.list_(
+    pa.struct([("role", pa.string()), ("content", pa.string()), ("images", pa.list_(pa.binary()))])
+)
 _MAP = pa.map_(pa.string(), pa.float64())
 _FLOATS = pa.list_(pa.float32())
 
@@ -47,7 +63,10 @@ SCHEMA = pa.schema(
         # what identifies the row
         ("stage", pa.string()),  # sft, rl, evaluate ...
         ("episode", pa.int32()),  # place of the episode in this file
-        ("group_index", pa.int32()),  # place of its group in the update; -1: an attempt that failed and was played again
+        (
+            "group_index",
+            pa.int32(),
+        ),  # place of its group in the update; -1: an attempt that failed and was played again
         ("task", pa.string()),
         ("sample", pa.int32()),
         ("turn", pa.int32()),
@@ -100,10 +119,19 @@ _ARRAYS = (
     "ref_logprobs",
     "teacher_logprobs",
 )
-_MEASURED = {"values": "values_T", "entropies": "entropies_T", "old_logprobs": "old_logprobs_T", "ref_logprobs": "ref_logprobs_T"} | {
-    "teacher_logprobs": "teacher_logprobs_T"
-}
-_REPEATED = ["stage", "task", "ended", "prompt_tokens.list.element", "tokens.list.element"]  # the columns a dictionary makes smaller
+_MEASURED = {
+    "values": "values_T",
+    "entropies": "entropies_T",
+    "old_logprobs": "old_logprobs_T",
+    "ref_logprobs": "ref_logprobs_T",
+} | {"teacher_logprobs": "teacher_logprobs_T"}
+_REPEATED = [
+    "stage",
+    "task",
+    "ended",
+    "prompt_tokens.list.element",
+    "tokens.list.element",
+]  # the columns a dictionary makes smaller
 _FORMAT = 1
 
 
@@ -177,8 +205,14 @@ def read_trajectories(path: Path, *, verify: bool = True) -> list[Stored]:
         table = pq.ParquetFile(path, page_checksum_verification=verify).read()
         header = json.loads((table.schema.metadata or {}).get(b"agentrl", b"{}"))
     except FileNotFoundError as problem:
-        raise CheckpointError(f"no trajectory file at {path}; check the run folder and the update") from problem
-    except (OSError, ValueError, pa.ArrowException) as problem:  # a flipped byte may also break the text of the header
+        raise CheckpointError(
+            f"no trajectory file at {path}; check the run folder and the update"
+        ) from problem
+    except (
+        OSError,
+        ValueError,
+        pa.ArrowException,
+    ) as problem:  # a flipped byte may also break the text of the header
         raise CheckpointError(
             f"the trajectory file {path} is torn or altered ({problem}); delete it, or restore it from a copy: the others can be read"
         ) from problem
@@ -191,7 +225,10 @@ def read_trajectories(path: Path, *, verify: bool = True) -> list[Stored]:
     for name in _ARRAYS:  # as arrays, not as lists of numbers: ten times faster
         for row, scalar in zip(rows, table.column(name), strict=True):
             row[name] = scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None
-    return [_stored(list(episode), header["update"]) for _, episode in groupby(rows, key=lambda row: row["episode"])]
+    return [
+        _stored(list(episode), header["update"])
+        for _, episode in groupby(rows, key=lambda row: row["episode"])
+    ]
 
 
 def iter_trajectories(run: Path, *, verify: bool = True) -> Iterator[Stored]:
@@ -203,7 +240,11 @@ def iter_trajectories(run: Path, *, verify: bool = True) -> Iterator[Stored]:
 def drop_trajectories_after(run: Path, update: int) -> None:
     """Remove what a killed run stored of updates later than ``update``; they are played again."""
     folder = run / "trajectories"
-    late = [path for path in folder.glob("update=*") if (found := re.fullmatch(r"update=(\d+)", path.name)) and int(found[1]) > update]
+    late = [
+        path
+        for path in folder.glob("update=*")
+        if (found := re.fullmatch(r"update=(\d+)", path.name)) and int(found[1]) > update
+    ]
     for path in late:
         shutil.rmtree(path)
     if late:
@@ -227,7 +268,12 @@ def _rows(item: Scored | Trajectory, credit: Credited | None, keys: Row) -> list
     start, rows = 0, []
     for number, turn in enumerate(trajectory.turns):
         end = start + len(turn.action.tokens)
-        row = keys | _turn_row(turn) | {name: array[start:end] for name, array in per_token.items()} | {"turn": number}
+        row = (
+            keys
+            | _turn_row(turn)
+            | {name: array[start:end] for name, array in per_token.items()}
+            | {"turn": number}
+        )
         if scored is not None:
             row["ledger"] = [(name, float(paid[number])) for name, paid in scored.ledger.items()]
         if credit is not None and end > start:
@@ -235,9 +281,15 @@ def _rows(item: Scored | Trajectory, credit: Credited | None, keys: Row) -> list
         rows.append(row)
         start = end
     if not rows:
-        rows.append(keys | per_token | {"turn": -1, "ledger": None if scored is None else [(name, 0.0) for name in scored.ledger]})
+        rows.append(
+            keys
+            | per_token
+            | {"turn": -1, "ledger": None if scored is None else [(name, 0.0) for name in scored.ledger]}
+        )
     rows[0]["task_data"] = json.dumps(trajectory.task.data, default=list)
-    rows[0]["task_sandbox"] = None if trajectory.task.sandbox is None else json.dumps(asdict(trajectory.task.sandbox))
+    rows[0]["task_sandbox"] = (
+        None if trajectory.task.sandbox is None else json.dumps(asdict(trajectory.task.sandbox))
+    )
     rows[-1]["error"] = _text(trajectory.error)
     rows[-1]["final"] = None if trajectory.final is None else _observation_row(trajectory.final)
     return rows
@@ -271,7 +323,10 @@ def _turn_row(turn: Turn) -> Row:
 
 def _observation_row(observation: Observation) -> Row:
     return {
-        "messages": [{"role": m.role, "content": _text(m.content), "images": list(m.images)} for m in observation.messages],
+        "messages": [
+            {"role": m.role, "content": _text(m.content), "images": list(m.images)}
+            for m in observation.messages
+        ],
         "actions": [_text(action) for action in observation.actions],
         "plan": [_text(action) for action in observation.plan],
     }

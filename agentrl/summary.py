@@ -31,7 +31,12 @@ def summarise(
     }
     if episodes:
         numbers |= _of_episodes(episodes) | _of_rewards(groups, paid)
-    lags = [version - turn.action.version for e in episodes for turn in e.turns if version is not None and turn.action.version >= 0]
+    lags = [
+        version - turn.action.version
+        for e in episodes
+        for turn in e.turns
+        if version is not None and turn.action.version >= 0
+    ]
     if lags:
         numbers |= {"rollout/staleness_mean": float(np.mean(lags)), "rollout/staleness_max": float(max(lags))}
     if gaps := [gap for scored in paid if (gap := _logprob_gap(scored)) is not None]:
@@ -43,7 +48,9 @@ def _logprob_gap(scored: Scored) -> float | None:
     """Return the episode's largest difference; of what was given to the agent nobody knows its sampler."""
     if scored.old_logprobs_T is None or not scored.trajectory.num_tokens or scored.trajectory.given:
         return None
-    gap_T = np.abs(scored.old_logprobs_T - np.concatenate([turn.action.logprobs for turn in scored.trajectory.turns]))
+    gap_T = np.abs(
+        scored.old_logprobs_T - np.concatenate([turn.action.logprobs for turn in scored.trajectory.turns])
+    )
     return None if np.isnan(gap_T).all() else float(np.nanmax(gap_T))
 
 
@@ -60,10 +67,17 @@ def _of_episodes(episodes: Sequence[Trajectory]) -> dict[str, float]:
         "rollout/truncated": len(truncated) / len(episodes),
         "rollout/context_full": sum(bool(episode.error) for episode in truncated) / len(episodes),
     }
-    again = [turn.action.text in {earlier.action.text for earlier in e.turns[:n]} for e in episodes for n, turn in enumerate(e.turns) if n]
+    again = [
+        turn.action.text in {earlier.action.text for earlier in e.turns[:n]}
+        for e in episodes
+        for n, turn in enumerate(e.turns)
+        if n
+    ]
     if again:
         numbers["rollout/repetition"] = float(np.mean(again))
-    logprobs = [turn.action.logprobs for turn in turns if turn.action.version >= 0 and len(turn.action.logprobs)]
+    logprobs = [
+        turn.action.logprobs for turn in turns if turn.action.version >= 0 and len(turn.action.logprobs)
+    ]
     if logprobs:
         numbers["rollout/entropy"] = -float(np.mean(np.concatenate(logprobs), dtype=np.float64))
     if turns:
@@ -76,11 +90,18 @@ def _of_episodes(episodes: Sequence[Trajectory]) -> dict[str, float]:
 def _of_rewards(groups: Sequence[ScoredGroup], paid: Sequence[Scored]) -> dict[str, float]:
     numbers = {"reward/return": float(np.mean([scored.rewards_N.sum() for scored in paid]))}
     for name in sorted({name for scored in paid for name in scored.ledger}):
-        sums = [float(np.sum(scored.ledger[name], dtype=np.float64)) if name in scored.ledger else 0.0 for scored in paid]
+        sums = [
+            float(np.sum(scored.ledger[name], dtype=np.float64)) if name in scored.ledger else 0.0
+            for scored in paid
+        ]
         numbers[f"reward/{name}"] = float(np.mean(sums))
-    spreads = [float(np.ptp([scored.rewards_N.sum() for scored in group])) for group in groups if len(group) > 1]
+    spreads = [
+        float(np.ptp([scored.rewards_N.sum() for scored in group])) for group in groups if len(group) > 1
+    ]
     if spreads:
-        numbers["credit/zero_variance"] = float(np.mean([spread < 1e-8 for spread in spreads]))  # rounding is no difference
+        numbers["credit/zero_variance"] = float(
+            np.mean([spread < 1e-8 for spread in spreads])
+        )  # rounding is no difference
     return numbers
 
 
@@ -88,14 +109,19 @@ def _of_credit(paid: Sequence[Scored], credited: Sequence[Credited]) -> dict[str
     numbers: dict[str, float] = {}
     advantages_T = np.concatenate([np.zeros(0), *(credit.advantages_T for credit in credited)])
     if advantages_T.size:
-        numbers |= {"credit/advantage_mean": float(advantages_T.mean()), "credit/advantage_std": float(advantages_T.std())}
+        numbers |= {
+            "credit/advantage_mean": float(advantages_T.mean()),
+            "credit/advantage_std": float(advantages_T.std()),
+        }
     pairs = [
         (credit.targets_T, scored.values_T)
         for scored, credit in zip(paid, credited, strict=bool(credited))
         if credit.targets_T is not None and scored.values_T is not None
     ]
     if pairs:
-        targets_T, values_T = (np.concatenate(arrays, dtype=np.float64) for arrays in zip(*pairs, strict=True))
+        targets_T, values_T = (
+            np.concatenate(arrays, dtype=np.float64) for arrays in zip(*pairs, strict=True)
+        )
         known = ~np.isnan(targets_T)
         if known.any() and targets_T[known].var() > 0:
             errors_T = targets_T[known] - values_T[known]

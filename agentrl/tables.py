@@ -77,19 +77,34 @@ _RESULTS = (("success", ".2f"), ("return", ".2f"), ("turns", ".1f"), ("tokens", 
 def results_table(reports: Mapping[str, Report], *, title: str = "results") -> Table:
     """Return one row per report, in order: means over tasks, success with its 95% interval, and ``pass@k`` where it is known."""
     measured = {name: report.measures() for name, report in reports.items()}
-    extra = tuple((name, ".2f") for name in next(iter(measured.values()), {}) if name.startswith("pass") and _in_all(name, measured))
+    extra = tuple(
+        (name, ".2f")
+        for name in next(iter(measured.values()), {})
+        if name.startswith("pass") and _in_all(name, measured)
+    )
     columns = _RESULTS[:1] + extra + _RESULTS[1:]
     rows = []
     for name, report in reports.items():
         cells = [
-            with_interval(measured[name][column], form) if column == "success" else number(measured[name][column].mean, form)
+            with_interval(measured[name][column], form)
+            if column == "success"
+            else number(measured[name][column].mean, form)
             for column, form in columns
         ]
         rows.append((name, *cells, str(report.num_episodes), str(report.lost)))
     panels = {report.panel for report in reports.values()}
     notes = ["success: mean over tasks with its 95% interval, clustered by task"]
-    notes += [f"panel {panel}" for panel in sorted(panels)] if len(panels) == 1 else ["the rows were measured on different panels"]
-    return Table(title, ("policy", *(column for column, _ in columns), "episodes", "lost"), tuple(rows), tuple(notes if reports else ()))
+    notes += (
+        [f"panel {panel}" for panel in sorted(panels)]
+        if len(panels) == 1
+        else ["the rows were measured on different panels"]
+    )
+    return Table(
+        title,
+        ("policy", *(column for column, _ in columns), "episodes", "lost"),
+        tuple(rows),
+        tuple(notes if reports else ()),
+    )
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -105,9 +120,13 @@ def comparison_table(comparison: Comparison) -> Table:
         )
         for row in comparison.differences
     ]
-    notes = [f"paired over {comparison.num_tasks} tasks; intervals are 95%, p is of no difference, two-sided, not corrected for many tests"]
+    notes = [
+        f"paired over {comparison.num_tasks} tasks; intervals are 95%, p is of no difference, two-sided, not corrected for many tests"
+    ]
     if comparison.only_a or comparison.only_b:
-        notes.append(f"left out: {comparison.only_a} tasks that only A played, {comparison.only_b} that only B played")
+        notes.append(
+            f"left out: {comparison.only_a} tasks that only A played, {comparison.only_b} that only B played"
+        )
     columns = ("measure", "A", "B", "B - A", "p", "test")
     return Table(f"A = {comparison.a}, B = {comparison.b}", columns, tuple(rows), tuple(notes))
 
@@ -134,7 +153,9 @@ def _in_all(measure: str, measured: Mapping[str, Mapping[str, Interval]]) -> boo
 
 def _drawn(table: Table) -> Group:
     title = Text(table.title, style="bold")
-    drawn = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    drawn = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for place, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if place in table.left else "right")
     for row in table.rows:
@@ -188,7 +209,9 @@ class Reporter:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._ends.clear()
             self._tasks.clear()
@@ -218,7 +241,9 @@ class Reporter:
         cells = [number(values.get(name, math.nan), form) for name, _, form in _SHOWN]
         self._ends.clear()
         if self._live is None:
-            known = [f"{title} {cell}" for (_, title, _), cell in zip(_SHOWN, cells, strict=True) if cell != "-"]
+            known = [
+                f"{title} {cell}" for (_, title, _), cell in zip(_SHOWN, cells, strict=True) if cell != "-"
+            ]
             self._line(f"{stage} {update}: " + ", ".join(known))
             return
         self._rows.append((f"{stage} {update}", *cells))
@@ -266,7 +291,12 @@ class Reporter:
         if self._ends:
             failed = sum(trajectory.end is End.FAILED for trajectory in self._ends)
             won = sum(trajectory.success for trajectory in self._ends)
-            parts.append(Text(f"playing: {len(self._ends)} episodes ended, {won} won" + (f", {failed} failed" if failed else "")))
+            parts.append(
+                Text(
+                    f"playing: {len(self._ends)} episodes ended, {won} won"
+                    + (f", {failed} failed" if failed else "")
+                )
+            )
         if self._tasks:
             parts.append(self._bars)
         self._live.update(Group(*parts), refresh=True)

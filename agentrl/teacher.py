@@ -46,12 +46,16 @@ class Teacher:
 
     def open(self, *, vocab_size: int, compute: Compute, renderer: Renderer) -> OpenTeacher:
         """Load the other model, if there is one."""
-        from agentrl.learner import Learner  # here alone: recipes name teachers, and are read without a learner
+        from agentrl.learner import (
+            Learner,
+        )  # here alone: recipes name teachers, and are read without a learner
 
         learner = None
         if self.model is not None:
             model = build_model(replace(self.model, lora=None), vocab_size, 0, compute.device)
-            learner = Learner(model, compute, allowed_V=renderer.allowed(model.config.get_text_config().vocab_size))
+            learner = Learner(
+                model, compute, allowed_V=renderer.allowed(model.config.get_text_config().vocab_size)
+            )
         return OpenTeacher(self, renderer, learner)
 
 
@@ -63,12 +67,19 @@ class OpenTeacher:
     renderer: Renderer
     learner: Learner | None
 
-    def annotate(self, groups: Sequence[ScoredGroup], policy: Learner, temperature: float) -> list[ScoredGroup]:
+    def annotate(
+        self, groups: Sequence[ScoredGroup], policy: Learner, temperature: float
+    ) -> list[ScoredGroup]:
         """Return the groups with ``teacher_logprobs``."""
-        told = [tuple(informed(scored, self._tokens(scored.trajectory)) for scored in group) for group in groups]
+        told = [
+            tuple(informed(scored, self._tokens(scored.trajectory)) for scored in group) for group in groups
+        ]
         measured = (self.learner or policy).annotate(told, frozenset({"old_logprobs"}), temperature)
         return [
-            tuple(replace(scored, teacher_logprobs_T=one.old_logprobs_T) for scored, one in zip(group, found, strict=True))
+            tuple(
+                replace(scored, teacher_logprobs_T=one.old_logprobs_T)
+                for scored, one in zip(group, found, strict=True)
+            )
             for group, found in zip(groups, measured, strict=True)
         ]
 
@@ -87,7 +98,9 @@ def informed(scored: Scored, tokens: IntArray) -> Scored:
     turns, begun = [], False
     for turn in scored.trajectory.turns:
         if len(turn.action.tokens) and (turn.action.fresh or not begun):
-            turn = replace(turn, action=replace(turn.action, prompt=ints(np.concatenate([tokens, turn.action.prompt]))))
+            turn = replace(
+                turn, action=replace(turn.action, prompt=ints(np.concatenate([tokens, turn.action.prompt])))
+            )
             begun = True
         turns.append(turn)
     return replace(scored, trajectory=replace(scored.trajectory, turns=tuple(turns)))

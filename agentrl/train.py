@@ -25,7 +25,9 @@ from agentrl.tables import Reporter
 from agentrl.types import Credited, ScoredGroup, seed_of
 
 
-async def train(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin | None = None) -> Mapping[str, Report]:
+async def train(
+    recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin | None = None
+) -> Mapping[str, Report]:
     """Run ``recipe`` in ``folder`` to its end, from wherever it was left, and return its evaluations by name.
 
     With its ``origin`` the folder is self-contained: the command line resumes and evaluates it without the recipe's file.
@@ -46,12 +48,19 @@ async def train(recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin
             groups, credited, stats = await learn(run, update, collected)
             await run.engine.load(run.learner.weights(), version=update + 1)
             write_trajectories(
-                trajectory_path(folder, update), groups, credited, update=update, stage=stage.name, failures=collected.failures
+                trajectory_path(folder, update),
+                groups,
+                credited,
+                update=update,
+                stage=stage.name,
+                failures=collected.failures,
             )
             numbers = summarise(groups, failures=collected.failures, credited=credited, version=update)
             run.record(update, stage.name, stats | numbers | dict(run.host.metrics()))
             if due(stage, local):
-                report = await measure(run, f"{stage.name}-{local + 1}", run.engine.using(recipe.evaluation.sampling))
+                report = await measure(
+                    run, f"{stage.name}-{local + 1}", run.engine.using(recipe.evaluation.sampling)
+                )
                 run.log.write(update, stage.name, report.metrics())
             run.samplers[stage.name] = collected.sampler
             run.transforms[stage.name] = collected.transforms
@@ -73,7 +82,9 @@ async def episodes(run: Run) -> AsyncGenerator[tuple[int, Collected], None]:
         stage, local = run.recipe.stage_at(update)
         async with playing:
             payment, least = stage.payment, stage.credit.min_group
-            collected = await stage.source.collect(run.ground, payment, name=stage.name, update=local, min_group=least)
+            collected = await stage.source.collect(
+                run.ground, payment, name=stage.name, update=local, min_group=least
+            )
             collected.transforms = payment.observe(collected.gauges)
             return collected
 
@@ -90,7 +101,9 @@ async def episodes(run: Run) -> AsyncGenerator[tuple[int, Collected], None]:
         await asyncio.gather(*ahead, return_exceptions=True)
 
 
-async def learn(run: Run, update: int, collected: Collected) -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
+async def learn(
+    run: Run, update: int, collected: Collected
+) -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
     """Measure, credit and optimise: one update. Groups that the filters left empty leave the weights as they are."""
     stage, local = run.recipe.stage_at(update)
     told = (
@@ -148,7 +161,11 @@ def reports(recipe: Recipe, folder: Path) -> dict[str, Report]:
 def evaluations(recipe: Recipe) -> dict[str, int]:
     """Return the evaluations of the agent by name: after which update each is made."""
     places = [recipe.stage_at(update) for update in range(recipe.updates)]
-    return {f"{stage.name}-{local + 1}": update for update, (stage, local) in enumerate(places) if due(stage, local)}
+    return {
+        f"{stage.name}-{local + 1}": update
+        for update, (stage, local) in enumerate(places)
+        if due(stage, local)
+    }
 
 
 def report_path(folder: Path, name: str) -> Path:

@@ -133,14 +133,25 @@ class Action:
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.logprobs.shape or self.tokens.ndim != 1:
-            raise ValueError(f"an action needs one log-probability per token: {self.tokens.shape} tokens, {self.logprobs.shape} logprobs")
+            raise ValueError(
+                f"an action needs one log-probability per token: {self.tokens.shape} tokens, {self.logprobs.shape} logprobs"
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Action):
             return NotImplemented
-        return (self.text, self.version, self.fresh, self.clipped) == (other.text, other.version, other.fresh, other.clipped) and all(
+        return (self.text, self.version, self.fresh, self.clipped) == (
+            other.text,
+            other.version,
+            other.fresh,
+            other.clipped,
+        ) and all(
             np.array_equal(mine, theirs)
-            for mine, theirs in ((self.prompt, other.prompt), (self.tokens, other.tokens), (self.logprobs, other.logprobs))
+            for mine, theirs in (
+                (self.prompt, other.prompt),
+                (self.tokens, other.tokens),
+                (self.logprobs, other.logprobs),
+            )
         )
 
     def __hash__(self) -> int:

@@ -69,13 +69,20 @@ class Wire:
     """
 
     def __init__(
-        self, sock: socket.socket, receive: Callable[[tuple[Any, ...]], None], closed: Callable[[], None], *, hold_s: float = 0.0
+        self,
+        sock: socket.socket,
+        receive: Callable[[tuple[Any, ...]], None],
+        closed: Callable[[], None],
+        *,
+        hold_s: float = 0.0,
     ) -> None:
         self._sock, self._receive, self._closed, self._hold_s = sock, receive, closed, hold_s
         self._loop = asyncio.get_running_loop()
         self._incoming, self._outgoing = bytearray(), bytearray()
         self._sent_at = -math.inf
-        self._held = self._full = False  # whether a call of flush is coming; whether the socket took less than all
+        self._held = self._full = (
+            False  # whether a call of flush is coming; whether the socket took less than all
+        )
         sock.setblocking(False)
         self._loop.add_reader(sock, self._read)
 
@@ -145,7 +152,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def opened(spec: EnvSpec, task: Task, sandboxes: Sandboxes | None, shared: object) -> AsyncIterator[Env]:
+async def opened(
+    spec: EnvSpec, task: Task, sandboxes: Sandboxes | None, shared: object
+) -> AsyncIterator[Env]:
     """Open an episode with the sandbox that its task asks for. What the body raises passes unchanged.
 
     Raises:
@@ -153,7 +162,9 @@ async def opened(spec: EnvSpec, task: Task, sandboxes: Sandboxes | None, shared:
         EnvError: the environment broke while it was opened or closed.
     """
     if task.sandbox is not None and sandboxes is None:
-        raise ConfigError(f"task {task.id!r} asks for a sandbox and no provider is configured; choose one, such as sandbox='docker'")
+        raise ConfigError(
+            f"task {task.id!r} asks for a sandbox and no provider is configured; choose one, such as sandbox='docker'"
+        )
     stack = AsyncExitStack()
     try:
         with boundary(EnvError, f"opening {task.id!r}"):
@@ -163,7 +174,10 @@ async def opened(spec: EnvSpec, task: Task, sandboxes: Sandboxes | None, shared:
             env = await stack.enter_async_context(spec.open(task, sandbox, shared))
         yield env
     except BaseException:
-        with suppress(AgentRLError), boundary(EnvError, f"closing {task.id!r}"):  # the first error is the news
+        with (
+            suppress(AgentRLError),
+            boundary(EnvError, f"closing {task.id!r}"),
+        ):  # the first error is the news
             await stack.__aexit__(*sys.exc_info())
         raise
     else:

@@ -49,7 +49,9 @@ BOOT = "import sys; sys.path[:] = {path!r}; from agentrl.worker import main; mai
 
 
 @asynccontextmanager
-async def open_host(spec: EnvSpec, *, num_workers: int, deadline_s: float, sandboxes: SandboxProvider | None = None) -> AsyncIterator[Host]:
+async def open_host(
+    spec: EnvSpec, *, num_workers: int, deadline_s: float, sandboxes: SandboxProvider | None = None
+) -> AsyncIterator[Host]:
     """Open the host that ``spec`` needs: worker processes where it blocks, this process where it does not.
 
     ``deadline_s`` bounds every call of an environment, and the start of a worker. ``num_workers`` is not used in this process.
@@ -62,7 +64,11 @@ async def open_host(spec: EnvSpec, *, num_workers: int, deadline_s: float, sandb
         raise ConfigError(f"num_workers must be at least 1, found {num_workers}")
     if not 0 < deadline_s < math.inf:
         raise ConfigError(f"deadline_s must be a positive number of seconds, found {deadline_s}")
-    host = Workers(spec, num_workers, deadline_s, sandboxes) if spec.blocking else InProcess(spec, deadline_s, sandboxes)
+    host = (
+        Workers(spec, num_workers, deadline_s, sandboxes)
+        if spec.blocking
+        else InProcess(spec, deadline_s, sandboxes)
+    )
     async with host:
         yield host
 
@@ -70,7 +76,9 @@ async def open_host(spec: EnvSpec, *, num_workers: int, deadline_s: float, sandb
 class Workers:
     """Episodes in ``num_workers`` processes."""
 
-    def __init__(self, spec: EnvSpec, num_workers: int, deadline_s: float, sandboxes: SandboxProvider | None = None) -> None:
+    def __init__(
+        self, spec: EnvSpec, num_workers: int, deadline_s: float, sandboxes: SandboxProvider | None = None
+    ) -> None:
         if type(spec).__module__ == "__main__":
             raise ConfigError(
                 f"{type(spec).__name__} is defined in the program itself, where a worker cannot import it; move it to a module"
@@ -175,7 +183,9 @@ class Workers:
                     self._given_up.append(problem)
                     self._changed.set()
                     return
-            await asyncio.sleep(0.1 * 4 ** max(failures, min(deaths, MAX_STARTS)) if failures or deaths else 0)
+            await asyncio.sleep(
+                0.1 * 4 ** max(failures, min(deaths, MAX_STARTS)) if failures or deaths else 0
+            )
 
     async def _serve(self, worker: Worker, started: asyncio.Future[None]) -> None:
         """Lend ``worker`` to episodes until it is lost."""
@@ -329,9 +339,15 @@ class Worker:
             self.lose(f"did not answer within {self._deadline_s:g} s")
             return
         else:
-            late = [future for future, sent in self._waiting.values() if now - sent >= self._deadline_s and not future.done()]
+            late = [
+                future
+                for future, sent in self._waiting.values()
+                if now - sent >= self._deadline_s and not future.done()
+            ]
             for future in late:
-                future.set_exception(EnvError(f"worker {self.pid} did not answer a call within {self._deadline_s:g} s"))
+                future.set_exception(
+                    EnvError(f"worker {self.pid} did not answer a call within {self._deadline_s:g} s")
+                )
             oldest = min((sent for future, sent in self._waiting.values() if not future.done()), default=now)
             due = min(oldest, self._heard) + self._deadline_s
         self._timer = self._loop.call_at(due, self._check, due)

@@ -21,7 +21,9 @@ def main() -> None:
     """Print what becomes of each attack on this machine; end with 1 if any escaped."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("providers", nargs="+", metavar="NAME", help="a registered name, or module:attribute")
-    parser.add_argument("--image", default="", help="the image that sandboxes are made of; the provider's own unless given")
+    parser.add_argument(
+        "--image", default="", help="the image that sandboxes are made of; the provider's own unless given"
+    )
     parser.add_argument("--verbose", action="store_true", help="print what was found for each attack as well")
     options = parser.parse_args()
     rows = {}
@@ -31,7 +33,10 @@ def main() -> None:
         rows[name] = abuse(make_sandbox(name, **accepted), spec=replace(SPEC, image=options.image))
         for row in rows[name]:
             if options.verbose or row.outcome == "escaped":
-                print(f"{name}: {row.attack}: {row.outcome} after {row.duration_s:.1f} s: {row.detail}", file=sys.stderr)
+                print(
+                    f"{name}: {row.attack}: {row.outcome} after {row.duration_s:.1f} s: {row.detail}",
+                    file=sys.stderr,
+                )
     print(table(rows))
     sys.exit(any(row.outcome == "escaped" for found in rows.values() for row in found))
 

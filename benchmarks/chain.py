@@ -48,7 +48,19 @@ from agentrl.rewards.outcome import Format, Outcome, Process
 from agentrl.rewards.refine import Clip, Delta, Overlong
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.sources import Payment
-from agentrl.types import Action, End, Group, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    End,
+    Group,
+    Observation,
+    Scored,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 GROUP_SIZE, VOCAB, NUM_PLACES = 8, 640, 40
 PAYMENT = Payment(
@@ -79,7 +91,10 @@ class Chain:
         The model's measurements are laid in between, where the learner would take them.
         """
         groups: list[ScoredGroup] = [
-            tuple(replace(measured[one.trajectory.task.id, one.trajectory.sample], ledger=one.ledger) for one in group)
+            tuple(
+                replace(measured[one.trajectory.task.id, one.trajectory.sample], ledger=one.ledger)
+                for one in group
+            )
             for group in self.payment.pay(played)
         ]
         credited = self.credit(groups)
@@ -115,7 +130,9 @@ def play(num_episodes: int, num_turns: int, tokens_per_turn: int) -> list[Group]
     """Make up groups of episodes that walk at random between places, so that members of a group meet."""
     random = np.random.default_rng(0)
     rooms = [
-        Observation.text(f"You are in room {place}. There is a door to the east and a door to the west. What now? " * 2)
+        Observation.text(
+            f"You are in room {place}. There is a door to the east and a door to the west. What now? " * 2
+        )
         for place in range(NUM_PLACES)
     ]
     groups: list[Group] = []
@@ -129,7 +146,9 @@ def play(num_episodes: int, num_turns: int, tokens_per_turn: int) -> list[Group]
             turns = tuple(
                 Turn(
                     rooms[places[n]],
-                    Action("go east", ints([2]), ints(tokens[n]), floats([-math.log(VOCAB)] * tokens_per_turn)),
+                    Action(
+                        "go east", ints([2]), ints(tokens[n]), floats([-math.log(VOCAB)] * tokens_per_turn)
+                    ),
                     info={
                         "success": outcome * (n == num_turns - 1),
                         "valid": 1.0,
@@ -153,7 +172,9 @@ def measure(played: Sequence[Group]) -> dict[tuple[str, int], Scored]:
         values_T, entropies_T = random.random((2, trajectory.num_tokens))
         return Scored(trajectory, {}, values_T=floats(values_T), entropies_T=floats(entropies_T))
 
-    return {(trajectory.task.id, trajectory.sample): one(trajectory) for group in played for trajectory in group}
+    return {
+        (trajectory.task.id, trajectory.sample): one(trajectory) for group in played for trajectory in group
+    }
 
 
 def cpu_s(work: Callable[[], object], repeats: int = 3) -> float:
@@ -168,10 +189,19 @@ def cpu_s(work: Callable[[], object], repeats: int = 3) -> float:
 
 def update_s(played: Sequence[Group], part_tokens: int) -> tuple[float, int, int]:
     """Return the CPU seconds of an update on all episodes, extrapolated; the number of episodes measured; and of parameters."""
-    tokens = [sum(len(turn.action.prompt) + len(turn.action.tokens) for turn in one.turns) for group in played for one in group]
+    tokens = [
+        sum(len(turn.action.prompt) + len(turn.action.tokens) for turn in one.turns)
+        for group in played
+        for one in group
+    ]
     longest = max(tokens)
     model = build_model(
-        ModelSpec(shape=Shape(hidden=256, layers=6, heads=8, kv_heads=4, mlp=768, max_context=longest), tokenizer="-"), VOCAB, seed=0
+        ModelSpec(
+            shape=Shape(hidden=256, layers=6, heads=8, kv_heads=4, mlp=768, max_context=longest),
+            tokenizer="-",
+        ),
+        VOCAB,
+        seed=0,
     )
     learner = Learner(model, Compute(token_budget=max(1024, longest)))
     learner.start(Optimisation(lr=1e-4), 3)
@@ -184,11 +214,17 @@ def update_s(played: Sequence[Group], part_tokens: int) -> tuple[float, int, int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--episodes", type=int, default=1024)
-    parser.add_argument("--turns", type=int, nargs=3, default=[25, 50, 100], help="the middle one is held against the update")
+    parser.add_argument(
+        "--turns", type=int, nargs=3, default=[25, 50, 100], help="the middle one is held against the update"
+    )
     parser.add_argument("--tokens-per-turn", type=int, default=4, help="action tokens of a turn")
-    parser.add_argument("--part", type=int, default=8_000, help="tokens of the part on which the update is measured")
+    parser.add_argument(
+        "--part", type=int, default=8_000, help="tokens of the part on which the update is measured"
+    )
     parser.add_argument("--only", default="", help="chains whose name contains this")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -197,7 +233,9 @@ def main() -> None:
     for num_turns in asked.turns:
         played = play(asked.episodes, num_turns, asked.tokens_per_turn)
         measured = measure(played)
-        least = 0.8 * sum(one.trajectory.num_tokens for one in measured.values())  # a filter drops what teaches nothing
+        least = 0.8 * sum(
+            one.trajectory.num_tokens for one in measured.values()
+        )  # a filter drops what teaches nothing
         for name, taken in seconds.items():
             assert CHAINS[name].run(played, measured) > least
             taken.append(cpu_s(partial(CHAINS[name].run, played, measured)))
@@ -215,7 +253,9 @@ def main() -> None:
     table.add_column(f"of the update at {middle}", justify="right")
     table.add_column(f"{asked.turns[2]} to {middle}", justify="right")
     for name, taken in seconds.items():
-        table.add_row(name, *(f"{one:.2f} s" for one in taken), f"{taken[1] / whole:.3%}", f"{taken[2] / taken[1]:.2f}x")
+        table.add_row(
+            name, *(f"{one:.2f} s" for one in taken), f"{taken[1] / whole:.3%}", f"{taken[2] / taken[1]:.2f}x"
+        )
     Console().print(table)
 
 

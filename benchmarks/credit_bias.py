@@ -56,22 +56,36 @@ RULES: Mapping[str, Credit] = {
     "control: RLOO flipped": Modified(RLOO(), (Scale(-1.0),)),
 }
 WRONG_BY = 0.5
-CRITICS = ("token GAE, lambda 1", "token GAE, lambda 0.95", "turn GAE, lambda 0.95", "bi-level GAE, gamma 0.95")
+CRITICS = (
+    "token GAE, lambda 1",
+    "token GAE, lambda 0.95",
+    "turn GAE, lambda 0.95",
+    "bi-level GAE, gamma 0.95",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     asked = parser.parse_args()
-    table = Table(title=f"expected gradients over all groups of {asked.group_size}, mean over {len(asked.seeds)} policies")
+    table = Table(
+        title=f"expected gradients over all groups of {asked.group_size}, mean over {len(asked.seeds)} policies"
+    )
     for column in ("rule", "cosine", "scale", "error", "variance"):
         table.add_column(column, justify="left" if column == "rule" else "right")
     rows = [(name, rule, 0.0) for name, rule in RULES.items()]
     rows += [(f"{name}, critic wrong", RULES[name], WRONG_BY) for name in CRITICS]
     for name, rule, wrong_by in rows:
-        found = [bias(rule, group_size=asked.group_size, seed=seed, wrong_by=wrong_by) for seed in asked.seeds]
-        means = [float(np.mean([getattr(one, column) for one in found])) for column in ("cosine", "scale", "error", "variance")]
+        found = [
+            bias(rule, group_size=asked.group_size, seed=seed, wrong_by=wrong_by) for seed in asked.seeds
+        ]
+        means = [
+            float(np.mean([getattr(one, column) for one in found]))
+            for column in ("cosine", "scale", "error", "variance")
+        ]
         table.add_row(
             name,
             f"{means[0]:.4f}",

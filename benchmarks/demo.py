@@ -46,17 +46,45 @@ def draw(folders: dict[int, Path], recipe: Recipe, path: Path) -> None:
     last = recipe.stages[-1]
     first = recipe.updates - last.updates
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-    for (seed, folder), colour in zip(folders.items(), ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626"), strict=False):
-        records = [record for record in read_metrics(folder / "metrics.jsonl") if record["stage"] == last.name]
-        played = [(record["update"] - first + 1, record["rollout/success"]) for record in records if "rollout/success" in record]
-        tested = [(record["update"] - first + 1, record["eval/success"]) for record in records if "eval/success" in record]
-        before = Report.read(folder / "evaluations" / f"{recipe.stages[-2].name}-{recipe.stages[-2].updates}.json")
+    for (seed, folder), colour in zip(
+        folders.items(), ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626"), strict=False
+    ):
+        records = [
+            record for record in read_metrics(folder / "metrics.jsonl") if record["stage"] == last.name
+        ]
+        played = [
+            (record["update"] - first + 1, record["rollout/success"])
+            for record in records
+            if "rollout/success" in record
+        ]
+        tested = [
+            (record["update"] - first + 1, record["eval/success"])
+            for record in records
+            if "eval/success" in record
+        ]
+        before = Report.read(
+            folder / "evaluations" / f"{recipe.stages[-2].name}-{recipe.stages[-2].updates}.json"
+        )
         tested.insert(0, (0, before.measures()["success"].mean))
         axes.plot(*zip(*_smooth(played), strict=True), color=colour, alpha=0.35, linewidth=1.2)
-        axes.plot(*zip(*tested, strict=True), color=colour, marker="o", markersize=4, linewidth=2, label=f"seed {seed}")
+        axes.plot(
+            *zip(*tested, strict=True),
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=2,
+            label=f"seed {seed}",
+        )
     baselines = reports(recipe, next(iter(folders.values())))
-    axes.axhline(baselines["random"].measures()["success"].mean, color="#6b7280", linestyle=":", linewidth=1.2)
-    axes.annotate("random play", (0.45 * last.updates, baselines["random"].measures()["success"].mean), va="bottom", color="#6b7280")
+    axes.axhline(
+        baselines["random"].measures()["success"].mean, color="#6b7280", linestyle=":", linewidth=1.2
+    )
+    axes.annotate(
+        "random play",
+        (0.45 * last.updates, baselines["random"].measures()["success"].mean),
+        va="bottom",
+        color="#6b7280",
+    )
     axes.set(xlabel="update of the RL stage", ylabel="games won", ylim=(0, 1.02), xlim=(0, last.updates))
     axes.set_title("held-out games (dots) and training games (thin, mean of 5 updates)", fontsize=10)
     axes.legend(loc="lower right", frameon=False)
@@ -71,7 +99,9 @@ def _smooth(points: list[tuple[int, float]], width: int = 5) -> list[tuple[int, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", type=Path, default=Path("recipes/textworld_demo.py"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/demo-seeds"))
@@ -91,7 +121,9 @@ def main() -> None:
         rest = f"{means['random'].mean:.2f}    {means['expert'].mean:.2f}    {took_s:.0f}"
         sys.stdout.write(f"{seed:<5} {cells[0]:<21} {cells[1]:<21} {rest}\n")
         sys.stdout.flush()
-    sys.stdout.write(f"mean after {sum(afters) / len(afters):.3f}, worst seed {min(afters):.2f}; targets {TARGET}\n")
+    sys.stdout.write(
+        f"mean after {sum(afters) / len(afters):.3f}, worst seed {min(afters):.2f}; targets {TARGET}\n"
+    )
     if options.figure is not None:
         draw(folders, recipe, options.figure)
 

@@ -56,7 +56,8 @@ def package_ms(env: TextWorld, tasks: Sequence[Task]) -> float:
     folder, suffix = Games(env.game).folder, ".z8" if env.backend == "z8" else ".json"
     infos = textworld.EnvInfos(admissible_commands=True, moves=True)
     players = {
-        file: textworld.start(str((folder / file).with_suffix(suffix)), infos) for file in {str(task.data["file"]) for task in tasks}
+        file: textworld.start(str((folder / file).with_suffix(suffix)), infos)
+        for file in {str(task.data["file"]) for task in tasks}
     }
     num_turns, started = 0, time.process_time()
     for task in tasks:
@@ -84,7 +85,11 @@ async def engine_ms(env: TextWorld, tasks: Sequence[Task]) -> float:
                     observation = await episode.reset()
                     while not over:
                         step = await episode.step(dice.choice(observation.actions))
-                        observation, over, num_turns = step.observation, step.terminated or step.truncated, num_turns + 1
+                        observation, over, num_turns = (
+                            step.observation,
+                            step.terminated or step.truncated,
+                            num_turns + 1,
+                        )
             spent = time.process_time() - started
     return 1e3 * spent / num_turns
 
@@ -135,17 +140,28 @@ async def latency_ms(env: TextWorld, tasks: Sequence[Task], num_idle: int) -> fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--game", default="w2-o3-q4")
     parser.add_argument("--backend", choices=["z8", "facts"], default="z8")
-    parser.add_argument("--games", type=int, default=4, help="different games; each is compiled, which takes seconds")
+    parser.add_argument(
+        "--games", type=int, default=4, help="different games; each is compiled, which takes seconds"
+    )
     parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*is not fully supported.*")
     style: Style = "raw" if chosen.backend == "z8" else "brief"
     env = TextWorld(
-        game=chosen.game, backend=chosen.backend, observation=style, max_turns=TURNS, train=0, valid=0, test=chosen.games, ood=0
+        game=chosen.game,
+        backend=chosen.backend,
+        observation=style,
+        max_turns=TURNS,
+        train=0,
+        valid=0,
+        test=chosen.games,
+        ood=0,
     )
     env.prepare(lambda what, done, total: None)
     tasks = (list(env.tasks("test")) * chosen.episodes)[: chosen.episodes]
@@ -158,7 +174,10 @@ def main() -> None:
         row["whole"], row["two workers"] = on(set(cores), env, tasks, 2)
         _, row["one core"] = on(set(cores[:1]), env, tasks, 1)
         _, row["one worker"] = on(set(cores), env, tasks, 1)
-        row["alone"], row["crowded"] = asyncio.run(latency_ms(env, tasks[:16], 0)), asyncio.run(latency_ms(env, tasks[:16], 256))
+        row["alone"], row["crowded"] = (
+            asyncio.run(latency_ms(env, tasks[:16], 0)),
+            asyncio.run(latency_ms(env, tasks[:16], 256)),
+        )
         rows.append(row)
     table = Table("measure", "without", "with", "ratio", "target")
     for measure, without, with_it, unit, target in (
@@ -169,8 +188,12 @@ def main() -> None:
         ("latency, alone and beside 256 idle", "alone", "crowded", "ms", "< 2"),
     ):
         best = min if unit else max
-        figures = [f"{best(row[name] for row in rows):.{3 if unit else 0}f} {unit}" for name in (without, with_it)]
-        table.add_row(measure, *figures, f"{statistics.median(row[with_it] / row[without] for row in rows):.2f}", target)
+        figures = [
+            f"{best(row[name] for row in rows):.{3 if unit else 0}f} {unit}" for name in (without, with_it)
+        ]
+        table.add_row(
+            measure, *figures, f"{statistics.median(row[with_it] / row[without] for row in rows):.2f}", target
+        )
     Console(width=120).print(table)
 
 

@@ -121,13 +121,21 @@ def one_seed(name: str, seed: int, out: Path, lr: float | None) -> dict[str, Rec
     folder = out / name / f"seed-{seed}"
     if lr is None:
         return {method: learn(TRIALS[name], method, seed, folder) for method in TRIALS[name].methods}
-    return {method: learn(at_rate(TRIALS[name], lr), method, seed, folder / f"lr-{lr:g}") for method in TRIALS[name].methods}
+    return {
+        method: learn(at_rate(TRIALS[name], lr), method, seed, folder / f"lr-{lr:g}")
+        for method in TRIALS[name].methods
+    }
 
 
 def at_rate(trial: Trial, lr: float) -> Trial:
     """Return the trial with one learning rate for all methods."""
     optimisation = replace(trial.stage.optimisation, lr=lr)
-    return replace(trial, methods={method: {**changes, "optimisation": optimisation} for method, changes in trial.methods.items()})
+    return replace(
+        trial,
+        methods={
+            method: {**changes, "optimisation": optimisation} for method, changes in trial.methods.items()
+        },
+    )
 
 
 def row(method: str, records: Sequence[Record]) -> tuple[str, ...]:
@@ -154,25 +162,38 @@ def told(record: Record) -> Record:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", nargs="+", choices=list(TRIALS), default=list(TRIALS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--lr", type=float, help="a learning rate for all methods, instead of each trial's own")
+    parser.add_argument(
+        "--lr", type=float, help="a learning rate for all methods, instead of each trial's own"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes, one core each")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     asked = parser.parse_args()
     columns = ("method", "final [95%]", "reached", "range", "never", "collapsed", "CPU s")
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = {name: [pool.submit(one_seed, name, seed, asked.out, asked.lr) for seed in asked.seeds] for name in asked.tasks}
+        jobs = {
+            name: [pool.submit(one_seed, name, seed, asked.out, asked.lr) for seed in asked.seeds]
+            for name in asked.tasks
+        }
         found: dict[str, dict[str, list[Record]]] = {}
         for name, waiting in jobs.items():
             trial, seeds = TRIALS[name], [job.result() for job in waiting]
             found[name] = {method: [records[method] for records in seeds] for method in trial.methods}
             rows = tuple(row(method, records) for method, records in found[name].items())
             begun = fmean(records["start"] for records in next(iter(found[name].values())))
-            notes = (f"start {begun:.2f}; {trial.stage.updates} updates; reached: success {trial.threshold:g}; {len(seeds)} seeds", "")
+            notes = (
+                f"start {begun:.2f}; {trial.stage.updates} updates; reached: success {trial.threshold:g}; {len(seeds)} seeds",
+                "",
+            )
             show(Table(f"{name}: {trial.question}", columns, rows, notes))
-    summary = {name: {method: [told(one) for one in records] for method, records in by.items()} for name, by in found.items()}
+    summary = {
+        name: {method: [told(one) for one in records] for method, records in by.items()}
+        for name, by in found.items()
+    }
     files.replace(asked.out / "learning.json", json.dumps(summary, indent=1).encode())
     sys.stdout.write(f"written to {asked.out / 'learning.json'}\n")
 

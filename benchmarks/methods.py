@@ -50,9 +50,21 @@ def run(name: str, seed: int, out: Path, options: list[str]) -> Path:
     if not took.exists():
         out.mkdir(parents=True, exist_ok=True)
         train = "from agentrl.cli import main; main()"
-        command = [sys.executable, "-c", train, "train", str(FOLDER / f"{name}.py"), f"seed={seed}", *options, "--out", str(folder)]
+        command = [
+            sys.executable,
+            "-c",
+            train,
+            "train",
+            str(FOLDER / f"{name}.py"),
+            f"seed={seed}",
+            *options,
+            "--out",
+            str(folder),
+        ]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output
+            )
             _, status, used = os.wait4(process.pid, 0)  # with its workers
         if status:
             raise SystemExit(f"{name} with seed {seed} failed:\n{log.read_text()[-2000:]}")
@@ -64,7 +76,9 @@ def read(folder: Path, recipe: Recipe, threshold: float) -> Result:
     """Return what a finished run reached."""
     warm, last = recipe.stages[-2], recipe.stages[-1]
     records = [record for record in read_metrics(folder / "metrics.jsonl") if record["stage"] == last.name]
-    played = [float(record["rollout/success"]) for record in records if "rollout/success" in record]  # the others are evaluations
+    played = [
+        float(record["rollout/success"]) for record in records if "rollout/success" in record
+    ]  # the others are evaluations
     windows = [sum(played[end - WINDOW : end]) / WINDOW for end in range(WINDOW, len(played) + 1)]
     return Result(
         before=_success(folder, f"{warm.name}-{warm.updates}"),
@@ -81,14 +95,21 @@ def _success(folder: Path, name: str) -> float:
 
 def row(name: str, results: list[Result]) -> str:
     """Return a line of the table."""
-    before, after = (", ".join(f"{value:.2f}" for value in values) for values in zip(*[(r.before, r.after) for r in results], strict=True))
+    before, after = (
+        ", ".join(f"{value:.2f}" for value in values)
+        for values in zip(*[(r.before, r.after) for r in results], strict=True)
+    )
     reached = ", ".join(str(result.reached or "never") for result in results)
-    mean, cpu_s = (sum(values) / len(values) for values in zip(*[(r.mean, r.cpu_s) for r in results], strict=True))
+    mean, cpu_s = (
+        sum(values) / len(values) for values in zip(*[(r.mean, r.cpu_s) for r in results], strict=True)
+    )
     return f"| `{name}` | {before} | {after} | {mean:.2f} | {reached} | {cpu_s / 60:.1f} |\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", default=names(), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=1)
@@ -97,8 +118,14 @@ def main() -> None:
     parser.add_argument("set", nargs="*", help="recipe options, path=value")
     options = parser.parse_intermixed_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        runs = {(name, seed): pool.submit(run, name, seed, options.out, options.set) for seed in options.seeds for name in options.methods}
-        sys.stdout.write("| recipe | before | after | mean | reached | CPU min |\n|---|---|---|---|---|---|\n")
+        runs = {
+            (name, seed): pool.submit(run, name, seed, options.out, options.set)
+            for seed in options.seeds
+            for name in options.methods
+        }
+        sys.stdout.write(
+            "| recipe | before | after | mean | reached | CPU min |\n|---|---|---|---|---|---|\n"
+        )
         for name in options.methods:
             recipe = load(FOLDER / f"{name}.py", options.set)
             results = [read(runs[name, seed].result(), recipe, options.threshold) for seed in options.seeds]

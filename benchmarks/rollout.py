@@ -59,12 +59,20 @@ async def record(env: EnvSpec, number: int) -> list[Trajectory]:
     async with InProcess(env, limits.env_deadline_s) as host:
         tasks = env.tasks("train")[:number]
         policies = (ExpertPolicy(), RandomPolicy())
-        return [await play(task, index, policy=policies[index % 2], host=host, seed=0, limits=limits) for index, task in enumerate(tasks)]
+        return [
+            await play(task, index, policy=policies[index % 2], host=host, seed=0, limits=limits)
+            for index, task in enumerate(tasks)
+        ]
 
 
-def warm(model: Any, trajectories: Sequence[Trajectory], renderer: Renderer, *, steps: int = 25, batch: int = 4) -> None:
+def warm(
+    model: Any, trajectories: Sequence[Trajectory], renderer: Renderer, *, steps: int = 25, batch: int = 4
+) -> None:
     """Teach the model, roughly, what a transcript looks like."""
-    texts = [torch.from_numpy(context(renderer.tokenise(trajectory).turns).astype(np.int64)) for trajectory in trajectories]
+    texts = [
+        torch.from_numpy(context(renderer.tokenise(trajectory).turns).astype(np.int64))
+        for trajectory in trajectories
+    ]
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         rows = [texts[(step * batch + row) % len(texts)] for row in range(batch)]
@@ -84,16 +92,23 @@ async def with_engine(engine: LocalEngine, episodes: Episodes) -> int:
             turns.append(Turn(observation, await engine.act(turns, observation, seed=seed_of(index, turn))))
         return sum(len(turn.action.tokens) for turn in turns)
 
-    return sum(await asyncio.gather(*[one(index, observations) for index, observations in enumerate(episodes)]))
+    return sum(
+        await asyncio.gather(*[one(index, observations) for index, observations in enumerate(episodes)])
+    )
 
 
-def re_prompted(answer: Callable[[list[list[int]]], list[list[int]]], renderer: Renderer, episodes: Episodes) -> int:
+def re_prompted(
+    answer: Callable[[list[list[int]]], list[list[int]]], renderer: Renderer, episodes: Episodes
+) -> int:
     """Play all episodes in step: each turn is one batch of whole contexts for ``answer``; return the number of sampled tokens."""
     played: list[list[Turn]] = [[] for _ in episodes]
     for number in range(max(map(len, episodes))):
         living = [index for index, observations in enumerate(episodes) if number < len(observations)]
         prompts = [renderer.prompt(played[index], episodes[index][number]).tokens for index in living]
-        contexts = [[*context(played[index]).tolist(), *prompt.tolist()] for index, prompt in zip(living, prompts, strict=True)]
+        contexts = [
+            [*context(played[index]).tolist(), *prompt.tolist()]
+            for index, prompt in zip(living, prompts, strict=True)
+        ]
         for index, prompt, tokens in zip(living, prompts, answer(contexts), strict=True):
             action = Action(renderer.decode(tokens), prompt, ints(tokens), floats(np.zeros(len(tokens))))
             played[index].append(Turn(episodes[index][number], action))
@@ -101,13 +116,23 @@ def re_prompted(answer: Callable[[list[list[int]]], list[list[int]]], renderer: 
 
 
 @torch.inference_mode()
-def generate(model: Any, contexts: list[list[int]], *, pad: int, end: int | None, max_tokens: int) -> list[list[int]]:
+def generate(
+    model: Any, contexts: list[list[int]], *, pad: int, end: int | None, max_tokens: int
+) -> list[list[int]]:
     """Sample with ``transformers.generate`` from a left-padded batch."""
     width = max(map(len, contexts))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in contexts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts])
     options = {"max_new_tokens": max_tokens, "min_new_tokens": None if end is not None else max_tokens}
-    out = model.generate(input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=pad, eos_token_id=end, **options)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=True,
+        top_k=0,
+        pad_token_id=pad,
+        eos_token_id=end,
+        **options,
+    )
     answers = out[:, width:].tolist()
     return [row[: row.index(end) + 1] if end in row else row for row in answers]
 
@@ -135,10 +160,14 @@ def with_vllm(model: Any, tokenizer: Any, renderer: Renderer, episodes: Episodes
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         llm = LLM(folder, dtype="float32", enable_prefix_caching=True, max_model_len=1024)
-        params = SamplingParams(temperature=1.0, max_tokens=MAX_TOKENS, stop_token_ids=[end], detokenize=False)
+        params = SamplingParams(
+            temperature=1.0, max_tokens=MAX_TOKENS, stop_token_ids=[end], detokenize=False
+        )
 
         def answer(contexts: list[list[int]]) -> list[list[int]]:
-            outputs = llm.generate([TokensPrompt(prompt_token_ids=row) for row in contexts], params, use_tqdm=False)
+            outputs = llm.generate(
+                [TokensPrompt(prompt_token_ids=row) for row in contexts], params, use_tqdm=False
+            )
             return [list(output.outputs[0].token_ids) for output in outputs]
 
         answer([[1, 2, 3]])
@@ -160,11 +189,16 @@ def decode_again(model: Any, prompts: list[list[int]], pad: int) -> int:
 def best(repeats: int, *works: Callable[[], int]) -> list[Result]:
     """Run all by turns, and return the fastest run of each: what other programs add to CPU time is never negative."""
     runs = [[measured(work) for work in works] for _ in range(repeats)]
-    return [min(results, key=lambda result: result.cpu_s / result.num_tokens) for results in zip(*runs, strict=True)]
+    return [
+        min(results, key=lambda result: result.cpu_s / result.num_tokens)
+        for results in zip(*runs, strict=True)
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--game", default="coin-r8-q4")
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=256)
@@ -177,11 +211,22 @@ def main() -> None:
 
     env = TextWorld(game=options.game, train=max(options.episodes, 64), valid=8, test=8, ood=8)
     trajectories = asyncio.run(record(env, options.episodes))
-    texts = [message.content for trajectory in trajectories for turn in trajectory.turns for message in turn.observation.messages]
-    tokenizer = train_tokenizer([*texts, *(turn.action.text for trajectory in trajectories for turn in trajectory.turns)])
+    texts = [
+        message.content
+        for trajectory in trajectories
+        for turn in trajectory.turns
+        for message in turn.observation.messages
+    ]
+    tokenizer = train_tokenizer(
+        [*texts, *(turn.action.text for trajectory in trajectories for turn in trajectory.turns)]
+    )
     renderer = TagRenderer(tokenizer)
     shape = Shape(
-        hidden=options.hidden, layers=options.layers, heads=options.hidden // 32, kv_heads=options.hidden // 64, mlp=3 * options.hidden
+        hidden=options.hidden,
+        layers=options.layers,
+        heads=options.hidden // 32,
+        kv_heads=options.hidden // 64,
+        mlp=3 * options.hidden,
     )
     spec = ModelSpec(shape=shape, tokenizer=TrainedTokenizer())
     model, copy = (build_model(spec, len(tokenizer), seed=0) for _ in range(2))
@@ -198,7 +243,9 @@ def main() -> None:
         f"{options.game}, turns {min(turns)} to {max(turns)} (mean {np.mean(turns):.1f}), {options.threads} thread(s)"
     )
 
-    table = Table("multi-turn", "episodes / CPU s", "sampled tokens / CPU s", "tokens per turn", "times generate")
+    table = Table(
+        "multi-turn", "episodes / CPU s", "sampled tokens / CPU s", "tokens per turn", "times generate"
+    )
 
     def row(name: str, result: Result, base: Result) -> None:
         per_s, base_per_s = len(episodes) / result.cpu_s, len(episodes) / base.cpu_s
@@ -228,9 +275,17 @@ def main() -> None:
     grouped = [own[index - index % GROUP] for index in range(len(own))]
     for kind, observations in (("a prompt each", own), (f"groups of {GROUP} that share theirs", grouped)):
         prompts = [endless.renderer.prompt((), observation).tokens.tolist() for observation in observations]
-        results = best(options.repeats, partial(decode, endless, observations), partial(decode_again, model, prompts, pad))
+        results = best(
+            options.repeats,
+            partial(decode, endless, observations),
+            partial(decode_again, model, prompts, pad),
+        )
         rates = [result.num_tokens / result.cpu_s for result in results]
-        single.add_row(f"local engine, {len(own)} x ({PROMPT} + {NEW}), {kind}", f"{rates[0]:.0f}", f"{rates[0] / rates[1]:.2f}")
+        single.add_row(
+            f"local engine, {len(own)} x ({PROMPT} + {NEW}), {kind}",
+            f"{rates[0]:.0f}",
+            f"{rates[0] / rates[1]:.2f}",
+        )
         single.add_row("generate", f"{rates[1]:.0f}", "1.00")
     console.print(single)
 

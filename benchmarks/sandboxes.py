@@ -158,8 +158,14 @@ async def many(sandboxes: Sandboxes, spec: SandboxSpec, number: int) -> dict[str
         closing = stack.pop_all()
     await closing.aclose()
     left = processes()
-    mine = {pid: size for pid, size in sizes.items() if pid not in left}  # else somebody else's, which started meanwhile
-    return {"starts per second": rate, "memory of an idle one": sum(mine.values()) / number, "at once": number}
+    mine = {
+        pid: size for pid, size in sizes.items() if pid not in left
+    }  # else somebody else's, which started meanwhile
+    return {
+        "starts per second": rate,
+        "memory of an idle one": sum(mine.values()) / number,
+        "at once": number,
+    }
 
 
 async def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
@@ -171,7 +177,9 @@ async def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     spec = dataclasses.replace(SPEC, image=options.image)
 
     async def served(work: Callable[[Sandboxes], Awaitable[T]], **changed: int) -> T:
-        async with make_sandbox(name, **accepted, pool=dataclasses.replace(pool, **changed)).serve(run="benchmark") as sandboxes:
+        async with make_sandbox(name, **accepted, pool=dataclasses.replace(pool, **changed)).serve(
+            run="benchmark"
+        ) as sandboxes:
             return await work(sandboxes)
 
     async def opened(sandboxes: Sandboxes, times: int) -> None:
@@ -190,7 +198,9 @@ async def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         **await served(lambda sandboxes: starts(sandboxes, spec, options.repeats)),
         **await served(lambda sandboxes: commands(sandboxes, spec, options.repeats)),
         **await served(lambda sandboxes: many(sandboxes, spec, number)),
-        "from the pool": await served(lambda sandboxes: from_the_pool(sandboxes, spec, options.repeats), num_warm=1),
+        "from the pool": await served(
+            lambda sandboxes: from_the_pool(sandboxes, spec, options.repeats), num_warm=1
+        ),
     }
 
 
@@ -219,7 +229,9 @@ def baseline(folder: Path) -> dict[str, float]:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", f"swe-rex=={VERSION}"], check=True)
-    done = subprocess.run([python, "-c", BASELINE, FLOOD], check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [python, "-c", BASELINE, FLOOD], check=True, capture_output=True, text=True, timeout=120
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     times = {
         "start to first command": found["start"] * 1000,
@@ -263,10 +275,19 @@ def main() -> None:
     """Print what sandboxes cost on this machine."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("providers", nargs="+", metavar="NAME", help="a registered name, or module:attribute")
-    parser.add_argument("--baseline", type=Path, help="folder of the environment in which SWE-ReX is, or will be, installed")
-    parser.add_argument("--image", default="", help="the image that sandboxes are made of; the provider's own unless given")
+    parser.add_argument(
+        "--baseline", type=Path, help="folder of the environment in which SWE-ReX is, or will be, installed"
+    )
+    parser.add_argument(
+        "--image", default="", help="the image that sandboxes are made of; the provider's own unless given"
+    )
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--at-once", type=int, default=0, help="how many are open at once; 256, or 64 of Docker's, unless given")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=0,
+        help="how many are open at once; 256, or 64 of Docker's, unless given",
+    )
     options = parser.parse_args()
     columns = {}
     for name in options.providers:

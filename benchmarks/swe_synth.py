@@ -36,13 +36,17 @@ async def search(name: str, target: int, workers: int) -> Counter[str]:
     """Find valid bugs of a package, from nothing, and end everything that was started."""
     tree = packages.fetch(packages.named(name))
     async with Local().serve(run="benchmark") as sandboxes:
-        found = validate.search(sandboxes, tree, mutate.candidates(tree, seed=0), target=target, workers=workers)
+        found = validate.search(
+            sandboxes, tree, mutate.candidates(tree, seed=0), target=target, workers=workers
+        )
         return Counter([str(finding.outcome) async for finding in found])
 
 
 def measure(names: list[str], target: int, workers: int) -> None:
     """Print the table."""
-    table = Table("package", "tried", "valid", "CPU s", "valid / CPU-min", f"x {TARGET:.0f}", "candidates", "to be had")
+    table = Table(
+        "package", "tried", "valid", "CPU s", "valid / CPU-min", f"x {TARGET:.0f}", "candidates", "to be had"
+    )
     total = 0.0
     for name in names:
         tree = packages.fetch(packages.named(name))
@@ -53,7 +57,15 @@ def measure(names: list[str], target: int, workers: int) -> None:
         tried, valid = sum(counts.values()), counts[Outcome.VALID]
         rate, to_be_had = 60 * valid / spent, available * valid / tried
         total += to_be_had
-        cells = (tried, valid, f"{spent:.0f}", f"{rate:.0f}", f"{rate / TARGET:.1f}", available, f"{to_be_had:.0f}")
+        cells = (
+            tried,
+            valid,
+            f"{spent:.0f}",
+            f"{rate:.0f}",
+            f"{rate / TARGET:.1f}",
+            available,
+            f"{to_be_had:.0f}",
+        )
         table.add_row(name, *map(str, cells))
     Console().print(table)
     Console().print(f"{total:.0f} valid single bugs to be had from {len(names)} packages")
@@ -71,7 +83,9 @@ async def prove_sample(workers: int) -> None:
 
 def main() -> None:
     """Read the options and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--packages", nargs="+", default=["h11", "voluptuous", "semver"])
     parser.add_argument("--target", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)

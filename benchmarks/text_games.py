@@ -42,7 +42,9 @@ TURNS = 20
 async def baseline(env: TextWorld, policy: Policy) -> tuple[str, str]:
     """Return success and turns of a policy on the test panel, as text."""
     async with InProcess(env, 120.0) as host:
-        report = await evaluate(policy, host, env.tasks("test"), seed=0, limits=Limits(max_turns=env.max_turns))
+        report = await evaluate(
+            policy, host, env.tasks("test"), seed=0, limits=Limits(max_turns=env.max_turns)
+        )
     success, turns = report.measures()["success"], report.measures()["turns"]
     return f"{success.mean:.2f} [{success.low:.2f}, {success.high:.2f}]", f"{turns.mean:.1f}"
 
@@ -52,8 +54,12 @@ def baselines(games: Sequence[str], num_test: int) -> Table:
     table = Table("game", "turn limit", "test panel", "random", "turns", "expert", "turns")
     for game in games:
         env = TextWorld(game=game, test=num_test, max_turns=50 if game.startswith("cooking") else 20)
-        cells = [cell for policy in (RandomPolicy(), ExpertPolicy()) for cell in asyncio.run(baseline(env, policy))]
-        table.add_row(game, str(env.max_turns), f"{len(env.tasks('test'))}, {panel_hash(env.tasks('test'))}", *cells)
+        cells = [
+            cell for policy in (RandomPolicy(), ExpertPolicy()) for cell in asyncio.run(baseline(env, policy))
+        ]
+        table.add_row(
+            game, str(env.max_turns), f"{len(env.tasks('test'))}, {panel_hash(env.tasks('test'))}", *cells
+        )
     return table
 
 
@@ -71,7 +77,11 @@ async def ours(env: TextWorld, tasks: Sequence[Task]) -> float:
                 observation, over = await episode.reset(), False
                 while not over:
                     step = await episode.step(dice.choice(observation.actions))
-                    observation, over, num_steps = step.observation, step.terminated or step.truncated, num_steps + 1
+                    observation, over, num_steps = (
+                        step.observation,
+                        step.terminated or step.truncated,
+                        num_steps + 1,
+                    )
         return 1e3 * (time.process_time() - started) / num_steps
 
 
@@ -117,21 +127,35 @@ def costs(games: Sequence[str], num_z8: int) -> Table:
     for game in games:
         modes = [TextWorld(game=game, test=40, max_turns=TURNS)]
         if num_z8:
-            modes += [TextWorld(game=game, test=num_z8, max_turns=TURNS, backend="z8", observation=style) for style in ("brief", "raw")]
+            modes += [
+                TextWorld(game=game, test=num_z8, max_turns=TURNS, backend="z8", observation=style)
+                for style in ("brief", "raw")
+            ]
         for env in modes:
             tasks = list(env.tasks("test")) * (1 if env.backend == "facts" else 10)
             asyncio.run(ours(env, tasks))
             pairs = [(bare(env, tasks), asyncio.run(ours(env, tasks))) for _ in range(REPEATS)]
             engine_ms, ours_ms = (min(column) for column in zip(*pairs, strict=True))
-            table.add_row(game, env.backend, env.observation, f"{engine_ms:.2f}", f"{ours_ms:.2f}", f"{ours_ms / engine_ms:.2f}")
+            table.add_row(
+                game,
+                env.backend,
+                env.observation,
+                f"{engine_ms:.2f}",
+                f"{ours_ms:.2f}",
+                f"{ours_ms / engine_ms:.2f}",
+            )
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--games", nargs="+", default=None, help="families; by default those of the README")
     parser.add_argument("--test", type=int, default=200, help="games of a test panel")
-    parser.add_argument("--z8", type=int, default=4, help="games to compile for the cost of a step on the compiled game")
+    parser.add_argument(
+        "--z8", type=int, default=4, help="games to compile for the cost of a step on the compiled game"
+    )
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*is not fully supported.*")
     console = Console(width=140)

@@ -33,7 +33,13 @@ NUM_GROUPS, GROUP_SIZE = 16, 8
 TRL_MICRO_BATCHES = (8, 16, 32)
 TOKEN_BUDGETS = (1024, 512)
 """Of our micro-batches: the default, and a leaner one."""
-SHAPE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 MIB = 2**20
 
 
@@ -59,7 +65,11 @@ class Clock:
         import resource
 
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"tokens_per_s": num_tokens / min(self.updates[1:]), "peak_mib": peak_mib, "above_mib": peak_mib - self.base_mib}
+        return {
+            "tokens_per_s": num_tokens / min(self.updates[1:]),
+            "peak_mib": peak_mib,
+            "above_mib": peak_mib - self.base_mib,
+        }
 
 
 def run_ours(vocab: int, num_updates: int, token_budget: int) -> dict[str, float]:
@@ -77,7 +87,10 @@ def run_ours(vocab: int, num_updates: int, token_budget: int) -> dict[str, float
     scored, credited = [], []
     for turns, advantage in zip(episodes(vocab), advantages, strict=True):
         played = [
-            Turn(Observation.text(""), Action("", ints(seen.tolist()), ints(said.tolist()), floats([-np.log(vocab)] * len(said))))
+            Turn(
+                Observation.text(""),
+                Action("", ints(seen.tolist()), ints(said.tolist()), floats([-np.log(vocab)] * len(said))),
+            )
             for seen, said in turns
         ]
         trajectory = Trajectory(Task("task"), tuple(played), End.TERMINATED)
@@ -99,18 +112,27 @@ def run_trl(vocab: int, num_updates: int, micro_batch: int) -> dict[str, float]:
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    core = Tokenizer(models.WordLevel({"<pad>": 0, "<act>": 1, "<end>": 2} | {f"w{token}": token for token in range(3, vocab)}, "<pad>"))
+    core = Tokenizer(
+        models.WordLevel(
+            {"<pad>": 0, "<act>": 1, "<end>": 2} | {f"w{token}": token for token in range(3, vocab)}, "<pad>"
+        )
+    )
     make_tokenizer: Any = PreTrainedTokenizerFast  # Any: not typed
     tokenizer = make_tokenizer(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
     torch.manual_seed(0)
     shape: dict[str, Any] = dict(SHAPE)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab, max_position_embeddings=1024, tie_word_embeddings=True, **shape))
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=vocab, max_position_embeddings=1024, tie_word_embeddings=True, **shape)
+    )
     played = episodes(vocab)
     num_tokens = sum(len(part) for turns in played for turn in turns for part in turn)
 
     def rollout(prompts: Sequence[object], trainer: object) -> dict[str, list[list[float]]]:
         parts = [[part for turn in turns for part in turn] for turns in played]
-        masks = [np.concatenate([np.full(len(part), index % 2) for index, part in enumerate(whole[1:], 1)]) for whole in parts]
+        masks = [
+            np.concatenate([np.full(len(part), index % 2) for index, part in enumerate(whole[1:], 1)])
+            for whole in parts
+        ]
         completions = [np.concatenate(whole[1:]) for whole in parts]
         return {
             "prompt_ids": [whole[0].tolist() for whole in parts],
@@ -189,7 +211,10 @@ def trl_python() -> Path:
     folder = platformdirs.user_cache_path("agentrl") / "trl-venv"
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
-        print(f"installing {' '.join(name for step in REQUIREMENTS for name in step)} into {folder} ...", flush=True)
+        print(
+            f"installing {' '.join(name for step in REQUIREMENTS for name in step)} into {folder} ...",
+            flush=True,
+        )
         venv.create(folder, with_pip=True)
         for step in REQUIREMENTS:
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", *step], check=True)
@@ -199,7 +224,12 @@ def trl_python() -> Path:
 
 def measure(python: str | Path, threads: int, *arguments: object) -> dict[str, float]:
     """Run one side in a process of its own."""
-    quiet = {"OMP_NUM_THREADS": str(threads), "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {
+        "OMP_NUM_THREADS": str(threads),
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     command = [str(python), __file__, *map(str, arguments)]
     done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -209,7 +239,9 @@ def measure(python: str | Path, threads: int, *arguments: object) -> dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vocab", type=int, nargs="+", default=[640, 32_000])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--updates", type=int, default=4)
@@ -227,7 +259,9 @@ def main() -> None:
         common = ("--vocab", vocab, "--updates", options.updates)
         print(f"vocabulary {vocab:,}, {options.threads} threads")
 
-        def sized(python: str | Path, side: str, size: int, common: tuple[object, ...] = common) -> dict[str, float]:
+        def sized(
+            python: str | Path, side: str, size: int, common: tuple[object, ...] = common
+        ) -> dict[str, float]:
             found = measure(python, options.threads, "--side", side, "--micro-batch", size, *common)
             print(f"  {f'{side}, {size}':<16} {_line(found)}", flush=True)
             return found
@@ -240,8 +274,12 @@ def main() -> None:
         }
         for size, found in ours.items():
             for name, rival in rivals.items():
-                speed, peak, above = (found[key] / rival[key] for key in ("tokens_per_s", "peak_mib", "above_mib"))
-                print(f"  ours, {size:<5} to trl's {name}: {speed:.2f}x the tokens/s, {peak:.2f}x the peak, {above:.2f}x above the model")
+                speed, peak, above = (
+                    found[key] / rival[key] for key in ("tokens_per_s", "peak_mib", "above_mib")
+                )
+                print(
+                    f"  ours, {size:<5} to trl's {name}: {speed:.2f}x the tokens/s, {peak:.2f}x the peak, {above:.2f}x above the model"
+                )
 
 
 def _line(found: dict[str, float]) -> str:

@@ -24,7 +24,9 @@ from agentrl.sources import Rollouts
 recipe = Recipe(
     name="bandit",
     env=Bandit(arms=2),
-    model=ModelSpec(shape=Shape(hidden=64, layers=2, mlp=192, max_context=256), tokenizer=TrainedTokenizer(vocab_size=340)),
+    model=ModelSpec(
+        shape=Shape(hidden=64, layers=2, mlp=192, max_context=256), tokenizer=TrainedTokenizer(vocab_size=340)
+    ),
     sampling=Sampling(temperature=1.0, max_tokens=1),
     limits=Limits(concurrency=128),
     compute=Compute(threads=1),

@@ -27,7 +27,9 @@ from agentrl.sources import Rollouts
 recipe = Recipe(
     name="frozen_lake",
     env=FrozenLake(),
-    model=ModelSpec(shape=Shape(hidden=64, layers=2, mlp=192, max_context=256), tokenizer=TrainedTokenizer(vocab_size=320)),
+    model=ModelSpec(
+        shape=Shape(hidden=64, layers=2, mlp=192, max_context=256), tokenizer=TrainedTokenizer(vocab_size=320)
+    ),
     renderer=functools.partial(TagRenderer, history=0),
     sampling=Sampling(temperature=1.0, max_tokens=1),
     limits=Limits(concurrency=128),

@@ -38,7 +38,10 @@ recipe = Recipe(
     name="swe_demo",
     env=Repair(command_s=8.0, tests_s=20.0),  # an edit may make a loop endless
     sandboxes=Local(),
-    model=ModelSpec(shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=768, num_episodes=24)),
+    model=ModelSpec(
+        shape=Shape(hidden=128, layers=2, max_context=512),
+        tokenizer=TrainedTokenizer(vocab_size=768, num_episodes=24),
+    ),
     sampling=Sampling(temperature=1.0, max_tokens=6),
     limits=Limits(concurrency=6, env_deadline_s=180.0),
     compute=Compute(threads=1),  # the sandboxes have use for the other cores
@@ -63,7 +66,9 @@ recipe = Recipe(
             credit=TurnGAE(gamma=0.95, lam=0.95),
             modifiers=(Whiten(),),
             objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
-            optimisation=Optimisation(lr=8e-4, warmup_updates=2, freeze_policy_updates=1, schedule=Linear(0.4)),
+            optimisation=Optimisation(
+                lr=8e-4, warmup_updates=2, freeze_policy_updates=1, schedule=Linear(0.4)
+            ),
             epochs=3,
             minibatches=2,
             evaluate=True,

@@ -44,7 +44,12 @@ recipe = Recipe(
     name="swe_qwen",
     env=Swe(tools="editor", prompt="full", max_turns=40),
     sandboxes=Docker(pool=PoolOptions(num_open=64, num_warm=8, num_starting=8)),
-    model=ModelSpec(folder="models/Qwen2.5-Coder-7B-Instruct", dtype="bfloat16", lora=LoRA(rank=32, alpha=64), gradient_checkpointing=True),
+    model=ModelSpec(
+        folder="models/Qwen2.5-Coder-7B-Instruct",
+        dtype="bfloat16",
+        lora=LoRA(rank=32, alpha=64),
+        gradient_checkpointing=True,
+    ),
     renderer=ChatRenderer,
     sampling=Sampling(temperature=1.0, max_tokens=1024),
     engine=Local(num_slots=64, max_context=32768),
@@ -57,7 +62,16 @@ recipe = Recipe(
             updates=200,
             source=Rollouts(num_groups=8, group_size=8, refills=2, max_staleness=1),
             reward=LADDER,
-            transforms=(Gates((Level(("outcome",)), Level(("submitted",), 0.05), Level(("patch",), 0.05), Level(("fixed",)))),),
+            transforms=(
+                Gates(
+                    (
+                        Level(("outcome",)),
+                        Level(("submitted",), 0.05),
+                        Level(("patch",), 0.05),
+                        Level(("fixed",)),
+                    )
+                ),
+            ),
             filters=(DynamicSampling(),),
             credit=RLOO(),
             objective=Objective(loss=Clip(0.2, 0.28), off_policy=TokenTIS(cap=2.0)),
@@ -66,6 +80,10 @@ recipe = Recipe(
             evaluate_every=20,
         ),
     ),
-    evaluation=Evaluation(split="held-out", sampling=Sampling(temperature=0.0, max_tokens=1024), baselines={"expert": ExpertPolicy()}),
+    evaluation=Evaluation(
+        split="held-out",
+        sampling=Sampling(temperature=0.0, max_tokens=1024),
+        baselines={"expert": ExpertPolicy()},
+    ),
     checkpoints=Checkpoints(every=5, keep=2),
 )

@@ -23,8 +23,12 @@ from agentrl.sources import Demonstrations, Rollouts
 
 recipe = Recipe(
     name="textworld_demo",
-    env=TextWorld(game="coin-r8-q4", max_turns=20, train=540),  # 540: the seeds that fill the test panel hold as many
-    model=ModelSpec(shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)),
+    env=TextWorld(
+        game="coin-r8-q4", max_turns=20, train=540
+    ),  # 540: the seeds that fill the test panel hold as many
+    model=ModelSpec(
+        shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)
+    ),
     sampling=Sampling(temperature=1.0, max_tokens=8),
     limits=Limits(concurrency=128),
     compute=Compute(threads=2),
@@ -32,7 +36,12 @@ recipe = Recipe(
         Stage(
             name="explore",
             updates=30,
-            source=Demonstrations(policy=RandomPolicy(avoid=("examine", "inventory", "look")), num_episodes=2400, batch=80, max_turns=8),
+            source=Demonstrations(
+                policy=RandomPolicy(avoid=("examine", "inventory", "look")),
+                num_episodes=2400,
+                batch=80,
+                max_turns=8,
+            ),
             credit=Constant(1.0),
             objective=Objective(observation_weight=1.0),
             optimisation=Optimisation(lr=2e-3, warmup_updates=2, schedule=Linear(0.1)),
@@ -57,7 +66,9 @@ recipe = Recipe(
             credit=TurnGAE(gamma=0.9, lam=0.95),
             modifiers=(Whiten(),),
             objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
-            optimisation=Optimisation(lr=6e-4, warmup_updates=3, freeze_policy_updates=3, schedule=Linear(0.1)),
+            optimisation=Optimisation(
+                lr=6e-4, warmup_updates=3, freeze_policy_updates=3, schedule=Linear(0.1)
+            ),
             epochs=2,
             minibatches=4,
             evaluate=True,

@@ -30,7 +30,9 @@ from agentrl.sources import Rollouts
 
 recipe = Recipe(
     name="textworld_pretrained",
-    env=TextWorld(game="w2-o3-q4", backend="z8", observation="raw", show_actions=True, max_turns=12, train=2000),
+    env=TextWorld(
+        game="w2-o3-q4", backend="z8", observation="raw", show_actions=True, max_turns=12, train=2000
+    ),
     model=ModelSpec(folder="models/Qwen2.5-1.5B-Instruct", gradient_checkpointing=True),
     renderer=ChatRenderer,
     sampling=Sampling(temperature=0.7, max_tokens=32),
@@ -48,7 +50,12 @@ recipe = Recipe(
             modifiers=(Whiten(),),
             objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(coef=0.5, clip=0.5)),
             optimisation=Optimisation(
-                lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01, value_lr=1e-5, warmup_updates=5, freeze_policy_updates=5
+                lr=1e-6,
+                betas=(0.9, 0.999),
+                weight_decay=0.01,
+                value_lr=1e-5,
+                warmup_updates=5,
+                freeze_policy_updates=5,
             ),
             epochs=1,
             minibatches=4,

@@ -27,7 +27,9 @@ class Door:
     tries: int = 0
 
     async def reset(self) -> Observation:
-        return self.spec.show(Observation.text(f"a door {self.spec.odd()}", actions=(self.word, "wait"), plan=(self.word,)))
+        return self.spec.show(
+            Observation.text(f"a door {self.spec.odd()}", actions=(self.word, "wait"), plan=(self.word,))
+        )
 
     async def step(self, action: str) -> Step:
         self.tries += 1

@@ -21,8 +21,24 @@ from agentrl_sandboxes.pod import STORE
 from aiohttp import WSMsgType, web
 
 CLOSED = {
-    **{"kernel": "1.0", "pid": 1, "uid": 61000, "capabilities": False, "no_new_privileges": 1, "seccomp": 2, "writable": []},
-    **{"reaches": True, "service": "closed", "cpu": True, "memory": True, "processes": True, "disk": True, "files": 1 << 20},
+    **{
+        "kernel": "1.0",
+        "pid": 1,
+        "uid": 61000,
+        "capabilities": False,
+        "no_new_privileges": 1,
+        "seccomp": 2,
+        "writable": [],
+    },
+    **{
+        "reaches": True,
+        "service": "closed",
+        "cpu": True,
+        "memory": True,
+        "processes": True,
+        "disk": True,
+        "files": 1 << 20,
+    },
 }
 """What the probe reports in a pod of a cluster that isolates."""
 
@@ -58,11 +74,19 @@ class Cluster:
 
     async def read(self, request: web.Request) -> web.Response:
         pod = self.pods.get(request.match_info["name"])
-        return web.json_response(pod.shown()) if pod else failure(404, f'pods "{request.match_info["name"]}" not found')
+        return (
+            web.json_response(pod.shown())
+            if pod
+            else failure(404, f'pods "{request.match_info["name"]}" not found')
+        )
 
     async def list(self, request: web.Request) -> web.Response:
         label = request.query.get("labelSelector", "")
-        items = [pod.shown() for pod in self.pods.values() if not label or label in pod.body["metadata"].get("labels", {})]
+        items = [
+            pod.shown()
+            for pod in self.pods.values()
+            if not label or label in pod.body["metadata"].get("labels", {})
+        ]
         return web.json_response({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -109,7 +133,11 @@ class Pod:
 
         def states(which: str) -> list[dict]:
             plain = {"ready": True, "restartCount": 0, "image": "i", "imageID": "i"}
-            return [{"name": name, "state": self.statuses[name], **plain} for name in names[which] if name in self.statuses]
+            return [
+                {"name": name, "state": self.statuses[name], **plain}
+                for name in names[which]
+                if name in self.statuses
+            ]
 
         status = {
             "phase": "Running" if self.process else "Pending",
@@ -125,7 +153,12 @@ class Pod:
         if reason := self.cluster.broken.get(main["image"]):
             self.statuses["fill"] = {"waiting": {"reason": reason, "message": "says the kubelet"}}
             return
-        ours = {STORE: self.folder, "/tmp": "/nothing", "/dev/shm": "/nothing", "/workspace": "/nothing"}  # an image has nothing there
+        ours = {
+            STORE: self.folder,
+            "/tmp": "/nothing",
+            "/dev/shm": "/nothing",
+            "/workspace": "/nothing",
+        }  # an image has nothing there
         words = [ours.get(word, word) for word in init["command"][1:]]
         if self.ending:
             return
@@ -133,12 +166,17 @@ class Pod:
         if self.ending:
             self.filling.kill()
         code = await self.filling.wait()
-        self.statuses["fill"] = {"terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error"}}
+        self.statuses["fill"] = {
+            "terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error"}
+        }
         if code or self.ending:
             return
         words = main["command"][1:]
         if inside.PROBE in words:
-            words = [f"print({json.dumps(json.dumps(self.cluster.report))})" if word == inside.PROBE else word for word in words]
+            words = [
+                f"print({json.dumps(json.dumps(self.cluster.report))})" if word == inside.PROBE else word
+                for word in words
+            ]
             words[words.index("/usr/bin/python3")] = sys.executable
         words = [sys.executable if word == "/usr/bin/python3" else word for word in words]
         pipe = asyncio.subprocess.PIPE
@@ -193,15 +231,24 @@ def restricted(spec: dict) -> str:
         return "volumes"
     for container in [*spec["containers"], *spec["initContainers"]]:
         security = container["securityContext"]
-        if security["allowPrivilegeEscalation"] or security["privileged"] or not security["runAsNonRoot"] or security["runAsUser"] == 0:
+        if (
+            security["allowPrivilegeEscalation"]
+            or security["privileged"]
+            or not security["runAsNonRoot"]
+            or security["runAsUser"] == 0
+        ):
             return f"{container['name']}: privileges"
-        if security["capabilities"] != {"drop": ["ALL"]} or security["seccompProfile"] != {"type": "RuntimeDefault"}:
+        if security["capabilities"] != {"drop": ["ALL"]} or security["seccompProfile"] != {
+            "type": "RuntimeDefault"
+        }:
             return f"{container['name']}: capabilities or seccomp"
     return ""
 
 
 def failure(code: int, message: str) -> web.Response:
-    return web.json_response({"kind": "Status", "status": "Failure", "message": message, "code": code}, status=code)
+    return web.json_response(
+        {"kind": "Status", "status": "Failure", "message": message, "code": code}, status=code
+    )
 
 
 @asynccontextmanager

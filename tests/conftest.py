@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 from daemon import NoDaemon, docker_daemon
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of a shell's background: what tests start would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a job of a shell's background: what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -28,8 +28,14 @@ class Corridor(EnvSpec):
 
     def tasks(self, split: str) -> Sequence[Task]:
         numbers = {"train": range(48), "valid": range(48, 56), "test": range(56, 72)}[split]
-        doors = [random.Random(seed_of("corridor", number)).choices(LETTERS, k=self.max_turns) for number in numbers]
-        return [Task(f"corridor-{number}", {"doors": "".join(row)}) for number, row in zip(numbers, doors, strict=True)]
+        doors = [
+            random.Random(seed_of("corridor", number)).choices(LETTERS, k=self.max_turns)
+            for number in numbers
+        ]
+        return [
+            Task(f"corridor-{number}", {"doors": "".join(row)})
+            for number, row in zip(numbers, doors, strict=True)
+        ]
 
     def shown(self, observation: Observation) -> Observation:
         """Return what is shown instead of ``observation``."""
@@ -68,7 +74,11 @@ class _Walk:
         self.place += 1
         self.opened += right
         over = self.place == len(self.doors)
-        info = {"success": float(over and self.opened == self.place), "valid": float(action in tuple(LETTERS)), "opened": float(right)}
+        info = {
+            "success": float(over and self.opened == self.place),
+            "valid": float(action in tuple(LETTERS)),
+            "opened": float(right),
+        }
         return self.spec.answered(Step(self._show(), float(right), terminated=over, info=info))
 
     def _show(self) -> Observation:
@@ -83,7 +93,9 @@ class _Walk:
         if not self.spec.accident or self.place != 1 or seed_of(self.task.id) % 4:
             return
         try:
-            (Path(self.spec.marks) / ("death" if self.spec.accident == "die" else self.task.id)).touch(exist_ok=False)
+            (Path(self.spec.marks) / ("death" if self.spec.accident == "die" else self.task.id)).touch(
+                exist_ok=False
+            )
         except FileExistsError:
             return
         if self.spec.accident == "die":

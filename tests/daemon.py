@@ -72,7 +72,9 @@ def podman_service() -> Iterator[str]:
         f"unix://{folder}/s",
     ]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "CONTAINERS_CONF": str(folder / "conf")})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "CONTAINERS_CONF": str(folder / "conf")}
+        )
     try:
         for _ in range(100):
             if (folder / "s").exists() or process.poll() is not None:

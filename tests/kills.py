@@ -121,7 +121,11 @@ class Watch:
         self.kind, self.folder, self.chance = kind, folder, random.Random(seed)
         self.found = Found()
         self.owners: set[str] = set()
-        self.groups = [Path("/sys/fs/cgroup", name, f"agentrl-kills-{os.getpid()}") for name in CONTROLLERS] if os.geteuid() == 0 else []
+        self.groups = (
+            [Path("/sys/fs/cgroup", name, f"agentrl-kills-{os.getpid()}") for name in CONTROLLERS]
+            if os.geteuid() == 0
+            else []
+        )
         self.groups = [group for group in self.groups if group.parent.is_dir()]
         for group in self.groups:
             group.mkdir()
@@ -167,7 +171,11 @@ class Watch:
         self.owners.add(owner)
         assert driver.stdout
         if how in SIGNALS:
-            complaints = [] if early or driver.stdout.readline() else [f"{how}: the driver ended before a sandbox was open"]
+            complaints = (
+                []
+                if early or driver.stdout.readline()
+                else [f"{how}: the driver ended before a sandbox was open"]
+            )
             time.sleep(moment)
             self.found.num_busy += any(owner in one for one in self.sandboxes())
             driver.send_signal(SIGNALS[how])
@@ -184,7 +192,11 @@ class Watch:
             complaints.append(f"{how}: the driver did not end within a minute; {told[told.find('STACK') :]}")
         driver.stdout.close()
         words = [line for line in told.splitlines() if any(word in line for word in COMPLAINTS)]
-        return [*complaints, *(f"{how}: {line}" for line in words), *(told.splitlines()[-3:] if complaints else [])]
+        return [
+            *complaints,
+            *(f"{how}: {line}" for line in words),
+            *(told.splitlines()[-3:] if complaints else []),
+        ]
 
     def settled(self, within_s: float) -> bool:
         return not self.settled_or_left(within_s)
@@ -213,15 +225,33 @@ class Watch:
     def sandboxes(self) -> Iterator[str]:
         """Yield sandboxes of the drivers as the back end has them: records, or containers."""
         if self.kind == "local":
-            there = [(record.labels.get("agentrl.owner", ""), record.id) for record in records.read(records.place())]
+            there = [
+                (record.labels.get("agentrl.owner", ""), record.id)
+                for record in records.read(records.place())
+            ]
         else:
-            command = ["docker", "-H", self.kind, "ps", "--all", "--no-trunc", "--format", '{{.Label "agentrl.owner"}} {{.ID}} {{.State}}']
+            command = [
+                "docker",
+                "-H",
+                self.kind,
+                "ps",
+                "--all",
+                "--no-trunc",
+                "--format",
+                '{{.Label "agentrl.owner"}} {{.ID}} {{.State}}',
+            ]
             listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
             there = [(line.split(" ")[0], line) for line in listed.splitlines()]
         yield from (f"sandbox {name} of {owner}" for owner, name in there if owner in self.owners)
 
 
-COMPLAINTS = ("never retrieved", "was destroyed but it is pending", "never awaited", "ResourceWarning", "could not be closed")
+COMPLAINTS = (
+    "never retrieved",
+    "was destroyed but it is pending",
+    "never awaited",
+    "ResourceWarning",
+    "could not be closed",
+)
 
 
 def below(pid: int) -> list[int]:

@@ -61,7 +61,13 @@ class Counting:
             case "pid":
                 return Step(Observation.text(str(os.getpid())), info={"success": 0.0, "valid": 1.0})
         info = {"success": float(self.turn == 3), "valid": 1.0}
-        return Step(Observation.text(f"{self.task.id}: {self.turn}", actions=("count", "skip")), 1.0, self.turn == 3, False, info)
+        return Step(
+            Observation.text(f"{self.task.id}: {self.turn}", actions=("count", "skip")),
+            1.0,
+            self.turn == 3,
+            False,
+            info,
+        )
 
     def _first_time(self) -> bool:
         assert self.marks is not None

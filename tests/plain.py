@@ -43,7 +43,9 @@ class PlainStream:
 class Plain:
     """Each sandbox is a child process, with this user's rights: run nothing in it that you would not run yourself."""
 
-    capabilities = Capabilities(isolation="namespaces", limits=frozenset({"files", "lifetime"}), networks=frozenset({"none", "open"}))
+    capabilities = Capabilities(
+        isolation="namespaces", limits=frozenset({"files", "lifetime"}), networks=frozenset({"none", "open"})
+    )
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="plain-"))
@@ -122,7 +124,9 @@ class PlainSandboxes:
     @asynccontextmanager
     async def open(self, spec: SandboxSpec) -> AsyncIterator[Session]:
         self.num_opened += 1
-        async with session(replace(spec, workdir=str(self.backend.root / f"{self.num_opened}")), self.backend) as opened:
+        async with session(
+            replace(spec, workdir=str(self.backend.root / f"{self.num_opened}")), self.backend
+        ) as opened:
             yield opened
 
     def metrics(self) -> Mapping[str, float]:

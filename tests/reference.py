@@ -37,7 +37,8 @@ def turn_rloo(group: Sequence[Sequence[float]], gamma: float) -> list[list[float
     """Before the division by the batch's deviation; ``group[i][n]`` is what member ``i`` was paid at turn ``n``."""
     starts = [discounted(rewards, 0, gamma) if rewards else 0.0 for rewards in group]
     return [
-        [discounted(rewards, n, gamma) - mean(starts[:i] + starts[i + 1 :]) for n in range(len(rewards))] for i, rewards in enumerate(group)
+        [discounted(rewards, n, gamma) - mean(starts[:i] + starts[i + 1 :]) for n in range(len(rewards))]
+        for i, rewards in enumerate(group)
     ]
 
 
@@ -52,21 +53,29 @@ def masked_token_gae(
             running = rewards[t] + gamma * next_value - values[t] + gamma * lam * running
             next_value = values[t]
             advantages[t] = running
-    return advantages, [advantage + value if on else 0.0 for advantage, value, on in zip(advantages, values, mask, strict=True)]
+    return advantages, [
+        advantage + value if on else 0.0
+        for advantage, value, on in zip(advantages, values, mask, strict=True)
+    ]
 
 
 def gae_as_a_sum(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
     """``A_t = sum_l (gamma lam)^l delta_{t+l}``: the definition, not the recursion."""
     following = [*values[1:], 0.0][: len(values)]
     deltas = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, following, strict=True)]
-    return [math.fsum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, len(deltas))) for t in range(len(deltas))]
+    return [
+        math.fsum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, len(deltas)))
+        for t in range(len(deltas))
+    ]
 
 
 def whitened(values: Sequence[float], eps: float = 1e-8) -> list[float]:
     return [(value - mean(values)) / math.sqrt(deviation(values, 1) ** 2 + eps) for value in values]
 
 
-def clipped_surrogate(log_ratio: float, advantage: float, low: float, high: float, dual: float | None = None) -> float:
+def clipped_surrogate(
+    log_ratio: float, advantage: float, low: float, high: float, dual: float | None = None
+) -> float:
     ratio = math.exp(log_ratio)
     bounded = min(max(ratio, 1 - low), 1 + high)
     loss = -min(ratio * advantage, bounded * advantage)

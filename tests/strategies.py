@@ -29,10 +29,20 @@ def trajectory(
     return Trajectory(task or Task("task"), tuple(turns), end, sample)
 
 
-def scored(rewards: Sequence[float], lengths: Sequence[int] | None = None, *, values: Sequence[float] | None = None, **more) -> Scored:
+def scored(
+    rewards: Sequence[float],
+    lengths: Sequence[int] | None = None,
+    *,
+    values: Sequence[float] | None = None,
+    **more,
+) -> Scored:
     """A trajectory that is paid ``rewards``, one per turn, with one token per turn unless ``lengths`` says otherwise."""
     lengths = [1] * len(rewards) if lengths is None else lengths
-    return Scored(trajectory(lengths, **more), {"outcome": floats(rewards)}, values_T=None if values is None else floats(values))
+    return Scored(
+        trajectory(lengths, **more),
+        {"outcome": floats(rewards)},
+        values_T=None if values is None else floats(values),
+    )
 
 
 def group(returns: Sequence[float]) -> ScoredGroup:
@@ -45,13 +55,17 @@ amounts = st.integers(-16, 16).map(lambda n: n / 8.0)
 
 
 @st.composite
-def scored_trajectories(draw: st.DrawFn, *, values: bool = True, min_turns: int = 0, min_tokens: int = 0) -> Scored:
+def scored_trajectories(
+    draw: st.DrawFn, *, values: bool = True, min_turns: int = 0, min_tokens: int = 0
+) -> Scored:
     lengths = draw(st.lists(st.integers(min_tokens, 4), min_size=min_turns, max_size=5))
     rewards = draw(st.lists(amounts, min_size=len(lengths), max_size=len(lengths)))
     places = draw(st.lists(st.sampled_from("abc"), min_size=len(lengths), max_size=len(lengths)))
     end = draw(st.sampled_from([End.TERMINATED, End.TRUNCATED]))
     critic = draw(st.lists(amounts, min_size=sum(lengths), max_size=sum(lengths))) if values else None
-    return scored(rewards, lengths, values=critic, observations=places, end=end, prompt=draw(st.integers(0, 3)))
+    return scored(
+        rewards, lengths, values=critic, observations=places, end=end, prompt=draw(st.integers(0, 3))
+    )
 
 
 @st.composite

@@ -47,7 +47,13 @@ def h11() -> Instance:
         ("match = regex.fullmatch(data)", "match = regex.match(data)"),
         "h11/tests/test_util.py",
         fails=("test_validate",),
-        passes=("test_ProtocolError", "test_LocalProtocolError", "test_validate_formatting", "test_make_sentinel", "test_bytesify"),
+        passes=(
+            "test_ProtocolError",
+            "test_LocalProtocolError",
+            "test_validate_formatting",
+            "test_make_sentinel",
+            "test_bytesify",
+        ),
         statement="`validate` accepts data that only begins with what the pattern matches.",
     )
 
@@ -61,7 +67,12 @@ def voluptuous() -> Instance:
         ("return str(v).lower()", "return str(v).upper()"),
         "voluptuous/tests/tests.py",
         fails=("test_lower_util_handles_various_inputs",),
-        passes=("test_upper_util_handles_various_inputs", "test_in", "test_required", "test_capitalize_util_handles_various_inputs"),
+        passes=(
+            "test_upper_util_handles_various_inputs",
+            "test_in",
+            "test_required",
+            "test_capitalize_util_handles_various_inputs",
+        ),
         statement="`Lower` does not give lower case.",
     )
 
@@ -88,7 +99,14 @@ async def sandbox(instance: Instance) -> AsyncIterator[Sandbox]:
 
 
 def _instance(
-    name: str, path: str, change: tuple[str, str], tests: str, *, fails: tuple[str, ...], passes: tuple[str, ...], statement: str
+    name: str,
+    path: str,
+    change: tuple[str, str],
+    tests: str,
+    *,
+    fails: tuple[str, ...],
+    passes: tuple[str, ...],
+    statement: str,
 ) -> Instance:
     """Return the instance of a bug: in ``path``, where the right text became a wrong one; the failing tests are hidden."""
     try:
@@ -114,7 +132,9 @@ def _instance(
 def _without(text: str, functions: tuple[str, ...]) -> str:
     """Return a module without some of its functions."""
     lines = text.splitlines(keepends=True)
-    found = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name in functions]
+    found = [
+        node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name in functions
+    ]
     assert len(found) == len(functions)
     for node in reversed(found):
         del lines[min([node.lineno, *(mark.lineno for mark in node.decorator_list)]) - 1 : node.end_lineno]

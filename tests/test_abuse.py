@@ -32,7 +32,9 @@ class Open(SandboxProvider):
     async def serve(self, *, run: str = "") -> AsyncIterator[Sandboxes]:
         backend = Plain()
         try:
-            async with serving(backend, run=run, unenforced={"cpu", "memory", "processes", "disk"}) as sandboxes:
+            async with serving(
+                backend, run=run, unenforced={"cpu", "memory", "processes", "disk"}
+            ) as sandboxes:
                 yield sandboxes
         finally:
             backend.close()
@@ -49,7 +51,9 @@ def outcomes(rows: tuple[Row, ...]) -> dict[str, str]:
 
 
 def expected(group: bool) -> dict[str, str]:
-    return {attack.title: attack.expected for attack in ATTACKS} | ({} if group else {"fork bomb, endless": "not run"})
+    return {attack.title: attack.expected for attack in ATTACKS} | (
+        {} if group else {"fork bomb, endless": "not run"}
+    )
 
 
 @pytest.mark.slow
@@ -71,7 +75,9 @@ def test_everything_is_denied_or_contained_by_docker_sandboxes(group: bool, dock
     assert outcomes(check_abuse(Docker(url=docker_url))) == expected(group)
 
 
-def test_memory_counts_as_held_together_only_where_all_who_hold_it_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_counts_as_held_together_only_where_all_who_hold_it_are_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert held_by([2 * CHUNK, 3 * CHUNK]) == 5 * CHUNK
     until_killed = bombs.hoard
 
@@ -82,7 +88,9 @@ def test_memory_counts_as_held_together_only_where_all_who_hold_it_are_alive(mon
         until_killed(size, told, asked)
 
     monkeypatch.setattr(bombs, "hoard", killed)
-    assert held_by([2 * CHUNK, 3 * CHUNK, CHUNK]) == 3 * CHUNK, "what the killed one held, or the others together"
+    assert held_by([2 * CHUNK, 3 * CHUNK, CHUNK]) == 3 * CHUNK, (
+        "what the killed one held, or the others together"
+    )
     assert held_by([2 * CHUNK, 3 * CHUNK, 2 * CHUNK]) == 4 * CHUNK
 
 

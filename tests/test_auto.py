@@ -77,7 +77,11 @@ def test_where_none_will_do_every_reason_is_told():
     loose = Candidate(name="loose", isolation="kernel", lacks=frozenset({"disk"}))
     with pytest.raises(ConfigError) as told:
         taken(Auto(candidates=(broken, LOCAL, loose), isolation="container"))
-    for reason in ("no daemon; start it", "isolates by namespaces, and container is asked for", "does not enforce disk here"):
+    for reason in (
+        "no daemon; start it",
+        "isolates by namespaces, and container is asked for",
+        "does not enforce disk here",
+    ):
         assert str(told.value).count(reason) == 1
 
 

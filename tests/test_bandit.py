@@ -19,7 +19,9 @@ def played(policy, *, spec=BANDIT, split="test", episodes=1, seed=0, tasks=256) 
     async def run():
         async with InProcess(spec, 10.0) as host:
             draws = [Draw(task, episodes, 0) for task in spec.tasks(split)[:tasks]]
-            return await play_all(draws, policy=policy, host=host, seed=seed, limits=Limits(max_turns=spec.max_turns))
+            return await play_all(
+                draws, policy=policy, host=host, seed=seed, limits=Limits(max_turns=spec.max_turns)
+            )
 
     return [trajectory for group in asyncio.run(run()).groups for trajectory in group]
 
@@ -49,20 +51,30 @@ def test_arms_pay_as_often_as_declared():
 
 
 def test_a_pull_pays_the_same_whatever_was_pulled_before_it():
-    one, two = (played(ScriptedPolicy(actions), tasks=64) for actions in (("a", "b", "a"), ("b", "c", "a", "a", "b")))
+    one, two = (
+        played(ScriptedPolicy(actions), tasks=64) for actions in (("a", "b", "a"), ("b", "c", "a", "a", "b"))
+    )
     for left, right in zip(one, two, strict=True):
-        second_a = [next(turns[index] for index in range(6) if texts[: index + 1].count("a") == 2) for turns, texts in pulls(left, right)]
+        second_a = [
+            next(turns[index] for index in range(6) if texts[: index + 1].count("a") == 2)
+            for turns, texts in pulls(left, right)
+        ]
         assert second_a[0] == second_a[1]
 
 
 def pulls(*trajectories):
     for trajectory in trajectories:
-        yield [turn.info["payout"] for turn in trajectory.turns], [turn.action.text for turn in trajectory.turns]
+        yield (
+            [turn.info["payout"] for turn in trajectory.turns],
+            [turn.action.text for turn in trajectory.turns],
+        )
 
 
 def test_what_is_no_arm_costs_a_pull_and_pays_nothing():
     (trajectory,) = played(ScriptedPolicy(("d",)), tasks=1)
-    assert [dict(turn.info) for turn in trajectory.turns] == [{"success": 0.0, "valid": 0.0, "payout": 0.0, "regret": 0.9}] * 6
+    assert [dict(turn.info) for turn in trajectory.turns] == [
+        {"success": 0.0, "valid": 0.0, "payout": 0.0, "regret": 0.9}
+    ] * 6
     assert trajectory.final is not None
     assert trajectory.final.messages[0].content == "0 pulls left . no such arm"
 
@@ -93,7 +105,9 @@ class Table:
         return odds / odds.sum()
 
     async def act(self, turns, observation, *, seed):
-        return Action(observation.actions[np.random.default_rng(seed).choice(3, p=self.probabilities(observation))])
+        return Action(
+            observation.actions[np.random.default_rng(seed).choice(3, p=self.probabilities(observation))]
+        )
 
     def learn(self, group, sign):
         success = np.array([trajectory.success for trajectory in group], dtype=float)
@@ -104,7 +118,9 @@ class Table:
                 self.logits[turn.observation.messages[0].content] += advantage * slope
 
 
-@pytest.mark.parametrize(("sign", "lowest", "highest"), [(1.0, 0.7, 1.0), (0.0, 0.25, 0.42), (-1.0, 0.0, 0.2)])
+@pytest.mark.parametrize(
+    ("sign", "lowest", "highest"), [(1.0, 0.7, 1.0), (0.0, 0.25, 0.42), (-1.0, 0.0, 0.2)]
+)
 def test_outcome_reward_alone_teaches_it_and_the_controls_do_not_learn(sign, lowest, highest):
     async def train(policy):
         async with InProcess(BANDIT, 10.0) as host:
@@ -121,7 +137,9 @@ def test_outcome_reward_alone_teaches_it_and_the_controls_do_not_learn(sign, low
     assert lowest <= rate(played(policy)) <= highest
 
 
-@pytest.mark.parametrize("options", [{"arms": 1}, {"arms": 9}, {"good": 0.1, "bad": 0.9}, {"good": 1.1}, {"max_turns": 0}])
+@pytest.mark.parametrize(
+    "options", [{"arms": 1}, {"arms": 9}, {"good": 0.1, "bad": 0.9}, {"good": 1.1}, {"max_turns": 0}]
+)
 def test_bad_options_are_refused(options):
     with pytest.raises(ConfigError, match="found"):
         Bandit(**options)

@@ -9,7 +9,10 @@ from agentrl.types import Action, Credited, End, Observation, Scored, Task, Traj
 
 
 def turn(prompt: list[int], tokens: list[int], *, fresh: bool = False) -> Turn:
-    return Turn(Observation.text("o"), Action("a", ints(prompt), ints(tokens), floats([-token / 10 for token in tokens]), fresh=fresh))
+    return Turn(
+        Observation.text("o"),
+        Action("a", ints(prompt), ints(tokens), floats([-token / 10 for token in tokens]), fresh=fresh),
+    )
 
 
 def scored(*turns: Turn, **measured: object) -> Scored:
@@ -23,13 +26,21 @@ def plays(draw: st.DrawFn) -> Scored:
     for index in range(draw(st.integers(0, 4))):
         fresh = draw(st.booleans())
         opens = index == 0 or fresh
-        turns.append(turn(draw(st.lists(st.integers(10, 19), min_size=int(opens), max_size=4)), draw(tokens), fresh=fresh))
+        turns.append(
+            turn(
+                draw(st.lists(st.integers(10, 19), min_size=int(opens), max_size=4)),
+                draw(tokens),
+                fresh=fresh,
+            )
+        )
     return scored(*turns)
 
 
 def numbered(play: Scored) -> Credited:
     """Credit that counts the action tokens, so that their order can be seen."""
-    return Credited(floats(np.arange(play.trajectory.num_tokens)), floats(100 + np.arange(play.trajectory.num_tokens)))
+    return Credited(
+        floats(np.arange(play.trajectory.num_tokens)), floats(100 + np.arange(play.trajectory.num_tokens))
+    )
 
 
 def test_a_context_is_prompts_and_actions_in_turn():
@@ -46,19 +57,34 @@ def test_a_context_is_prompts_and_actions_in_turn():
     assert sequence.turn_lengths == (2, 1)
 
 
-@given(st.lists(st.lists(plays(), min_size=1, max_size=3), max_size=5), st.integers(1, 40), st.integers(1, 4), st.integers(0, 9))
+@given(
+    st.lists(st.lists(plays(), min_size=1, max_size=3), max_size=5),
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.integers(0, 9),
+)
 def test_whole_groups_are_neither_dealt_nor_packed_apart(groups, budget, number, seed):
     batch = make_batch([tuple(group) for group in groups])
-    members = {group: [s for s in batch.sequences if s.group == group] for group in {s.group for s in batch.sequences}}
+    members = {
+        group: [s for s in batch.sequences if s.group == group]
+        for group in {s.group for s in batch.sequences}
+    }
     parts = batch.minibatches(number, seed, whole_groups=True)
     assert len(parts) == min(number, len(members))
-    assert sorted(id(sequence) for part in parts for sequence in part.sequences) == sorted(id(sequence) for sequence in batch.sequences)
+    assert sorted(id(sequence) for part in parts for sequence in part.sequences) == sorted(
+        id(sequence) for sequence in batch.sequences
+    )
     for part in parts:
         for pack in part.packs(budget, whole_groups=True):
             held = [part.sequences[index] for index in pack]
-            assert sum(sequence.num_tokens for sequence in held) <= budget or len({sequence.group for sequence in held}) == 1
+            assert (
+                sum(sequence.num_tokens for sequence in held) <= budget
+                or len({sequence.group for sequence in held}) == 1
+            )
             for group in {sequence.group for sequence in held}:
-                assert [id(sequence) for sequence in held if sequence.group == group] == [id(sequence) for sequence in members[group]]
+                assert [id(sequence) for sequence in held if sequence.group == group] == [
+                    id(sequence) for sequence in members[group]
+                ]
 
 
 def test_groups_are_numbered_within_a_micro_batch():
@@ -80,7 +106,11 @@ def test_a_fresh_action_starts_a_row_of_its_own():
 @given(st.lists(plays(), max_size=6))
 def test_no_action_token_is_lost_and_none_comes_twice(played):
     batch = make_batch([(play,) for play in played], [(numbered(play),) for play in played])
-    spoken = [play for play in played if any(len(t.action.prompt) or len(t.action.tokens) for t in play.trajectory.turns)]
+    spoken = [
+        play
+        for play in played
+        if any(len(t.action.prompt) or len(t.action.tokens) for t in play.trajectory.turns)
+    ]
     assert len(batch.sequences) == len(spoken)
     for play, sequence in zip(spoken, batch.sequences, strict=True):
         said = np.concatenate([row.tokens_L[row.positions_A] for row in sequence.rows])
@@ -105,7 +135,9 @@ def test_minibatches_divide_the_batch_evenly_and_the_same_way_each_time(played, 
     parts = batch.minibatches(number, seed)
     found = [id(sequence) for part in parts for sequence in part.sequences]
     assert sorted(found) == sorted(id(sequence) for sequence in batch.sequences)
-    assert [len(part.sequences) for part in parts] == [len(part.sequences) for part in batch.minibatches(number, seed)]
+    assert [len(part.sequences) for part in parts] == [
+        len(part.sequences) for part in batch.minibatches(number, seed)
+    ]
     assert found == [id(sequence) for part in batch.minibatches(number, seed) for sequence in part.sequences]
     sizes = [len(part.sequences) for part in parts]
     assert not sizes or max(sizes) - min(sizes) <= 1
@@ -126,13 +158,18 @@ def test_the_token_before_each_token_predicts_it(played):
     assert laid[micro.predicts_A.numpy() + 1].tolist() == micro.tokens_A.tolist()
     assert laid[micro.observes_S.numpy() + 1].tolist() == micro.observed_S.tolist()
     starts = len(micro.rows)
-    assert len(micro.tokens_A) + len(micro.observed_S) + starts == len(laid), "every token but the first of a row is predicted once"
+    assert len(micro.tokens_A) + len(micro.observed_S) + starts == len(laid), (
+        "every token but the first of a row is predicted once"
+    )
     assert (micro.tokens_A < 10).all()
     assert (micro.observed_S >= 10).all()
 
 
 def test_sequences_and_turns_of_a_micro_batch_are_numbered_from_zero():
-    first, second = scored(turn([10], [1, 2]), turn([11], []), turn([12], [3])), scored(turn([13], [4]), turn([14], [5], fresh=True))
+    first, second = (
+        scored(turn([10], [1, 2]), turn([11], []), turn([12], [3])),
+        scored(turn([13], [4]), turn([14], [5], fresh=True)),
+    )
     micro = Micro.lay(make_batch([(first, second)]).sequences, torch.device("cpu"))
     assert micro.sequence_A.tolist() == [0, 0, 0, 1, 1]
     assert micro.turn_A.tolist() == [0, 0, 1, 2, 3]

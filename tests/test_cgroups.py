@@ -40,7 +40,9 @@ def test_a_process_that_joins_is_in_every_group(groups):
 def test_removing_kills_what_is_inside_and_leaves_nothing(groups):
     found, name = groups
     limited(found, name)
-    with inside(found, name, ["sh", "-c", "trap '' TERM; sleep 600 & setsid sleep 600 & echo ready; wait"]) as process:
+    with inside(
+        found, name, ["sh", "-c", "trap '' TERM; sleep 600 & setsid sleep 600 & echo ready; wait"]
+    ) as process:
         assert process.stdout.readline() == "ready\n"
         assert cgroups.remove(found.folders(name))
         assert process.wait(5) == -9

@@ -23,7 +23,19 @@ from agentrl.losses.kl import KL
 from agentrl.losses.value import ValueLoss
 from agentrl.model import LoRA, ModelSpec, Shape, build_model, train_tokenizer
 from agentrl.objective import Objective
-from agentrl.types import Action, Credited, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    Credited,
+    End,
+    Observation,
+    Scored,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 TOKENIZER = train_tokenizer(["go east", "go west"])
 VOCAB = len(TOKENIZER)
@@ -106,7 +118,9 @@ def test_a_new_run_can_start_from_a_checkpoints_model_folder(tmp_path: Path):
         assert torch.equal(weight, again.weights()[name])
 
 
-@pytest.mark.parametrize("name", ["learner.safetensors", "learner.json", "model/model.safetensors", "model/config.json"])
+@pytest.mark.parametrize(
+    "name", ["learner.safetensors", "learner.json", "model/model.safetensors", "model/config.json"]
+)
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: str):
     learner = new_learner()
@@ -138,7 +152,9 @@ def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path: 
     checkpoint.save(tmp_path / "0", new_learner(), TOKENIZER, {})
     other = new_learner(shape=Shape(hidden=32, layers=2, heads=2, kv_heads=1, mlp=24, max_context=64))
     before = {name: tensor.clone() for name, tensor in other.weights().items()}
-    with pytest.raises(CheckpointError, match=r"does not fit this recipe.*stored \(\d+, 16\), wanted \(\d+, 32\)"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this recipe.*stored \(\d+, 16\), wanted \(\d+, 32\)"
+    ):
         checkpoint.load(tmp_path / "0", other)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.weights().items())
 
@@ -180,7 +196,9 @@ for number in range(1000):
 
 def test_a_killed_writer_leaves_only_whole_checkpoints(tmp_path: Path):
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     with process.stdout as lines:

@@ -79,12 +79,16 @@ class Done:
 
 def agentrl(*arguments: object, stdin: str = "") -> Done:
     """Run a command in this process; an exception that is no message to the user is raised here."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, catch_exceptions=False)
+    result = CliRunner().invoke(
+        app, [str(argument) for argument in arguments], input=stdin, catch_exceptions=False
+    )
     return Done(result.exit_code, result.stdout, result.stderr)
 
 
 def program(*arguments: object, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, **options
+    )
 
 
 def refused(done: Done, *words: str) -> None:
@@ -165,7 +169,14 @@ def test_a_dry_run_tells_what_a_run_will_take_and_does_nothing(recipe, tmp_path)
         ["imitate", "Demonstrations", "2", "32", "64", "8,192"],
         ["learn", "Rollouts", "2", "2", "16", "1,024"],
     ]
-    for word in ("parameters", "kv cache", "total", "GFLOP/s", "panel        train ", f"run folder   {folder}"):
+    for word in (
+        "parameters",
+        "kv cache",
+        "total",
+        "GFLOP/s",
+        "panel        train ",
+        f"run folder   {folder}",
+    ):
         assert word in done.out
     assert not folder.exists()
 
@@ -182,7 +193,9 @@ def test_ctrl_c_says_how_to_go_on(recipe, tmp_path):
         "--out",
         folder,
     ]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 100
     while not list(folder.glob("checkpoints/0*")) and process.poll() is None:
         assert time.monotonic() < deadline
@@ -211,7 +224,20 @@ def test_evaluating_a_run_repeats_its_final_evaluation(run, tmp_path):
 
 def test_what_the_command_line_asks_for_wins_over_the_recipe(run, tmp_path):
     out = tmp_path / "report.json"
-    asked = ("--tasks", 3, "--episodes", 4, "--split", "valid", "--temperature", 0, "--seed", 5, "--policy", "random")
+    asked = (
+        "--tasks",
+        3,
+        "--episodes",
+        4,
+        "--split",
+        "valid",
+        "--temperature",
+        0,
+        "--seed",
+        5,
+        "--policy",
+        "random",
+    )
     done = agentrl("eval", run, "max_turns=1", *asked, "--out", out)
     assert done.code == 0, done.err
     report = Report.read(out)
@@ -237,7 +263,12 @@ def test_an_older_checkpoint_a_recipe_and_an_environment_can_be_evaluated(run, r
     monkeypatch.chdir(tmp_path)
     older = sorted((run / "checkpoints").glob("0*"))[0]
     few = ("--tasks", 2)
-    for target, policy in ((older, "checkpoint"), (recipe, "expert"), ("bandit", "random"), ("bandit", f"checkpoint:{run}")):
+    for target, policy in (
+        (older, "checkpoint"),
+        (recipe, "expert"),
+        ("bandit", "random"),
+        ("bandit", f"checkpoint:{run}"),
+    ):
         done = agentrl("eval", target, *few, "--policy", policy, "--out", tmp_path / "report.json")
         assert done.code == 0, done.err
         assert Report.read(tmp_path / "report.json").num_episodes == 2
@@ -255,7 +286,10 @@ def test_two_runs_or_reports_are_compared_task_by_task(run, tmp_path):
     other = tmp_path / "other.json"
     assert agentrl("eval", "bandit", "arms=4", "--policy", "expert", "--tasks", 24, "--out", other).code == 0
     same = tmp_path / "valid.json"
-    assert agentrl("eval", "bandit", "--split", "valid", "--policy", "expert", "--tasks", 24, "--out", same).code == 0
+    assert (
+        agentrl("eval", "bandit", "--split", "valid", "--policy", "expert", "--tasks", 24, "--out", same).code
+        == 0
+    )
     refused(agentrl("compare", expert, same), "no task in common")
 
 
@@ -282,7 +316,9 @@ def test_playing_can_be_left_and_the_task_chosen():
         assert done.code == 0
         assert done.out.startswith("bandit-valid-3,")
         assert done.out.endswith("quit\n")
-    assert agentrl("play", "bandit", "--split", "train", "--index", 511, stdin="q\n").out.startswith("bandit-train-511,")
+    assert agentrl("play", "bandit", "--split", "train", "--index", 511, stdin="q\n").out.startswith(
+        "bandit-train-511,"
+    )
     refused(agentrl("play", "bandit", "--index", 256), "256 tasks", "0 to 255")
     refused(agentrl("play", "bandit", "--task", "nowhere"), "'nowhere'", "'bandit-test-0'")
 
@@ -325,11 +361,17 @@ def test_doctor_fails_where_something_needed_is_missing(monkeypatch):
     assert done.code == 1
     assert "MISSING" in done.out
     assert "torch: pip install '.[train]'" in done.out
-    monkeypatch.setattr(doctor, "checks", lambda: [doctor.Check("torch", True, "2"), doctor.Check("gpu", False, "none", needed=False)])
+    monkeypatch.setattr(
+        doctor,
+        "checks",
+        lambda: [doctor.Check("torch", True, "2"), doctor.Check("gpu", False, "none", needed=False)],
+    )
     assert agentrl("doctor").code == 0
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("list",), ("info", "bandit"), ("eval", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("list",), ("info", "bandit"), ("eval", "--help")]
+)
 def test_light_commands_start_fast_and_load_nothing_heavy(arguments, tmp_path):
     code = (
         "import resource, sys\nfrom agentrl.cli import app\n"
@@ -338,7 +380,14 @@ def test_light_commands_start_fast_and_load_nothing_heavy(arguments, tmp_path):
         "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
         "sys.stderr.write(f'{usage.ru_utime + usage.ru_stime}')"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert float(done.stderr) < 1.0  # 0.2 to 0.4 s where nothing else runs

@@ -10,7 +10,12 @@ from test_cli import PROGRAM, RECIPE, agentrl, refused
 
 from agentrl.model import train_tokenizer
 
-HUGE = ("model.shape.hidden=200000", "model.shape.mlp=800000", "model.shape.layers=80", "model.shape.heads=100")
+HUGE = (
+    "model.shape.hidden=200000",
+    "model.shape.mlp=800000",
+    "model.shape.layers=80",
+    "model.shape.heads=100",
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,8 @@ FILES = {
         ["stage names repeat: imitate, imitate", "updates is 0"],
     ),
     "a signal that nobody measures": (
-        "from agentrl.rewards.outcome import Process\n" + RECIPE.replace("credit=GRPO()", 'reward=Process("glory"), credit=GRPO()'),
+        "from agentrl.rewards.outcome import Process\n"
+        + RECIPE.replace("credit=GRPO()", 'reward=Process("glory"), credit=GRPO()'),
         ["Process reads glory", "payout"],
     ),
 }
@@ -83,16 +89,31 @@ def test_a_recipe_file_that_is_wrong_is_refused(tmp_path, text, words):
 COMMANDS = {
     "no such recipe": (["train", "nowhere.py"], ["'nowhere.py'", "recipes/"]),
     "a folder that is no run": (["train", "."], ["no run folder"]),
-    "an unknown environment": (["eval", "bandid", "--policy", "random"], ["'bandid'", "did you mean 'bandit'", "known: bandit"]),
-    "an unknown option": (["eval", "bandit", "armz=3", "--policy", "random"], ["'armz'", "did you mean 'arms'"]),
+    "an unknown environment": (
+        ["eval", "bandid", "--policy", "random"],
+        ["'bandid'", "did you mean 'bandit'", "known: bandit"],
+    ),
+    "an unknown option": (
+        ["eval", "bandit", "armz=3", "--policy", "random"],
+        ["'armz'", "did you mean 'arms'"],
+    ),
     "an option of the wrong type": (["play", "bandit", "arms=two"], ["arms", "takes int", "'two'"]),
     "no policy": (["eval", "bandit"], ["--policy", "openai:MODEL@URL"]),
     "an unknown policy": (["eval", "bandit", "--policy", "clever"], ["'clever'", "random, expert"]),
-    "an endpoint without address": (["eval", "bandit", "--policy", "openai:m@localhost"], ["http://", "'localhost'"]),
+    "an endpoint without address": (
+        ["eval", "bandit", "--policy", "openai:m@localhost"],
+        ["http://", "'localhost'"],
+    ),
     "no checkpoint": (["eval", "bandit", "--policy", "checkpoint:nowhere"], ["nowhere", "does not exist"]),
     "a folder that is nothing": (["eval", "."], ["neither a run"]),
-    "an unknown split": (["eval", "bandit", "--policy", "random", "--split", "dev"], ["'dev'", "train, valid, test"]),
-    "a number that makes no sense": (["eval", "bandit", "--policy", "random", "--episodes", "0"], ["--episodes is 0"]),
+    "an unknown split": (
+        ["eval", "bandit", "--policy", "random", "--split", "dev"],
+        ["'dev'", "train, valid, test"],
+    ),
+    "a number that makes no sense": (
+        ["eval", "bandit", "--policy", "random", "--episodes", "0"],
+        ["--episodes is 0"],
+    ),
     "no report": (["compare", "a.json", "b.json"], ["a.json", "agentrl eval"]),
     "a module that is not there": (["info", "nowhere:Maze"], ["no module is named 'nowhere'"]),
 }
@@ -106,7 +127,9 @@ def test_a_command_that_cannot_be_done_is_refused(tmp_path, monkeypatch, argumen
 
 
 def test_a_mistake_in_a_process_of_its_own_ends_with_exit_code_two_and_no_traceback(tmp_path):
-    done = subprocess.run([*PROGRAM, "info", "bandid"], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run(
+        [*PROGRAM, "info", "bandid"], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no environment plug-in is named 'bandid'; did you mean")
     assert done.stderr.count("\n") == 1
@@ -117,7 +140,10 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_its_extra(recipe, t
     command = [sys.executable, "-c", code, "train", str(recipe), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: this needs the package 'torch', which is not installed; in agentrl's folder: pip install '.[train]'\n"
+    assert (
+        done.stderr
+        == "error: this needs the package 'torch', which is not installed; in agentrl's folder: pip install '.[train]'\n"
+    )
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused_before_any_work(recipe, tmp_path):

@@ -41,7 +41,9 @@ def name(rule) -> str:
 
 
 def test_grpo_divides_by_the_deviation_with_bessels_correction():
-    np.testing.assert_allclose(tokens_of(GRPO()([group([1, 0, 0, 1])])[0]), [0.866024, -0.866024, -0.866024, 0.866024], **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(GRPO()([group([1, 0, 0, 1])])[0]), [0.866024, -0.866024, -0.866024, 0.866024], **CLOSE
+    )
 
 
 def test_dr_grpo_only_subtracts_the_mean():
@@ -49,7 +51,9 @@ def test_dr_grpo_only_subtracts_the_mean():
 
 
 def test_rloo_subtracts_the_mean_of_the_other_three():
-    np.testing.assert_allclose(tokens_of(RLOO()([group([1, 0, 0, 1])])[0]), [2 / 3, -2 / 3, -2 / 3, 2 / 3], **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(RLOO()([group([1, 0, 0, 1])])[0]), [2 / 3, -2 / 3, -2 / 3, 2 / 3], **CLOSE
+    )
 
 
 @pytest.mark.parametrize("rule", GROUP_RULES, ids=name)
@@ -86,7 +90,9 @@ def test_token_gae_steps_over_the_observation():
 def test_an_observation_token_with_a_value_of_nine_would_have_changed_it():
     unmasked = reference.gae_as_a_sum([0, 0.2, 0, 0, 0, 1], [0.1, 0.2, 9, 9, 0.4, 0.5], 1.0, 0.95)
     np.testing.assert_allclose(unmasked, [1.744916, 1.731491, -7.651062, -8.05375, 0.575, 0.5], **CLOSE)
-    masked, _ = reference.masked_token_gae([0, 0.2, 0, 0, 0, 1], [0.1, 0.2, 9, 9, 0.4, 0.5], [1, 1, 0, 0, 1, 1], 1.0, 0.95)
+    masked, _ = reference.masked_token_gae(
+        [0, 0.2, 0, 0, 0, 1], [0.1, 0.2, 9, 9, 0.4, 0.5], [1, 1, 0, 0, 1, 1], 1.0, 0.95
+    )
     ((credited,),) = TokenGAE(gamma=1.0, lam=0.95)([(two_turns(),)])
     np.testing.assert_allclose(credited.advantages_T, [masked[t] for t in (0, 1, 4, 5)], **CLOSE)
 
@@ -106,7 +112,9 @@ def test_turn_gae_reads_the_value_at_the_start_of_the_turn():
 
 def test_turn_returns_of_a_success_in_three_turns():
     # gamma .95 and a reward of 1 at the end: .95 squared, .95, 1
-    np.testing.assert_allclose(returns_to_go(np.array([0.0, 0.0, 1.0]), gamma=0.95), [0.9025, 0.95, 1.0], **CLOSE)
+    np.testing.assert_allclose(
+        returns_to_go(np.array([0.0, 0.0, 1.0]), gamma=0.95), [0.9025, 0.95, 1.0], **CLOSE
+    )
 
 
 def test_turn_rloo_compares_each_turn_with_the_others_start():
@@ -114,7 +122,9 @@ def test_turn_rloo_compares_each_turn_with_the_others_start():
     members = (scored([0, 0, 1]), scored([0, 0]), scored([0]))
     raw = [0.81, 0.9, 1.0, -0.405, -0.405, -0.405]
     np.testing.assert_allclose(tokens_of(TurnReturn(0.9, OthersStart())([members])[0]), raw, **CLOSE)
-    np.testing.assert_allclose(tokens_of(turn_rloo(gamma=0.9)([members])[0]), np.array(raw) / reference.deviation(raw, 1), **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(turn_rloo(gamma=0.9)([members])[0]), np.array(raw) / reference.deviation(raw, 1), **CLOSE
+    )
 
 
 def test_the_baseline_at_a_turn_counts_an_episode_that_is_over_as_nothing():
@@ -147,7 +157,11 @@ def test_a_singleton_is_its_own_baseline(baseline):
 
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=name)
 def test_episodes_without_turns_and_turns_without_tokens_are_accepted(rule):
-    members = (scored([], values=[]), scored([1.0, 2.0], [0, 0], values=[]), scored([0.5, 0.5, 0.5], [0, 2, 0], values=[0.1, 0.2]))
+    members = (
+        scored([], values=[]),
+        scored([1.0, 2.0], [0, 0], values=[]),
+        scored([0.5, 0.5, 0.5], [0, 2, 0], values=[0.1, 0.2]),
+    )
     (credited,) = rule([members])
     assert [len(one.advantages_T) for one in credited] == [0, 0, 2]
     assert np.isfinite(tokens_of(credited)).all()
@@ -166,7 +180,10 @@ def test_the_reward_of_a_turn_without_tokens_goes_to_the_action_before_it():
 
 
 def test_a_truncated_episode_is_not_bootstrapped():
-    ends = [replace(two_turns(), trajectory=replace(two_turns().trajectory, end=end)) for end in (End.TERMINATED, End.TRUNCATED)]
+    ends = [
+        replace(two_turns(), trajectory=replace(two_turns().trajectory, end=end))
+        for end in (End.TERMINATED, End.TRUNCATED)
+    ]
     for rule in (TokenGAE(), TurnGAE()):
         ((done,), (cut,)) = rule([(ends[0],), (ends[1],)])
         np.testing.assert_array_equal(done.advantages_T, cut.advantages_T)
@@ -229,9 +246,13 @@ def test_the_kl_penalty_is_paid_by_the_turn_that_diverged():
         ref_logprobs_T=floats([-1.5, -1.0, -0.5]),
     )
     # turn 0: (.5 - 1) * -.1 = .05; turn 1: 0
-    np.testing.assert_allclose(tokens_of(KLPenalty(TurnReturn(), coef=0.1)([(one,)])[0]), [1.05, 1.05, 1.0], **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(KLPenalty(TurnReturn(), coef=0.1)([(one,)])[0]), [1.05, 1.05, 1.0], **CLOSE
+    )
     measured = replace(one, old_logprobs_T=one.ref_logprobs_T)
-    np.testing.assert_allclose(tokens_of(KLPenalty(TurnReturn(), coef=0.1)([(measured,)])[0]), [1.0, 1.0, 1.0], **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(KLPenalty(TurnReturn(), coef=0.1)([(measured,)])[0]), [1.0, 1.0, 1.0], **CLOSE
+    )
     assert KLPenalty(TokenGAE()).needs == {"values", "ref_logprobs"}
 
 
@@ -240,7 +261,10 @@ def test_the_kl_penalty_is_paid_by_the_turn_that_diverged():
 
 @given(scored_groups(values=False, min_turns=1, min_tokens=1), strategies.amounts)
 def test_group_credit_ignores_a_constant(members, constant):
-    moved = tuple(replace(one, ledger={**one.ledger, "gift": floats([0.0] * (len(one.rewards_N) - 1) + [constant])}) for one in members)
+    moved = tuple(
+        replace(one, ledger={**one.ledger, "gift": floats([0.0] * (len(one.rewards_N) - 1) + [constant])})
+        for one in members
+    )
     for rule in (*GROUP_RULES, TurnReturn(1.0, OthersStart())):
         np.testing.assert_allclose(tokens_of(rule([moved])[0]), tokens_of(rule([members])[0]), atol=1e-4)
 
@@ -256,7 +280,11 @@ def test_group_credit_sums_to_zero_and_equals_the_reference(returns):
 @given(st.lists(strategies.amounts, min_size=2, max_size=8))
 def test_rloo_is_dr_grpo_times_n_over_n_minus_one(returns):
     n = len(returns)
-    np.testing.assert_allclose(tokens_of(RLOO()([group(returns)])[0]), tokens_of(DrGRPO()([group(returns)])[0]) * n / (n - 1), atol=1e-6)
+    np.testing.assert_allclose(
+        tokens_of(RLOO()([group(returns)])[0]),
+        tokens_of(DrGRPO()([group(returns)])[0]) * n / (n - 1),
+        atol=1e-6,
+    )
 
 
 @given(scored_groups(), st.randoms(use_true_random=False))
@@ -280,26 +308,37 @@ def test_groups_do_not_see_each_other_before_the_batch_is_rescaled(members):
 @given(scored_groups(), st.integers(0, 5))
 def test_prompt_tokens_do_not_matter(members, prompt):
     def padded(one: Scored) -> Scored:
-        turns = tuple(replace(turn, action=replace(turn.action, prompt=ints([0] * prompt))) for turn in one.trajectory.turns)
+        turns = tuple(
+            replace(turn, action=replace(turn.action, prompt=ints([0] * prompt)))
+            for turn in one.trajectory.turns
+        )
         return replace(one, trajectory=replace(one.trajectory, turns=turns))
 
     for rule in EVERY_RULE:
-        np.testing.assert_array_equal(tokens_of(rule([tuple(map(padded, members))])[0]), tokens_of(rule([members])[0]))
+        np.testing.assert_array_equal(
+            tokens_of(rule([tuple(map(padded, members))])[0]), tokens_of(rule([members])[0])
+        )
 
 
 @given(scored_groups(min_size=1))
 def test_every_rule_gives_one_number_per_action_token(members):
     for rule in EVERY_RULE:
         (credited,) = rule([members])
-        assert [one.advantages_T.shape for one in credited] == [(one.trajectory.num_tokens,) for one in members]
+        assert [one.advantages_T.shape for one in credited] == [
+            (one.trajectory.num_tokens,) for one in members
+        ]
 
 
 @given(scored_groups(values=False))
 def test_turn_returns_equal_the_reference(members):
     paid = [list(one.rewards_N) for one in members]
     expected = reference.turn_rloo(paid, 0.9)
-    for credited, one, turns in zip(TurnReturn(0.9, OthersStart())([members])[0], members, expected, strict=True):
-        np.testing.assert_allclose(credited.advantages_T, spread(np.array(turns), one.num_tokens_N), atol=1e-5)
+    for credited, one, turns in zip(
+        TurnReturn(0.9, OthersStart())([members])[0], members, expected, strict=True
+    ):
+        np.testing.assert_allclose(
+            credited.advantages_T, spread(np.array(turns), one.num_tokens_N), atol=1e-5
+        )
 
 
 @given(scored_trajectories(min_tokens=1), st.floats(0, 1), st.floats(0, 1))
@@ -331,11 +370,20 @@ def test_turn_gae_equals_the_definition_as_a_sum(one, gamma, lam):
 
 @given(scored_groups(min_tokens=1, min_turns=1))
 def test_whitened_advantages_have_mean_zero_and_deviation_one(members):
-    by_turn, by_token = (Modified(TokenGAE(), (Whiten(per=unit),))([members])[0] for unit in ("turn", "token"))
+    by_turn, by_token = (
+        Modified(TokenGAE(), (Whiten(per=unit),))([members])[0] for unit in ("turn", "token")
+    )
     pairs = list(zip(by_turn, members, strict=True))
-    turns = [part.mean() for one, member in pairs for part in np.split(one.advantages_T, member.num_tokens_N.cumsum()[:-1])]
+    turns = [
+        part.mean()
+        for one, member in pairs
+        for part in np.split(one.advantages_T, member.num_tokens_N.cumsum()[:-1])
+    ]
     assert abs(np.mean(turns)) < 1e-4
-    for advantages in (tokens_of(by_token), tokens_of(Modified(TurnReturn(), (Whiten(),))([[scored(m.rewards_N) for m in members]])[0])):
+    for advantages in (
+        tokens_of(by_token),
+        tokens_of(Modified(TurnReturn(), (Whiten(),))([[scored(m.rewards_N) for m in members]])[0]),
+    ):
         assert abs(advantages.mean()) < 1e-4
         assert advantages.std(ddof=1) == pytest.approx(1.0, abs=1e-3) or not advantages.any()
 
@@ -352,7 +400,9 @@ def test_with_lambda_one_the_advantage_is_the_return_minus_the_value(one):
 def test_token_and_turn_gae_agree_where_each_turn_is_one_token(one):
     lengths = [1] * len(one.rewards_N)
     single = scored(list(one.rewards_N), lengths, values=list(one.values_T[: len(lengths)]))
-    np.testing.assert_allclose(tokens_of(TokenGAE(0.9, 0.8)([(single,)])[0]), tokens_of(TurnGAE(0.9, 0.8)([(single,)])[0]), atol=1e-6)
+    np.testing.assert_allclose(
+        tokens_of(TokenGAE(0.9, 0.8)([(single,)])[0]), tokens_of(TurnGAE(0.9, 0.8)([(single,)])[0]), atol=1e-6
+    )
 
 
 @given(scored_groups(min_tokens=1))

@@ -36,7 +36,9 @@ def test_the_enumeration_is_the_world(world):
     assert len(world.episodes) == 15
     assert sum(one.probability for one in world.episodes) == pytest.approx(1.0)
     assert {len(one.rewards) for one in world.episodes} == {1, 2, 3}
-    np.testing.assert_allclose(world.gradient_P, world.differences_P(lambda one: one.expected_return), atol=1e-8)
+    np.testing.assert_allclose(
+        world.gradient_P, world.differences_P(lambda one: one.expected_return), atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
@@ -52,7 +54,9 @@ def test_rloo_is_unbiased(world, group_size):
 @pytest.mark.parametrize("baseline", BASELINES, ids=repr)
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_baselines_made_of_the_others_are_unbiased(world, baseline, group_size):
-    np.testing.assert_allclose(world.estimate(TurnReturn(1.0, baseline), group_size)[0], world.gradient_P, atol=1e-6)
+    np.testing.assert_allclose(
+        world.estimate(TurnReturn(1.0, baseline), group_size)[0], world.gradient_P, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("baseline", BASELINES, ids=repr)
@@ -86,7 +90,9 @@ def test_gae_with_a_wrong_critic_is_biased_below_lambda_one(world, rule):
 
 
 @pytest.mark.parametrize(
-    ("rule", "cosines"), [(GRPO(), (0.9230, 0.9177)), (turn_rloo(gamma=1.0), (0.9570, 0.9606))], ids=["GRPO", "turn_rloo"]
+    ("rule", "cosines"),
+    [(GRPO(), (0.9230, 0.9177)), (turn_rloo(gamma=1.0), (0.9570, 0.9606))],
+    ids=["GRPO", "turn_rloo"],
 )
 def test_dividing_by_a_deviation_of_the_same_episodes_turns_the_gradient(rule, cosines):
     # groups of 3; the deviation of a group is GRPO's for good, that of a batch averages out as the batch grows
@@ -95,7 +101,9 @@ def test_dividing_by_a_deviation_of_the_same_episodes_turns_the_gradient(rule, c
 
 
 def test_the_bias_of_dividing_by_the_batchs_deviation_shrinks_with_the_batch(world):
-    small, large = (cosine(world.estimate(turn_rloo(gamma=1.0), size)[0], world.gradient_P) for size in (2, 3))
+    small, large = (
+        cosine(world.estimate(turn_rloo(gamma=1.0), size)[0], world.gradient_P) for size in (2, 3)
+    )
     assert small < large < 1.0
 
 
@@ -121,13 +129,16 @@ def test_the_kl_penalty_gives_the_gradient_of_the_return_less_the_divergence(wor
     estimate_P = np.zeros(len(SLOTS))
     for episode, theirs in zip(world.episodes, reference.episodes, strict=True):
         old, ref = floats(episode.logprobs_T), floats(theirs.logprobs_T)
-        ((credited,),) = KLPenalty(TurnReturn(), coef)([(replace(world.scored(episode), old_logprobs_T=old, ref_logprobs_T=ref),)])
+        ((credited,),) = KLPenalty(TurnReturn(), coef)(
+            [(replace(world.scored(episode), old_logprobs_T=old, ref_logprobs_T=ref),)]
+        )
         estimate_P += episode.probability * episode.scores_TP.T @ credited.advantages_T.astype(np.float64)
 
     def objective(one: World) -> float:
         pairs = zip(one.episodes, reference.episodes, strict=True)
         return sum(
-            mine.probability * (sum(mine.rewards) - coef * (np.log(mine.probability) - np.log(theirs.probability)))
+            mine.probability
+            * (sum(mine.rewards) - coef * (np.log(mine.probability) - np.log(theirs.probability)))
             for mine, theirs in pairs
         )
 
@@ -136,17 +147,23 @@ def test_the_kl_penalty_gives_the_gradient_of_the_return_less_the_divergence(wor
 
 @pytest.mark.parametrize("wrong_by", [0.0, 0.7])
 def test_two_levels_with_lambda_one_and_no_discount_are_unbiased(world, wrong_by):
-    np.testing.assert_allclose(world.estimate(BiLevelGAE(1.0, 1.0, 1.0), 1, wrong_by=wrong_by)[0], world.gradient_P, atol=1e-6)
+    np.testing.assert_allclose(
+        world.estimate(BiLevelGAE(1.0, 1.0, 1.0), 1, wrong_by=wrong_by)[0], world.gradient_P, atol=1e-6
+    )
 
 
 def test_comparing_turns_by_their_index_is_biased_and_comparing_returns_to_go_at_the_turn_is_not():
     """Same rewards along the way, same group: only what is subtracted differs."""
-    by_index, ours = (bias(rule, group_size=3) for rule in (MTGRPO(process="steps"), TurnReturn(baseline=OthersAtTurn())))
+    by_index, ours = (
+        bias(rule, group_size=3) for rule in (MTGRPO(process="steps"), TurnReturn(baseline=OthersAtTurn()))
+    )
     assert ours.error < 1e-6
     assert abs(ours.scale - 1.0) < 1e-6
     assert by_index.error > 0.2
 
 
-@pytest.mark.parametrize(("rule", "error"), [(GiGPO(gamma=1.0), 0.05), (Stratified(num_turns, alpha=1.0), 0.4), (GRPO(), 0.2)])
+@pytest.mark.parametrize(
+    ("rule", "error"), [(GiGPO(gamma=1.0), 0.05), (Stratified(num_turns, alpha=1.0), 0.4), (GRPO(), 0.2)]
+)
 def test_what_is_biased_is_known_to_be(rule, error):
     assert bias(rule, group_size=2, seed=1).error > error or bias(rule, group_size=3, seed=1).error > error

@@ -61,7 +61,9 @@ def componentwise(*rows: dict[str, list[float]], signals: list[list[dict[str, fl
 def test_reinforce_plus_plus_is_whitened_over_the_batch():
     paid = [group(OUTCOMES), group([0, 0, 0, 1])]
     found = np.concatenate([tokens_of(credit) for credit in reinforce_plus_plus()(paid)])
-    np.testing.assert_allclose(found, [1.207615, -0.724569, -0.724569, 1.207615, -0.724569, -0.724569, -0.724569, 1.207615], **CLOSE)
+    np.testing.assert_allclose(
+        found, [1.207615, -0.724569, -0.724569, 1.207615, -0.724569, -0.724569, -0.724569, 1.207615], **CLOSE
+    )
 
 
 def test_reinforce_plus_plus_with_a_baseline_is_centred_first():
@@ -74,8 +76,12 @@ def test_bnpo_weighs_groups_by_how_common_their_difficulty_is():
     paid = [group(returns) for returns in ([1, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0])]
     np.testing.assert_allclose(BNPO.fit(np.array([0.25, 0.5, 0.75, 0.25])), [1.480587, 1.617898], **CLOSE)
     found = [tokens_of(credit) for credit in BNPO()(paid)]
-    np.testing.assert_allclose([one.max() for one in found], [0.630577, 0.387063, 0.244417, 0.630577], **CLOSE)
-    np.testing.assert_allclose([one.min() for one in found], [-0.210192, -0.387063, -0.73325, -0.210192], **CLOSE)
+    np.testing.assert_allclose(
+        [one.max() for one in found], [0.630577, 0.387063, 0.244417, 0.630577], **CLOSE
+    )
+    np.testing.assert_allclose(
+        [one.min() for one in found], [-0.210192, -0.387063, -0.73325, -0.210192], **CLOSE
+    )
 
 
 def test_bnpo_of_equally_hard_groups_or_of_one_group_weighs_nothing():
@@ -122,7 +128,10 @@ def test_long_episodes_do_not_weigh_more_unless_asked_for():
 
 
 def test_places_may_be_alike_without_being_equal():
-    members = (scored([1.0], observations=["step 1: a red door"]), scored([0.0], observations=["step 2: a red door"]))
+    members = (
+        scored([1.0], observations=["step 1: a red door"]),
+        scored([0.0], observations=["step 2: a red door"]),
+    )
     apart, alike = (GiGPO(gamma=1.0, similarity=limit)([members])[0] for limit in (1.0, 0.9))
     assert by_turn(apart) == [[0.5], [-0.5]]
     assert by_turn(alike) == [[1.0], [-1.0]]
@@ -166,41 +175,60 @@ def test_gdpo_tells_apart_what_a_sum_would_make_equal():
 
 
 def test_gdpo_adds_standard_scores_and_whitens_them():
-    members = componentwise({"a": [0], "b": [0]}, {"a": [1], "b": [0]}, {"a": [0], "b": [1]}, {"a": [2], "b": [1]})
+    members = componentwise(
+        {"a": [0], "b": [0]}, {"a": [1], "b": [0]}, {"a": [0], "b": [1]}, {"a": [2], "b": [1]}
+    )
     rule = GDPO({"a": 1.0, "b": 1.0})
     np.testing.assert_allclose(rule._sum(members), [-1.649143, -0.604786, 0.082608, 2.171322], **CLOSE)
-    np.testing.assert_allclose(tokens_of(rule([members])[0]), [-1.02224, -0.374883, 0.051205, 1.345918], **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(rule([members])[0]), [-1.02224, -0.374883, 0.051205, 1.345918], **CLOSE
+    )
 
 
 def test_gdpo_of_one_component_is_grpo():
     members = group([0.0, 1.0, 5.0])
-    np.testing.assert_allclose(tokens_of(GDPO({"outcome": 1.0})([members])[0]), tokens_of(GRPO(std_eps=1e-4)([members])[0]), **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(GDPO({"outcome": 1.0})([members])[0]), tokens_of(GRPO(std_eps=1e-4)([members])[0]), **CLOSE
+    )
 
 
-MT = [{"tool": [turn, 0.0], "outcome": [0.0, outcome]} for turn, outcome in zip([0.2, 0.0, 0.2, 0.1], OUTCOMES, strict=True)]
+MT = [
+    {"tool": [turn, 0.0], "outcome": [0.0, outcome]}
+    for turn, outcome in zip([0.2, 0.0, 0.2, 0.1], OUTCOMES, strict=True)
+]
 
 
 def test_mt_grpo_credits_turns_up_to_the_reward_with_both_scores():
     called = [[{"called": 1.0}, {"called": 0.0}]] * 4
     (found,) = MTGRPO(process="tool", present="called")([componentwise(*MT, signals=called)])
-    np.testing.assert_allclose([one.advantages_T[0] for one in found], [1.648408, -2.170096, -0.083343, 0.605031], **CLOSE)
-    np.testing.assert_allclose([one.advantages_T[1] for one in found], [0.865875, -0.865875, -0.865875, 0.865875], **CLOSE)
+    np.testing.assert_allclose(
+        [one.advantages_T[0] for one in found], [1.648408, -2.170096, -0.083343, 0.605031], **CLOSE
+    )
+    np.testing.assert_allclose(
+        [one.advantages_T[1] for one in found], [0.865875, -0.865875, -0.865875, 0.865875], **CLOSE
+    )
 
 
 def test_mt_grpo_without_a_tool_call_compares_the_sums():
     silent = [[{"called": 0.0}, {"called": 0.0}]] * 4
     (found,) = MTGRPO(process="tool", present="called")([componentwise(*MT, signals=silent)])
-    np.testing.assert_allclose([one.advantages_T[0] for one in found], [0.937777, -1.019322, -0.693139, 0.774685], **CLOSE)
+    np.testing.assert_allclose(
+        [one.advantages_T[0] for one in found], [0.937777, -1.019322, -0.693139, 0.774685], **CLOSE
+    )
 
 
 def test_istar_adds_the_episodes_score_and_the_steps():
-    members = componentwise({"implicit": [0.3, -0.05], "outcome": [0, 1]}, {"implicit": [-0.1, -0.1], "outcome": [0, 0]})
+    members = componentwise(
+        {"implicit": [0.3, -0.05], "outcome": [0, 1]}, {"implicit": [-0.1, -0.1], "outcome": [0, 0]}
+    )
     (found,) = EpisodeAndSteps()([members])
     for one, row in zip(found, [[2.195892, 0.383458], [-1.289675, -1.289675]], strict=True):
         np.testing.assert_allclose(one.advantages_T, row, **CLOSE)
 
 
-@pytest.mark.parametrize("rule", [GDPO({"judge": 1.0}), MTGRPO(process="judge"), EpisodeAndSteps(process="judge")], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [GDPO({"judge": 1.0}), MTGRPO(process="judge"), EpisodeAndSteps(process="judge")], ids=repr
+)
 def test_a_component_that_nothing_pays_is_named(rule):
     with pytest.raises(ConfigError, match="'judge', which nothing pays; the ledger has outcome"):
         rule([group([0.0, 1.0])])
@@ -212,7 +240,10 @@ def test_a_component_that_nothing_pays_is_named(rule):
 def test_episodes_are_compared_with_their_like():
     strata = [1, 1, 1, 2, 2, 3]
     members = tuple(
-        Scored(trajectory([1] * num, signals=[{"search": 1.0}] * num), {"outcome": floats([0.0] * (num - 1) + [value])})
+        Scored(
+            trajectory([1] * num, signals=[{"search": 1.0}] * num),
+            {"outcome": floats([0.0] * (num - 1) + [value])},
+        )
         for num, value in zip(strata, [1, 0, 0, 1, 1, 0], strict=True)
     )
     for stratum in (CountOf("search"), num_turns):
@@ -251,7 +282,10 @@ def test_two_levels_end_in_the_turn_level_and_are_one_where_there_is_one_turn(on
         values_T=floats(one.values_T[ends]),
         trajectory=replace(
             one.trajectory,
-            turns=tuple(replace(t, action=Action("a", ints(), ints([0]), floats([-1.0]))) for t in one.trajectory.turns),
+            turns=tuple(
+                replace(t, action=Action("a", ints(), ints([0]), floats([-1.0])))
+                for t in one.trajectory.turns
+            ),
         ),
     )
     ((turns,),) = TurnGAE(gamma=0.9, lam=lam)([(at_ends,)])
@@ -272,11 +306,16 @@ def test_two_levels_end_in_the_turn_level_and_are_one_where_there_is_one_turn(on
 def modulated(rule, *, lengths=((1, 1, 1), (1, 1))):
     entropies = [[0.2, 0.8, 0.5], [0.4, 1.0]]
     members = tuple(
-        Scored(trajectory(list(counts)), {"outcome": floats([0.0] * len(counts))}, entropies_T=floats(np.repeat(values, counts)))
+        Scored(
+            trajectory(list(counts)),
+            {"outcome": floats([0.0] * len(counts))},
+            entropies_T=floats(np.repeat(values, counts)),
+        )
         for counts, values in zip(lengths, entropies, strict=True)
     )
     credited = tuple(
-        Credited(floats(np.full(one.trajectory.num_tokens, advantage))) for one, advantage in zip(members, (1.0, -1.0), strict=True)
+        Credited(floats(np.full(one.trajectory.num_tokens, advantage)))
+        for one, advantage in zip(members, (1.0, -1.0), strict=True)
     )
     (found,) = rule([members], [credited])
     starts = [np.cumsum(counts) - counts for counts in map(np.array, lengths)]
@@ -284,8 +323,12 @@ def modulated(rule, *, lengths=((1, 1, 1), (1, 1))):
 
 
 def test_empg_amplifies_sure_turns_and_pays_for_clarity_to_come():
-    np.testing.assert_allclose(modulated(EMPG(center="none")), [1.535866, 0.7487, 1.039352, -1.159346, -0.556325], **CLOSE)
-    np.testing.assert_allclose(modulated(EMPG()), [1.214217, 0.42705, 0.717702, -1.480995, -0.877974], **CLOSE)
+    np.testing.assert_allclose(
+        modulated(EMPG(center="none")), [1.535866, 0.7487, 1.039352, -1.159346, -0.556325], **CLOSE
+    )
+    np.testing.assert_allclose(
+        modulated(EMPG()), [1.214217, 0.42705, 0.717702, -1.480995, -0.877974], **CLOSE
+    )
 
 
 def test_empg_centred_over_tokens():
@@ -294,7 +337,9 @@ def test_empg_centred_over_tokens():
 
 
 def test_each_part_of_empg_alone():
-    np.testing.assert_allclose(modulated(EMPG(zeta=0.0, center="none")), [1.512248, 0.714335, 1.039352, -1.17774, -0.556325], **CLOSE)
+    np.testing.assert_allclose(
+        modulated(EMPG(zeta=0.0, center="none")), [1.512248, 0.714335, 1.039352, -1.17774, -0.556325], **CLOSE
+    )
     clarity = [1 + 0.05 * 0.472367, 1 + 0.05 * 0.687289, 1.0, -1 + 0.05 * 0.367879, -1.0]
     np.testing.assert_allclose(modulated(EMPG(kappa=0.0, center="none")), clarity, **CLOSE)
 
@@ -308,8 +353,12 @@ def test_equal_entropies_change_nothing():
 
 @given(scored_groups(values=False, min_size=1))
 def test_empg_accepts_turns_without_tokens_and_episodes_without_turns(members):
-    measured = tuple(replace(one, entropies_T=floats(np.linspace(0.0, 1.0, one.trajectory.num_tokens))) for one in members)
-    (found,) = EMPG()([measured], [tuple(Credited(floats(np.ones(one.trajectory.num_tokens))) for one in measured)])
+    measured = tuple(
+        replace(one, entropies_T=floats(np.linspace(0.0, 1.0, one.trajectory.num_tokens))) for one in members
+    )
+    (found,) = EMPG()(
+        [measured], [tuple(Credited(floats(np.ones(one.trajectory.num_tokens))) for one in measured)]
+    )
     for one, credit in zip(measured, found, strict=True):
         assert credit.advantages_T.shape == (one.trajectory.num_tokens,)
         assert np.isfinite(credit.advantages_T).all()
@@ -319,8 +368,14 @@ def test_empg_accepts_turns_without_tokens_and_episodes_without_turns(members):
 
 
 def timed(seconds: list[float]) -> Scored:
-    turns = tuple(Turn(Observation.text("o"), Action("a", ints(), ints([1]), floats([-1.0])), duration_s=s) for s in seconds)
-    return Scored(Trajectory(strategies.trajectory([1]).task, turns, End.TERMINATED), {"outcome": floats([0.0] * len(turns))})
+    turns = tuple(
+        Turn(Observation.text("o"), Action("a", ints(), ints([1]), floats([-1.0])), duration_s=s)
+        for s in seconds
+    )
+    return Scored(
+        Trajectory(strategies.trajectory([1]).task, turns, End.TERMINATED),
+        {"outcome": floats([0.0] * len(turns))},
+    )
 
 
 def test_long_actions_count_as_much_time_as_they_take():
@@ -338,7 +393,11 @@ def spoken(*episodes: list[int]) -> tuple[Scored, ...]:
         Scored(
             Trajectory(
                 strategies.trajectory([1]).task,
-                (Turn(Observation.text("o"), Action("a", ints(), ints(tokens), floats([-1.0] * len(tokens)))),),
+                (
+                    Turn(
+                        Observation.text("o"), Action("a", ints(), ints(tokens), floats([-1.0] * len(tokens)))
+                    ),
+                ),
                 End.TERMINATED,
             ),
             {"outcome": floats([0.0])},
@@ -363,7 +422,9 @@ def test_the_most_varied_episodes_are_kept():
     assert advantages[kept].var() == pytest.approx(1.395, abs=1e-5)
     credited = tuple(Credited(floats([a])) for a in advantages)
     (found,) = KeepVaried(4)([group([0.0] * 8)], [credited])
-    np.testing.assert_allclose(tokens_of(found), np.where(np.isin(np.arange(8), kept), advantages, 0.0), **CLOSE)
+    np.testing.assert_allclose(
+        tokens_of(found), np.where(np.isin(np.arange(8), kept), advantages, 0.0), **CLOSE
+    )
 
 
 @given(st.lists(strategies.amounts, min_size=2, max_size=8), st.integers(2, 6))
@@ -371,7 +432,9 @@ def test_no_other_choice_varies_more(values, num):
     from itertools import combinations
 
     array = np.array(values)
-    best = max(array[list(chosen)].var() for chosen in combinations(range(len(values)), min(num, len(values))))
+    best = max(
+        array[list(chosen)].var() for chosen in combinations(range(len(values)), min(num, len(values)))
+    )
     assert array[most_varied(array, num)].var() == pytest.approx(best, abs=1e-12)
 
 
@@ -400,13 +463,17 @@ def test_the_order_of_members_does_not_matter(members, random):
 def test_every_rule_gives_one_number_per_action_token(members):
     for rule in GROUP_RULES:
         (credited,) = rule([members])
-        assert [one.advantages_T.shape for one in credited] == [(one.trajectory.num_tokens,) for one in members]
+        assert [one.advantages_T.shape for one in credited] == [
+            (one.trajectory.num_tokens,) for one in members
+        ]
         assert all(np.isfinite(one.advantages_T).all() for one in credited)
 
 
 @given(scored_groups(values=False))
 def test_without_reward_nothing_is_credited(members):
-    unpaid = tuple(replace(one, ledger={"outcome": floats(np.zeros(len(one.trajectory.turns)))}) for one in members)
+    unpaid = tuple(
+        replace(one, ledger={"outcome": floats(np.zeros(len(one.trajectory.turns)))}) for one in members
+    )
     for rule in GROUP_RULES:
         assert not tokens_of(rule([unpaid])[0]).any()
 
@@ -432,7 +499,14 @@ def test_comparing_by_turn_index_charges_the_mean_step_reward_for_every_turn_and
     """All members are paid 1 a turn and nothing else; some go on longer, which is worth more. By index, no turn is worth anything."""
     members = tuple(scored([1.0] * num) for num in (1, 2, 3))
     indexed = MTGRPO(process="outcome", outcome="none")
-    (charged,) = indexed([tuple(replace(one, ledger={**one.ledger, "none": floats(np.zeros(len(one.rewards_N)))}) for one in members)])
+    (charged,) = indexed(
+        [
+            tuple(
+                replace(one, ledger={**one.ledger, "none": floats(np.zeros(len(one.rewards_N)))})
+                for one in members
+            )
+        ]
+    )
     assert not tokens_of(charged).any()
     (ours,) = TurnReturn(baseline=OthersAtTurn())([members])
     assert by_turn(ours) == [[-1.5], [0.0, 0.0], [1.5, 1.5, 1.0]]
@@ -443,7 +517,9 @@ def test_comparing_by_turn_index_charges_the_mean_step_reward_for_every_turn_and
 
 def test_a_step_counts_as_clearly_as_the_steps_up_to_it_foretell_the_outcome():
     paid = componentwise({"opinion": [0.0, 2.0, -1.0]}, {"opinion": [-1.0, -2.0, 1.0]})
-    ((good, bad),) = Attribution("opinion")([paid], [(Credited(floats([2.0] * 3)), Credited(floats([-1.0] * 3)))])
+    ((good, bad),) = Attribution("opinion")(
+        [paid], [(Credited(floats([2.0] * 3)), Credited(floats([-1.0] * 3)))]
+    )
     np.testing.assert_allclose(good.advantages_T, 2 * np.array([0.0, 0.462117, 0.16514]), **CLOSE)
     np.testing.assert_allclose(bad.advantages_T, -np.array([0.462117, 0.635149, 0.321513]), **CLOSE)
 

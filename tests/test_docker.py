@@ -49,7 +49,12 @@ def docker(docker_url):
 
     def run(*words: str, **options) -> str:
         return subprocess.run(
-            ["docker", "-H", docker_url, *words], check=True, capture_output=True, text=True, timeout=120, **options
+            ["docker", "-H", docker_url, *words],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **options,
         ).stdout.strip()
 
     return run
@@ -66,7 +71,9 @@ def base(docker_url):
 
 def ours(docker, holder: str = "") -> list[str]:
     """The containers of a process, this one unless another is named; others may use the daemon, too."""
-    return docker("ps", "-a", "--filter", f"label=agentrl.owner={holder or owner()}", "--format", "{{.Names}}").split()
+    return docker(
+        "ps", "-a", "--filter", f"label=agentrl.owner={holder or owner()}", "--format", "{{.Names}}"
+    ).split()
 
 
 @asynccontextmanager
@@ -96,13 +103,26 @@ def test_a_container_is_closed_in_every_way_there_is():
     body = asked()
     host = body["HostConfig"]
     assert (body["NetworkDisabled"], host["NetworkMode"]) == (True, "none")
-    assert (host["CapDrop"], host["SecurityOpt"], host["Privileged"]) == (["ALL"], ["no-new-privileges", f"seccomp={profile()}"], False)
+    assert (host["CapDrop"], host["SecurityOpt"], host["Privileged"]) == (
+        ["ALL"],
+        ["no-new-privileges", f"seccomp={profile()}"],
+        False,
+    )
     assert body["User"] == f"{images.USER}:{images.USER}"
     assert host["ReadonlyRootfs"] is True
     assert host["Memory"] == host["MemorySwap"] == 1024 * MIB
     assert (host["NanoCpus"], host["PidsLimit"]) == (10**9, 256)
     assert {"Name": "nofile", "Soft": 1024, "Hard": 1024} in host["Ulimits"]
-    assert not {"Binds", "Mounts", "Devices", "CapAdd", "PidMode", "UsernsMode", "UTSMode", "ExtraHosts"} & set(host)
+    assert not {
+        "Binds",
+        "Mounts",
+        "Devices",
+        "CapAdd",
+        "PidMode",
+        "UsernsMode",
+        "UTSMode",
+        "ExtraHosts",
+    } & set(host)
     assert all({"nosuid", "nodev"} <= set(options.split(",")) for options in host["Tmpfs"].values())
 
 
@@ -116,14 +136,18 @@ def test_a_container_ends_with_its_connection_and_leaves_nothing():
 
 @given(
     disk_mib=st.integers(2, 1 << 16),
-    writable=st.lists(st.sampled_from(["/opt", "/usr/lib", "/tmp", "/testbed", "/testbed/a", "/data"]), max_size=4),
+    writable=st.lists(
+        st.sampled_from(["/opt", "/usr/lib", "/tmp", "/testbed", "/testbed/a", "/data"]), max_size=4
+    ),
     volumes=st.lists(st.sampled_from(["/data", "/var/lib/db", "/tmp"]), max_size=3, unique=True),
     share=st.floats(0, 0.4),
 )
 def test_all_that_can_be_written_is_never_more_than_the_disk(disk_mib, writable, volumes, share):
     spec = SandboxSpec(disk_mib=disk_mib, writable=tuple(writable))
     copied = {path: int(share * disk_mib * MIB / len(folders(spec))) for path in folders(spec)}
-    host = container(spec, LEASE, Root("image", tuple(volumes)), ["guest"], copied=copied, engine=Engine())["HostConfig"]
+    host = container(spec, LEASE, Root("image", tuple(volumes)), ["guest"], copied=copied, engine=Engine())[
+        "HostConfig"
+    ]
     sizes = {path: int(options.rpartition("size=")[2]) for path, options in host["Tmpfs"].items()}
     assert sum(sizes.values()) + host["ShmSize"] <= disk_mib * MIB
     assert {*folders(spec), "/tmp", *volumes} == set(sizes)
@@ -164,7 +188,9 @@ def test_without_an_address_the_docker_commands_own_is_taken(monkeypatch, tmp_pa
     assert locate().url == "unix:///var/run/docker.sock"
     meta = tmp_path / ".docker/contexts/meta" / hashlib.sha256(b"lab").hexdigest()
     meta.mkdir(parents=True)
-    (meta / "meta.json").write_text(json.dumps({"Name": "lab", "Endpoints": {"docker": {"Host": "ssh://me@lab"}}}))
+    (meta / "meta.json").write_text(
+        json.dumps({"Name": "lab", "Endpoints": {"docker": {"Host": "ssh://me@lab"}}})
+    )
     (tmp_path / ".docker/config.json").write_text(json.dumps({"currentContext": "lab"}))
     assert locate().url == "ssh://me@lab"
     monkeypatch.setenv("DOCKER_HOST", "unix:///elsewhere.sock")
@@ -180,7 +206,9 @@ async def served(url: str, **options) -> None:
 
 
 def test_no_daemon_is_one_clear_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"docker cannot be used: .*no\.sock does not answer: .*start the daemon"):
+    with pytest.raises(
+        ConfigError, match=r"docker cannot be used: .*no\.sock does not answer: .*start the daemon"
+    ):
         asyncio.run(served(f"unix://{tmp_path}/no.sock"))
     with pytest.raises(ConfigError, match=r"docker cannot be used: .*127\.0\.0\.1:9"):
         asyncio.run(served("tcp://127.0.0.1:9"))
@@ -212,7 +240,15 @@ def json_answer(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"hello\r\n", b"HTTP/1.1 20", json_answer(b"{}"), json_answer(b"none"), json_answer(b'{"ApiVersion": [1]}')]
+    "answer",
+    [
+        b"",
+        b"hello\r\n",
+        b"HTTP/1.1 20",
+        json_answer(b"{}"),
+        json_answer(b"none"),
+        json_answer(b'{"ApiVersion": [1]}'),
+    ],
 )
 def test_what_is_no_docker_daemon_is_told_so(tmp_path, answer):
     async def go() -> None:
@@ -244,7 +280,10 @@ def test_a_daemon_that_is_too_old_is_told_so(tmp_path):
 def test_images_that_are_not_there_are_missing_and_not_an_error_of_the_daemon(base):
     async def go() -> None:
         backend = await DockerBackend.connect(Docker(url=base, pull=False))
-        with pytest.raises(ImageMissing, match=r"'nobody/nothing:1' is neither at the daemon .* and pull is off; load it there"):
+        with pytest.raises(
+            ImageMissing,
+            match=r"'nobody/nothing:1' is neither at the daemon .* and pull is off; load it there",
+        ):
             await backend.prepare("nobody/nothing:1")
         backend = await DockerBackend.connect(Docker(url=base))
         with pytest.raises(ImageMissing, match=r"'localhost:1/nothing' cannot be pulled"):
@@ -266,10 +305,15 @@ def test_limits_and_images_that_the_daemon_cannot_start_say_what_to_do(base, doc
 
 
 def test_a_full_disk_is_the_daemons_and_says_so():
-    problem = _mended(ApiError("POST /containers/create", 500, "write /x: no space left on device"), SPEC, PYTHON)
+    problem = _mended(
+        ApiError("POST /containers/create", 500, "write /x: no space left on device"), SPEC, PYTHON
+    )
     assert isinstance(problem, SandboxError)
     assert "the daemon's disk is full: see 'docker system df'" in str(problem)
-    assert _error(b'{"status": "x"}\r\n{"errorDetail": {}, "error": "no space left on \\"d\\""}\r\n') == 'no space left on "d"'
+    assert (
+        _error(b'{"status": "x"}\r\n{"errorDetail": {}, "error": "no space left on \\"d\\""}\r\n')
+        == 'no space left on "d"'
+    )
     assert _error(b'{"status": "sha256:12"}') == _error(b"") == ""
 
 
@@ -303,7 +347,9 @@ def test_bytes_go_both_ways_unchanged_and_the_end_is_seen(base, docker):
                 got += await stream.receive()
             await sending
             assert got == data
-        async with started(backend, "import os; os.write(2, b'no good'); os.write(1, b'x'); os._exit(3)") as stream:
+        async with started(
+            backend, "import os; os.write(2, b'no good'); os.write(1, b'x'); os._exit(3)"
+        ) as stream:
             assert await said(stream) == "x"
             assert stream.errors == b"no good"
         assert await stream.receive() == b""
@@ -360,7 +406,9 @@ asyncio.run(main())
 
 def killed_owner(url: str, code: str, count: int) -> str:
     """Have a process hold sandboxes, kill it, and return what it was called."""
-    process = subprocess.Popen([sys.executable, "-c", OWNER, url, str(count), *program(code)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, url, str(count), *program(code)], stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     holder = process.stdout.readline().decode().strip()
     process.send_signal(signal.SIGKILL)
@@ -384,7 +432,10 @@ def test_the_reaper_removes_what_dead_owners_left_and_nothing_else(base, docker)
         root = backend._images[""].id
         docker("run", "-d", "--name", "somebody-elses", "--network", "none", root, "sleep", "60")
         foreign = replace(new_lease(lifetime_s=600), owner="another-host/boot/1/1")
-        stays = [await backend.create(SandboxSpec(), one, program(ECHO)) for one in (foreign, new_lease(lifetime_s=600))]
+        stays = [
+            await backend.create(SandboxSpec(), one, program(ECHO))
+            for one in (foreign, new_lease(lifetime_s=600))
+        ]
         try:
             holder = killed_owner(base, "import time; time.sleep(600)", 2)  # it does not heed its input
             assert len(ours(docker, holder)) == 2
@@ -419,7 +470,16 @@ def task_image(base, docker, tmp_path):
     (tmp_path / "Dockerfile").write_text(
         f"FROM agentrl/base:{images.find().digest[:12]}\nCOPY repo /testbed\nCOPY repo /opt/deep/copy\nVOLUME /data\n"
     )
-    docker("build", "--network", "none", "-q", "-t", "agentrl-test/task:1", str(tmp_path), env={**os.environ, "DOCKER_BUILDKIT": "0"})
+    docker(
+        "build",
+        "--network",
+        "none",
+        "-q",
+        "-t",
+        "agentrl-test/task:1",
+        str(tmp_path),
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+    )
     yield "agentrl-test/task:1"
     docker("rmi", "-f", "agentrl-test/task:1")
 
@@ -464,7 +524,9 @@ def test_files_that_do_not_fit_are_refused_before_anything_starts(base, docker, 
     async def go() -> None:
         backend = await DockerBackend.connect(Docker(url=base))
         with pytest.raises(ConfigError, match=r"MiB of the image in /usr/lib must fit in it"):
-            await backend.create(SandboxSpec(writable=("/usr/lib",), disk_mib=16), new_lease(lifetime_s=60), program(ECHO))
+            await backend.create(
+                SandboxSpec(writable=("/usr/lib",), disk_mib=16), new_lease(lifetime_s=60), program(ECHO)
+            )
 
     asyncio.run(go())
     assert ours(docker) == []
@@ -573,7 +635,10 @@ def test_a_daemon_behind_tls_is_reached_by_whom_it_knows(base, docker, tls, tmp_
             other.mkdir()
             for name in ("cert.pem", "key.pem"):
                 shutil.copy(tls / name, other)
-            shutil.copy(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt", other / "ca.pem")
+            shutil.copy(
+                ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt",
+                other / "ca.pem",
+            )
             with pytest.raises(ConfigError, match="CERTIFICATE_VERIFY_FAILED"):
                 await served(url, tls=str(other))
 
@@ -596,11 +661,18 @@ def sshd(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"Port": port, "ListenAddress": "127.0.0.1", "HostKey": tmp_path / "host", "AuthorizedKeysFile": tmp_path / "client.pub"}
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": tmp_path / "host",
+        "AuthorizedKeysFile": tmp_path / "client.pub",
+    }
     settings |= {"StrictModes": "no", "PidFile": "none"}
     (tmp_path / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     Path("/run/sshd").mkdir(exist_ok=True)
-    server = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", str(tmp_path / "config")], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        ["/usr/sbin/sshd", "-D", "-f", str(tmp_path / "config")], stderr=subprocess.DEVNULL
+    )
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
     ssh.write_text(
@@ -621,7 +693,9 @@ def test_a_daemon_is_reached_by_ssh(base, docker, sshd):
         pytest.skip("the daemon is not on this machine")
     asyncio.run(echoes(Docker(url=f"ssh://root@127.0.0.1:{sshd}{base.removeprefix('unix://')}")))
     assert ours(docker) == []
-    with pytest.raises(ConfigError, match=r"docker cannot be used: ssh://root@127\.0\.0\.1:1 cannot be reached: .*refused"):
+    with pytest.raises(
+        ConfigError, match=r"docker cannot be used: ssh://root@127\.0\.0\.1:1 cannot be reached: .*refused"
+    ):
         asyncio.run(served("ssh://root@127.0.0.1:1"))
 
 

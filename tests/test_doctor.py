@@ -68,7 +68,9 @@ def test_a_missing_torch_is_a_finding_not_a_crash(tmp_path):
         "from agentrl.doctor import checks, healthy; found = {c.name: c for c in checks()}\n"
         "print(found['torch'], found['gpu'], healthy(list(found.values())))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert "not installed" in done.stdout
     assert "pip install '.[train]'" in done.stdout
     assert done.stdout.strip().endswith("False")

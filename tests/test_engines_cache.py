@@ -33,7 +33,12 @@ class Contexts:
         places = [(slot, start + at) for slot, start, size in feeds for at in range(size)]
         slots, positions = (torch.tensor(axis) for axis in zip(*places, strict=True))
         queries, keys, values = (
-            torch.cat([vector[slots, positions], vector.new_zeros(len(step.tokens_M) - len(places), *vector.shape[2:])])
+            torch.cat(
+                [
+                    vector[slots, positions],
+                    vector.new_zeros(len(step.tokens_M) - len(places), *vector.shape[2:]),
+                ]
+            )
             for vector in self.vectors
         )
         self.attention.write(0, step, keys, values)
@@ -69,7 +74,9 @@ def test_what_a_token_sees_has_the_same_bits_however_its_context_was_fed(group, 
     while (filled < lengths).any():
         active = rng.permutation(np.flatnonzero(filled < lengths))[: rng.integers(1, SLOTS + 1)]
         sizes = np.minimum(rng.choice([1, 1, 1, 2, 7, 19, 130, 300], len(active)), (lengths - filled)[active])
-        seen = contexts.feed([(int(slot), int(filled[slot]), int(size)) for slot, size in zip(active, sizes, strict=True)])
+        seen = contexts.feed(
+            [(int(slot), int(filled[slot]), int(size)) for slot, size in zip(active, sizes, strict=True)]
+        )
         assert all(torch.equal(found, whole[place]) for place, found in seen.items())
         filled[active] += sizes
 

@@ -54,16 +54,40 @@ VOCAB = 272  # 256 bytes, the tags, and ids the tokenizer does not define
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocab = {token: index for index, token in enumerate(["<pad>", "<act>", "<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocab = {
+        token: index
+        for index, token in enumerate(
+            ["<pad>", "<act>", "<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        )
+    }
     inner = Tokenizer(models.BPE(vocab, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", extra_special_tokens=["<act>"])
+    inner.pre_tokenizer, inner.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", extra_special_tokens=["<act>"]
+    )
 
 
 RENDERER = TagRenderer(tokenizer())
-SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 1024}
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+}
 LLAMA = SIZES | {"intermediate_size": 96, "num_key_value_heads": 2}
-GPT2 = {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "bos_token_id": None, "eos_token_id": None}
+GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 1024,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -75,7 +99,9 @@ LLAMA3_ROPE = {
 MODELS = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=32)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3_ROPE)),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3_ROPE)
+    ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=None)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, intermediate_size=96)),
@@ -94,7 +120,12 @@ def build(kind: str = "qwen2", seed: int = 0):
 
 
 async def episode(
-    policy, index: int, *, num_turns: int = 5, words: tuple[int, int] = (1, 12), pause: random.Random | None = None
+    policy,
+    index: int,
+    *,
+    num_turns: int = 5,
+    words: tuple[int, int] = (1, 12),
+    pause: random.Random | None = None,
 ) -> list[Turn]:
     rng, turns = random.Random(index), []
     for turn in range(num_turns):
@@ -121,13 +152,17 @@ def reference(model, ids: np.ndarray) -> torch.Tensor:
     """The model's own log-probabilities of every next token, over what may be sampled."""
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0]
-    return torch.log_softmax(logits.masked_fill(~torch.from_numpy(RENDERER.allowed(VOCAB)), -torch.inf), dim=-1)
+    return torch.log_softmax(
+        logits.masked_fill(~torch.from_numpy(RENDERER.allowed(VOCAB)), -torch.inf), dim=-1
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_log_probabilities_equal_the_full_forward_of_transformers(kind):
     engine = LocalEngine(build(kind), RENDERER, Sampling(max_tokens=6), num_slots=8)
-    assert isinstance(engine._forward, LlamaForward if kind in ("qwen2", "qwen3", "llama") else GenericForward)
+    assert isinstance(
+        engine._forward, LlamaForward if kind in ("qwen2", "qwen3", "llama") else GenericForward
+    )
     model = build(kind)
     for turns in play(engine, range(4)):
         logprobs = reference(model, context(turns))
@@ -183,15 +218,21 @@ def test_an_episode_that_lost_its_slot_goes_on_with_the_same_bits(kind):
 
 
 def test_long_contexts_keep_the_bits_when_computed_again_in_one_piece():
-    kept, starved = (LocalEngine(build(), RENDERER, Sampling(max_tokens=5), num_slots=num_slots) for num_slots in (4, 1))
+    kept, starved = (
+        LocalEngine(build(), RENDERER, Sampling(max_tokens=5), num_slots=num_slots) for num_slots in (4, 1)
+    )
     options = {"num_turns": 4, "words": (30, 70)}
-    assert [actions(turns) for turns in play(starved, range(3), **options)] == [actions(turns) for turns in play(kept, range(3), **options)]
+    assert [actions(turns) for turns in play(starved, range(3), **options)] == [
+        actions(turns) for turns in play(kept, range(3), **options)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt_neox"])
 def test_the_engine_keeps_the_contract(kind):
     weights = {name: value.clone() for name, value in build(kind).state_dict().items()}
-    check_engine(lambda: LocalEngine(build(kind), RENDERER, Sampling(max_tokens=4), num_slots=16), weights=weights)
+    check_engine(
+        lambda: LocalEngine(build(kind), RENDERER, Sampling(max_tokens=4), num_slots=16), weights=weights
+    )
 
 
 class Flawed:
@@ -213,7 +254,9 @@ class Flawed:
 
     async def act(self, turns, observation, *, seed):
         self.calls += 1
-        return await self.inner.act(turns, observation, seed=seed + self.calls if self.flaw == "seeds" else seed)
+        return await self.inner.act(
+            turns, observation, seed=seed + self.calls if self.flaw == "seeds" else seed
+        )
 
     def using(self, sampling):
         return self.inner if self.flaw == "limits" else self.inner.using(sampling)
@@ -233,13 +276,18 @@ def test_the_suite_finds_an_engine_that_breaks_a_clause(flaw):
 def test_a_full_context_is_said_before_anything_is_computed():
     engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=8), max_context=24)
     assert len(asyncio.run(engine.act((), Observation.text("x" * 15), seed=0)).prompt) == 16
-    with pytest.raises(ContextFull, match="holds 17 tokens on turn 0; with 8 more for the action it passes the limit of 24"):
+    with pytest.raises(
+        ContextFull, match="holds 17 tokens on turn 0; with 8 more for the action it passes the limit of 24"
+    ):
         asyncio.run(engine.act((), Observation.text("x" * 16), seed=0))
 
 
 def test_an_edited_turn_is_token_drift_whether_or_not_it_is_cached():
     def edited(turns: list[Turn], index: int) -> list[Turn]:
-        return [Turn(Observation.text("edited"), turn.action) if at == index else turn for at, turn in enumerate(turns)]
+        return [
+            Turn(Observation.text("edited"), turn.action) if at == index else turn
+            for at, turn in enumerate(turns)
+        ]
 
     engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=4), num_slots=4)
     (turns,) = play(engine, [0], num_turns=3)
@@ -257,7 +305,11 @@ def test_a_history_makes_every_action_fresh_and_keeps_parity():
         assert action.fresh
         ids = np.concatenate([action.prompt, action.tokens])
         rows = reference(model, ids)[len(action.prompt) - 1 : -1]
-        np.testing.assert_allclose(action.logprobs, rows[torch.arange(len(rows)), ids[len(action.prompt) :].astype(np.int64)], atol=1e-4)
+        np.testing.assert_allclose(
+            action.logprobs,
+            rows[torch.arange(len(rows)), ids[len(action.prompt) :].astype(np.int64)],
+            atol=1e-4,
+        )
 
 
 def test_an_action_ends_at_its_end_token_and_keeps_it():
@@ -277,8 +329,17 @@ def test_what_may_not_be_sampled_never_is():
 
 def test_a_stop_string_ends_an_action():
     renderer = TagRenderer(tokenizer(), stop_strings=tuple("abcdefghijklmnopqrstuvwxyz"))
-    for action in (turn[0] for turn in map(actions, play(LocalEngine(build(), renderer, Sampling(max_tokens=64)), range(6), num_turns=1))):
-        letters = [index for index, token in enumerate(action.tokens) if "a" <= renderer.tokenizer.decode([int(token)]) <= "z"]
+    for action in (
+        turn[0]
+        for turn in map(
+            actions, play(LocalEngine(build(), renderer, Sampling(max_tokens=64)), range(6), num_turns=1)
+        )
+    ):
+        letters = [
+            index
+            for index, token in enumerate(action.tokens)
+            if "a" <= renderer.tokenizer.decode([int(token)]) <= "z"
+        ]
         assert action.tokens[-1] == 2 or action.clipped or letters == [len(action.tokens) - 1]
         assert not any("a" <= letter <= "z" for letter in action.text)
 

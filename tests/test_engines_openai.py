@@ -61,7 +61,13 @@ def test_turns_become_a_conversation(monkeypatch):
     monkeypatch.setenv("A_KEY", "secret")
     turns = [Turn(Observation.text("a room"), Action("open box"))]
     with serving((200, SAID)) as (address, received):
-        action = ask(address, turns, api_key_env="A_KEY", sampling=Sampling(temperature=0.5, top_k=7, max_tokens=9), system="play well")
+        action = ask(
+            address,
+            turns,
+            api_key_env="A_KEY",
+            sampling=Sampling(temperature=0.5, top_k=7, max_tokens=9),
+            system="play well",
+        )
     assert action == Action("go north")
     (request,) = received
     assert request["messages"] == [
@@ -70,8 +76,17 @@ def test_turns_become_a_conversation(monkeypatch):
         {"role": "assistant", "content": "open box"},
         {"role": "user", "content": "a door"},
     ]
-    assert (request["path"], request["key"], request["model"]) == ("/v1/chat/completions", "Bearer secret", "tiny")
-    assert (request["temperature"], request["top_k"], request["max_tokens"], request["seed"]) == (0.5, 7, 9, 3)
+    assert (request["path"], request["key"], request["model"]) == (
+        "/v1/chat/completions",
+        "Bearer secret",
+        "tiny",
+    )
+    assert (request["temperature"], request["top_k"], request["max_tokens"], request["seed"]) == (
+        0.5,
+        7,
+        9,
+        3,
+    )
 
 
 def test_images_are_sent_as_data_addresses():
@@ -83,7 +98,10 @@ def test_images_are_sent_as_data_addresses():
 
 
 def test_an_answer_cut_by_the_token_limit_is_clipped():
-    with serving((200, {"choices": [{"message": {"content": "go nor"}, "finish_reason": "length"}]})) as (address, _):
+    with serving((200, {"choices": [{"message": {"content": "go nor"}, "finish_reason": "length"}]})) as (
+        address,
+        _,
+    ):
         assert ask(address).clipped
 
 
@@ -94,7 +112,10 @@ def test_a_busy_or_broken_server_is_asked_again():
 
 
 def test_a_server_that_stays_broken_is_an_error_that_says_so():
-    with serving((500, "boom")) as (address, received), pytest.raises(EngineError, match=r"no answer in 3 attempts.*500.*boom"):
+    with (
+        serving((500, "boom")) as (address, received),
+        pytest.raises(EngineError, match=r"no answer in 3 attempts.*500.*boom"),
+    ):
         ask(address, retries=2)
     assert len(received) == 3
 
@@ -132,7 +153,16 @@ def test_an_address_without_a_scheme_is_refused_at_once():
 def test_a_served_model_is_evaluated_from_the_command_line(tmp_path):
     said = {"choices": [{"message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}]}
     with serving((200, said)) as (address, received):
-        command = ["eval", "bandit", "--policy", f"openai:tiny@{address}", "--tasks", "3", "--out", str(tmp_path / "report.json")]
+        command = [
+            "eval",
+            "bandit",
+            "--policy",
+            f"openai:tiny@{address}",
+            "--tasks",
+            "3",
+            "--out",
+            str(tmp_path / "report.json"),
+        ]
         result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert {request["model"] for request in received} == {"tiny"}

@@ -41,12 +41,20 @@ samplings = st.builds(
 def test_rows_of_any_samplings_have_the_distributions_of_the_definition(rows, seed):
     logits = np.random.default_rng(seed).normal(size=(len(rows), 12)).astype(np.float32) * 2
     found = log_distribution(torch.from_numpy(logits), rows).exp().numpy()
-    np.testing.assert_allclose(found, [reference(row, sampling) for row, sampling in zip(logits, rows, strict=True)], atol=1e-5)
+    np.testing.assert_allclose(
+        found, [reference(row, sampling) for row, sampling in zip(logits, rows, strict=True)], atol=1e-5
+    )
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
     logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
-    rows = [Sampling(), Sampling(temperature=0.7, top_p=0.9), Sampling(temperature=0.0), Sampling(top_k=4), Sampling(temperature=0.3)]
+    rows = [
+        Sampling(),
+        Sampling(temperature=0.7, top_p=0.9),
+        Sampling(temperature=0.0),
+        Sampling(top_k=4),
+        Sampling(temperature=0.3),
+    ]
     together = log_distribution(logits, rows)
     for row, sampling in enumerate(rows):
         assert torch.equal(together[row], log_distribution(logits[row : row + 1], [sampling])[0])
@@ -66,12 +74,16 @@ def test_draws_have_the_frequencies_of_the_distribution():
 
 @pytest.mark.parametrize(("u", "token"), [(0.0, 1), (np.nextafter(0.25, 0), 1), (0.25, 3), (1 - 2.0**-53, 3)])
 def test_the_edges_of_the_unit_interval_never_draw_the_impossible(u, token):
-    logprobs = torch.tensor([[-torch.inf, np.log(0.25), -torch.inf, np.log(0.75), -torch.inf]], dtype=torch.float64)
+    logprobs = torch.tensor(
+        [[-torch.inf, np.log(0.25), -torch.inf, np.log(0.75), -torch.inf]], dtype=torch.float64
+    )
     assert draw(logprobs, np.array([u]))[0] == [token]
 
 
 def test_uniform_numbers_are_uniform_and_a_function_of_seed_and_counter():
-    seeds, counters = (array.ravel().astype(np.uint64) for array in np.meshgrid(np.arange(200), np.arange(200)))
+    seeds, counters = (
+        array.ravel().astype(np.uint64) for array in np.meshgrid(np.arange(200), np.arange(200))
+    )
     numbers = uniforms(seeds, counters)
     assert len(np.unique(numbers)) == len(numbers)
     assert np.abs(np.histogram(numbers, bins=20, range=(0, 1))[0] / len(numbers) - 0.05).max() < 0.006

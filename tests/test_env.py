@@ -8,7 +8,9 @@ from agentrl.env import STANDARD_SIGNALS, EnvSpec, panel_hash
 from agentrl.types import Task
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
 )
 TASKS = st.builds(Task, st.text(max_size=5), st.dictionaries(st.text(max_size=3), JSON, max_size=3))
 PANELS = st.lists(TASKS, max_size=6, unique_by=lambda task: task.id)

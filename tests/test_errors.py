@@ -23,7 +23,10 @@ def test_every_error_survives_the_way_out_of_a_worker(kind):
 
 
 def test_a_boundary_names_what_it_guards_and_keeps_the_cause():
-    with pytest.raises(EnvError, match="step of 'maze' raised KeyError: 'door'") as caught, boundary(EnvError, "step of 'maze'"):
+    with (
+        pytest.raises(EnvError, match="step of 'maze' raised KeyError: 'door'") as caught,
+        boundary(EnvError, "step of 'maze'"),
+    ):
         raise KeyError("door")
     assert isinstance(caught.value.__cause__, KeyError)
 

@@ -53,11 +53,15 @@ def panel(doors, **breaks):
 
 
 def score(tasks, policy, **options):
-    return asyncio.run(evaluate(policy, House(), tasks, **({"seed": 0, "limits": LIMITS, "name": "x"} | options)))
+    return asyncio.run(
+        evaluate(policy, House(), tasks, **({"seed": 0, "limits": LIMITS, "name": "x"} | options))
+    )
 
 
 def test_a_report_says_what_the_episodes_brought():
-    report = score(panel(["left", "left", "right"]), ScriptedPolicy(("left", "jump", "left")), episodes_per_task=2)
+    report = score(
+        panel(["left", "left", "right"]), ScriptedPolicy(("left", "jump", "left")), episodes_per_task=2
+    )
     measures = report.measures()
     assert measures["success"].mean == pytest.approx(2 / 3)
     assert measures["return"].mean == pytest.approx(2 / 3)
@@ -73,7 +77,10 @@ def test_a_report_says_what_the_episodes_brought():
 
 def test_the_same_seed_gives_the_same_report_and_another_seed_another():
     tasks = panel(["left"] * 8)
-    same = [score(tasks, RandomPolicy(), episodes_per_task=3, limits=replace(LIMITS, concurrency=c)) for c in (1, 64)]
+    same = [
+        score(tasks, RandomPolicy(), episodes_per_task=3, limits=replace(LIMITS, concurrency=c))
+        for c in (1, 64)
+    ]
     assert same[0] == same[1]
     assert score(tasks, RandomPolicy(), episodes_per_task=3, seed=1).results != same[0].results
 
@@ -93,7 +100,10 @@ def test_a_lost_episode_is_left_out_and_counted_never_scored_zero():
 
 
 def test_losing_more_than_a_few_is_an_error_that_says_why():
-    with pytest.raises(EnvError, match=r"2 of 4 episodes could not be played, each tried 2 times: 4 times EnvError: the door fell off"):
+    with pytest.raises(
+        EnvError,
+        match=r"2 of 4 episodes could not be played, each tried 2 times: 4 times EnvError: the door fell off",
+    ):
         score(panel(["left"] * 4, t0=9, t3=9), ScriptedPolicy(("left",)))
     assert score(panel(["left"] * 4, t0=9, t3=9), ScriptedPolicy(("left",)), max_lost=0.5).lost == 2
 
@@ -112,7 +122,9 @@ def test_a_panel_that_cannot_be_played_is_refused(tasks, options, message):
 
 
 def test_a_report_survives_its_file(tmp_path):
-    report = score(panel(["left", "right"] * 4, t3=1), RandomPolicy(), episodes_per_task=2, settings={"temperature": 0.3})
+    report = score(
+        panel(["left", "right"] * 4, t3=1), RandomPolicy(), episodes_per_task=2, settings={"temperature": 0.3}
+    )
     report.write(tmp_path / "evaluations" / "random.json")
     assert Report.read(tmp_path / "evaluations" / "random.json") == report
     data = json.loads((tmp_path / "evaluations" / "random.json").read_text())
@@ -140,8 +152,13 @@ def test_a_report_can_be_made_again_from_its_stored_trajectories(tmp_path):
 
 def made(name, successes, *, content="c", **values):
     zero = {measure: (0.0,) * len(next(iter(successes))) for measure in MEASURES}
-    results = [TaskResult(f"t{n}", content, zero | {"success": tuple(map(float, s))}) for n, s in enumerate(successes)]
-    return Report(name=name, panel="p", seed=0, episodes_per_task=len(successes[0]), results=tuple(results), **values)
+    results = [
+        TaskResult(f"t{n}", content, zero | {"success": tuple(map(float, s))})
+        for n, s in enumerate(successes)
+    ]
+    return Report(
+        name=name, panel="p", seed=0, episodes_per_task=len(successes[0]), results=tuple(results), **values
+    )
 
 
 def test_one_episode_per_task_is_compared_by_mcnemar():

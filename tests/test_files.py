@@ -29,7 +29,10 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_a_folder_without_rights_is_named(code):
-    with pytest.raises(ConfigError, match=r"cannot write runs/demo: .*choose a folder you may write to"), writing(Path("runs/demo")):
+    with (
+        pytest.raises(ConfigError, match=r"cannot write runs/demo: .*choose a folder you may write to"),
+        writing(Path("runs/demo")),
+    ):
         raise OSError(code, os.strerror(code))
 
 

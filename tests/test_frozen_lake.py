@@ -20,7 +20,9 @@ def played(policy, *, spec=LAKE, split="test", tasks=64, episodes=1):
     async def run():
         async with InProcess(spec, 10.0) as host:
             draws = [Draw(task, episodes, 0) for task in spec.tasks(split)[:tasks]]
-            return await play_all(draws, policy=policy, host=host, seed=0, limits=Limits(max_turns=spec.max_turns))
+            return await play_all(
+                draws, policy=policy, host=host, seed=0, limits=Limits(max_turns=spec.max_turns)
+            )
 
     result = asyncio.run(run())
     assert not result.failures
@@ -43,11 +45,15 @@ def test_progress_adds_up_to_the_way_that_was_left():
     for trajectory in played(RandomPolicy(), tasks=64):
         if not trajectory.turns[-1].info["fell"]:
             start = len(trajectory.turns[0].observation.plan)
-            assert start - trajectory.signal("progress").sum() == (0 if trajectory.success else len(trajectory.final.plan))
+            assert start - trajectory.signal("progress").sum() == (
+                0 if trajectory.success else len(trajectory.final.plan)
+            )
 
 
 def test_a_hole_ends_the_episode_without_success():
-    fallen = [trajectory for trajectory in played(RandomPolicy(), tasks=64) if trajectory.turns[-1].info["fell"]]
+    fallen = [
+        trajectory for trajectory in played(RandomPolicy(), tasks=64) if trajectory.turns[-1].info["fell"]
+    ]
     assert fallen
     assert {trajectory.end for trajectory in fallen} == {End.TERMINATED}
     assert not any(trajectory.success for trajectory in fallen)
@@ -63,7 +69,11 @@ def test_the_local_view_is_true_of_the_map():
             for action, (down, right), said in zip(ACTIONS, MOVES, words[1:], strict=True):
                 row, column = place[0] + down, place[1] + right
                 inside = 0 <= row < 4 and 0 <= column < 4
-                tile = {"S": "ice", "F": "ice", "H": "hole", "G": "goal"}[rows[row][column]] if inside else "wall"
+                tile = (
+                    {"S": "ice", "F": "ice", "H": "hole", "G": "goal"}[rows[row][column]]
+                    if inside
+                    else "wall"
+                )
                 assert said == f"{action} {tile}"
             down, right = MOVES[ACTIONS.index(turn.action.text)]
             place = (place[0] + down, place[1] + right)

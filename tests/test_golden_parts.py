@@ -22,7 +22,9 @@ def turns_of(rule, members) -> list[list[float]]:
 def parts(make, members) -> tuple[list[list[float]], list[list[float]]]:
     """What a rule credits without its second part, and what that part adds."""
     alone, both = (turns_of(make(weight), members) for weight in (0.0, 1.0))
-    return alone, [[b - a for a, b in zip(one, other, strict=True)] for one, other in zip(alone, both, strict=True)]
+    return alone, [
+        [b - a for a, b in zip(one, other, strict=True)] for one, other in zip(alone, both, strict=True)
+    ]
 
 
 def assert_rows(found, expected) -> None:
@@ -32,7 +34,9 @@ def assert_rows(found, expected) -> None:
 
 
 def test_istars_two_scores():
-    members = componentwise({"implicit": [0.3, -0.05], "outcome": [0, 1]}, {"implicit": [-0.1, -0.1], "outcome": [0, 0]})
+    members = componentwise(
+        {"implicit": [0.3, -0.05], "outcome": [0, 1]}, {"implicit": [-0.1, -0.1], "outcome": [0, 0]}
+    )
     episodes, steps = parts(lambda alpha: EpisodeAndSteps(alpha=alpha), members)
     assert_rows(episodes, [[0.707107] * 2, [-0.707107] * 2])
     assert_rows(steps, [[1.488785, -0.323649], [-0.582568, -0.582568]])
@@ -49,8 +53,12 @@ def test_gigpos_episodes_and_places():
 
 def test_hgpos_windows():
     shallow = turns_of(HGPO(depth=0, deviation=False), HGPO_WALKS)
-    np.testing.assert_allclose([shallow[0][1], shallow[1][2], shallow[2][1]], [0.466667, 0.016667, -0.483333], **CLOSE)
-    deep = turns_of(HGPO(depth=1, alpha=60.0, deviation=False), HGPO_WALKS)  # as good as the second window alone
+    np.testing.assert_allclose(
+        [shallow[0][1], shallow[1][2], shallow[2][1]], [0.466667, 0.016667, -0.483333], **CLOSE
+    )
+    deep = turns_of(
+        HGPO(depth=1, alpha=60.0, deviation=False), HGPO_WALKS
+    )  # as good as the second window alone
     np.testing.assert_allclose([deep[0][1], deep[2][1]], [0.475, -0.475], **CLOSE)
 
 
@@ -58,15 +66,21 @@ def test_mt_grpos_two_scores():
     called = [[{"called": 1.0}, {"called": 0.0}]] * 4
     members = componentwise(*MT, signals=called)
     outcomes, tools = parts(lambda alpha: MTGRPO(process="tool", present="called", alpha=alpha), members)
-    np.testing.assert_allclose([row[0] for row in outcomes], [0.865875, -0.865875, -0.865875, 0.865875], **CLOSE)
+    np.testing.assert_allclose(
+        [row[0] for row in outcomes], [0.865875, -0.865875, -0.865875, 0.865875], **CLOSE
+    )
     np.testing.assert_allclose([row[0] for row in tools], [0.782532, -1.30422, 0.782532, -0.260844], **CLOSE)
 
 
 def test_gdpo_of_all_four_pairs():
-    members = componentwise({"a": [0], "b": [0]}, {"a": [1], "b": [0]}, {"a": [0], "b": [1]}, {"a": [1], "b": [1]})
+    members = componentwise(
+        {"a": [0], "b": [0]}, {"a": [1], "b": [0]}, {"a": [0], "b": [1]}, {"a": [1], "b": [1]}
+    )
     rule = GDPO({"a": 1.0, "b": 1.0})
     np.testing.assert_allclose(rule._sum(members), [-1.731751, 0.0, 0.0, 1.731751], **CLOSE)
-    np.testing.assert_allclose([row[0] for row in turns_of(rule, members)], [-1.224658, 0.0, 0.0, 1.224658], **CLOSE)
+    np.testing.assert_allclose(
+        [row[0] for row in turns_of(rule, members)], [-1.224658, 0.0, 0.0, 1.224658], **CLOSE
+    )
 
 
 def test_bnpos_fit_and_densities():
@@ -81,7 +95,12 @@ def test_bnpos_fit_and_densities():
 
 def test_ensembles_of_two_answers():
     ledger = {"a": floats([1.0, 0.9]), "b": floats([2.0, 1.1]), "c": floats([1.5, 1.0])}
-    for penalty, expected in ((None, [1.0, 0.9]), (0.0, [1.5, 1.0]), (0.5, [1.416667, 0.996667]), (0.1, [1.483333, 0.999333])):
+    for penalty, expected in (
+        (None, [1.0, 0.9]),
+        (0.0, [1.5, 1.0]),
+        (0.5, [1.416667, 0.996667]),
+        (0.1, [1.483333, 0.999333]),
+    ):
         found = Ensemble(("a", "b", "c"), "judge", penalty)(trajectory([1, 1]), ledger)
         np.testing.assert_allclose(found["judge"], expected, **CLOSE)
 
@@ -91,7 +110,9 @@ def test_dumps_shares_follow_from_its_bounds():
 
 
 def test_variance_alone_decides_where_nothing_is_uniform():
-    np.testing.assert_allclose(VarianceAware(mix=1.0).shares([0.0, 0.25, 0.5, 1.0]), [0.0, 0.428571, 0.571429, 0.0], **CLOSE)
+    np.testing.assert_allclose(
+        VarianceAware(mix=1.0).shares([0.0, 0.25, 0.5, 1.0]), [0.0, 0.428571, 0.571429, 0.0], **CLOSE
+    )
 
 
 def test_the_knapsacks_gains_add_up_to_the_value_of_mixed_outcomes():

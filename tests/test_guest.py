@@ -28,7 +28,10 @@ VERSIONS = ("3.8", "3.9", "3.10", "3.12", "3.13")
 
 def interpreter(version: str) -> str:
     """Find a Python of that version that runs, or skip."""
-    places = [shutil.which(f"python{version}"), *map(str, Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python"))]
+    places = [
+        shutil.which(f"python{version}"),
+        *map(str, Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python")),
+    ]
     for place in filter(None, places):
         if subprocess.run([place, "-c", ""], capture_output=True, check=False).returncode == 0:
             return place
@@ -74,7 +77,10 @@ def test_the_program_fits_into_arguments_and_needs_nothing_installed():
     for name in guest.MODULES:
         for node in ast.walk(ast.parse((Path(guest.__file__).parent / f"{name}.py").read_text())):
             for module in imported(node):
-                assert module.startswith("agentrl_sandboxes.guest.") or module.split(".")[0] in sys.stdlib_module_names
+                assert (
+                    module.startswith("agentrl_sandboxes.guest.")
+                    or module.split(".")[0] in sys.stdlib_module_names
+                )
 
 
 @given(chunks=st.lists(st.binary(max_size=60), max_size=20), limit=st.integers(0, 200))
@@ -141,7 +147,11 @@ NAMED = st.lists(PARTS.filter(lambda part: part not in (".", "..")), min_size=1,
 
 
 @settings(deadline=None, max_examples=15)
-@given(files=st.dictionaries(NAMED, st.tuples(st.binary(max_size=2000), st.sampled_from([0o600, 0o644, 0o755])), max_size=5))
+@given(
+    files=st.dictionaries(
+        NAMED, st.tuples(st.binary(max_size=2000), st.sampled_from([0o600, 0o644, 0o755])), max_size=5
+    )
+)
 def test_a_folder_that_is_packed_and_unpacked_is_the_same(tmp_path_factory, files):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     made = {}
@@ -155,7 +165,9 @@ def test_a_folder_that_is_packed_and_unpacked_is_the_same(tmp_path_factory, file
         made[name] = (content, mode)
     (one / "top").mkdir(exist_ok=True)
     archive = through(lambda fd: pack(fd, str(one / "top"), 1 << 20))
-    assert archive == through(lambda fd: pack(fd, str(one / "top"), 1 << 20)), "the same folder, the same bytes"
+    assert archive == through(lambda fd: pack(fd, str(one / "top"), 1 << 20)), (
+        "the same folder, the same bytes"
+    )
     through(lambda fd: unpack(fd, str(two), 1 << 20), archive)
     for name, (content, mode) in made.items():
         assert (two / "top" / name).read_bytes() == content
@@ -196,7 +208,9 @@ def test_processes_below_are_found_however_deep():
 def test_a_server_on_either_loopback_address_is_reached(family):
     async def check():
         try:
-            server = socket.create_server(("127.0.0.1" if family == socket.AF_INET else "::1", 0), family=family)
+            server = socket.create_server(
+                ("127.0.0.1" if family == socket.AF_INET else "::1", 0), family=family
+            )
         except OSError:
             pytest.skip("this machine has no such loopback")
         with server:
@@ -206,7 +220,10 @@ def test_a_server_on_either_loopback_address_is_reached(family):
                 writer.write_eof()
                 connection, _ = await asyncio.get_running_loop().run_in_executor(None, server.accept)
                 with connection:
-                    assert await asyncio.get_running_loop().run_in_executor(None, connection.recv, 100) == b"question"
+                    assert (
+                        await asyncio.get_running_loop().run_in_executor(None, connection.recv, 100)
+                        == b"question"
+                    )
                     connection.sendall(b"answer")
                 assert await reader.read() == b"answer"
                 writer.close()

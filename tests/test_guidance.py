@@ -71,7 +71,9 @@ def test_a_group_that_failed_gets_the_smallest_hint_that_helps(tmp_path):
         doors = group[0].trajectory.task.data["doors"]
         assert [scored.trajectory.success for scored in group] == [False, True]
         assert first_words(group[0]) == f"door {doors[0]}"
-        assert first_words(group[1]) == f"hint: {'; '.join(doors)}\ndoor {doors[0]}"  # three of three doors: the third level
+        assert (
+            first_words(group[1]) == f"hint: {'; '.join(doors)}\ndoor {doors[0]}"
+        )  # three of three doors: the third level
         assert numbers(group) == [0, -2]
         assert not group[1].trajectory.given
     counts = {name: found.counts[f"guidance/{name}"] for name in ("stuck", "hinted", "hint_plays")}
@@ -81,7 +83,11 @@ def test_a_group_that_failed_gets_the_smallest_hint_that_helps(tmp_path):
 def test_a_bandit_that_is_hinted_half_of_its_plan_ends_on_the_arm_it_was_told(tmp_path):
     env = Bandit(arms=4, max_turns=2)
     (found,) = collect(
-        Scaffold(source=PLAY, hints=(PlanShare(0.5), PlanShare(1.0))), tmp_path, env=env, agent=Obedient("none"), payment=PAY
+        Scaffold(source=PLAY, hints=(PlanShare(0.5), PlanShare(1.0))),
+        tmp_path,
+        env=env,
+        agent=Obedient("none"),
+        payment=PAY,
     )
     for group in found.groups:
         best = "abcd"[int(group[1].trajectory.task.data["best"])]
@@ -101,13 +107,17 @@ def test_groups_that_no_hint_helps_or_that_need_none_stay_as_they_are(tmp_path):
 
 
 def test_hints_begin_when_they_are_due_and_are_seen_before_the_filters(tmp_path):
-    before, after = collect(Scaffold(source=PLAY, since=1), tmp_path, updates=(0, 1), agent=Obedient(), payment=PICKY)
+    before, after = collect(
+        Scaffold(source=PLAY, since=1), tmp_path, updates=(0, 1), agent=Obedient(), payment=PICKY
+    )
     assert (before.groups, before.num_dropped) == ([], 3)
     assert (len(after.groups), after.num_dropped) == (3, 0)
 
 
 def test_where_nobody_knows_a_plan_there_is_nothing_to_hint_at(tmp_path):
-    with pytest.raises(ConfigError, match=r"was never solved and there is no hint for it: its observations carry no plan"):
+    with pytest.raises(
+        ConfigError, match=r"was never solved and there is no hint for it: its observations carry no plan"
+    ):
         collect(Scaffold(source=PLAY), tmp_path, env=NoPlan(), agent=LOST, payment=PAY)
 
 
@@ -116,10 +126,15 @@ def test_a_demonstration_takes_the_place_of_a_group_at_or_under_the_gate(tmp_pat
     source = Rollouts(num_groups=12, group_size=4)
     env = replace(Corridor(), max_turns=1)
     (plain,) = collect(source, tmp_path, env=env, agent=agent, payment=PAY)
-    successes = {group[0].trajectory.task.id: sum(scored.trajectory.success for scored in group) for group in plain.groups}
+    successes = {
+        group[0].trajectory.task.id: sum(scored.trajectory.success for scored in group)
+        for group in plain.groups
+    }
     assert {0, 1, 2} < set(successes.values())
     for gate, most in ((0.0, 0), (0.25, 1)):
-        (found,) = collect(DemonstrationGate(source=source, gate=gate), tmp_path, env=env, agent=agent, payment=PAY)
+        (found,) = collect(
+            DemonstrationGate(source=source, gate=gate), tmp_path, env=env, agent=agent, payment=PAY
+        )
         given = {group[0].trajectory.task.id for group in found.groups if group[0].trajectory.given}
         assert len(found.groups) == 12
         assert given == {task for task, number in successes.items() if number <= most}
@@ -133,12 +148,16 @@ def test_demonstrations_pass_the_filters_and_groups_without_one_are_filtered(tmp
     (found,) = collect(DemonstrationGate(source=PLAY), tmp_path, agent=LOST, payment=PICKY)
     assert [len(group) for group in found.groups] == [1, 1, 1]
     assert all(numbers(group) == [-1] for group in found.groups)
-    (without,) = collect(DemonstrationGate(source=PLAY, policy=ScriptedPolicy(("a",))), tmp_path, agent=LOST, payment=PICKY)
+    (without,) = collect(
+        DemonstrationGate(source=PLAY, policy=ScriptedPolicy(("a",))), tmp_path, agent=LOST, payment=PICKY
+    )
     assert (without.groups, without.num_dropped, without.counts["guidance/demonstrated"]) == ([], 3, 0)
 
 
 def test_where_the_expert_knows_nothing_nothing_is_demonstrated(tmp_path):
-    with pytest.raises(ConfigError, match=r"none of 3 demonstrations could be played.*expert play needs a plan"):
+    with pytest.raises(
+        ConfigError, match=r"none of 3 demonstrations could be played.*expert play needs a plan"
+    ):
         collect(DemonstrationGate(source=PLAY), tmp_path, env=NoPlan(), agent=LOST, payment=PAY)
 
 
@@ -159,7 +178,16 @@ def test_a_critique_tells_what_was_done_and_refused_and_comes_with_the_next_atte
     assert last_attempt(replace(found.groups[0][0].trajectory, turns=())) == ""
 
 
-LEARN = replace(tiny.LEARN, evaluate=False, updates=2, reward=Outcome(), credit=RLOO(), modifiers=(), minibatches=1, epochs=1)
+LEARN = replace(
+    tiny.LEARN,
+    evaluate=False,
+    updates=2,
+    reward=Outcome(),
+    credit=RLOO(),
+    modifiers=(),
+    minibatches=1,
+    epochs=1,
+)
 SPLIT = ByOrigin(own=Clip(), given=NegativeLogLikelihood())
 
 
@@ -175,7 +203,10 @@ def rendered_anew(one, folder):
 
 
 def test_refinements_are_trained_in_the_context_without_the_critique(tmp_path):
-    recipe = guided(Refined(source=PLAY), objective=Objective(loss=ByOrigin(own=Clip(), given=CritiqueShaped()), off_policy=TokenTIS()))
+    recipe = guided(
+        Refined(source=PLAY),
+        objective=Objective(loss=ByOrigin(own=Clip(), given=CritiqueShaped()), off_policy=TokenTIS()),
+    )
     tiny.run(recipe, tmp_path)
     refined = [one for one in tiny.stored(tmp_path) if one.trajectory.given]
     assert len(refined) >= 4
@@ -192,20 +223,37 @@ def test_refinements_are_trained_in_the_context_without_the_critique(tmp_path):
 
 def test_students_have_their_teachers_tokens_and_credit_without_what_it_was_told(tmp_path):
     loss = ByOrigin(own=Clip(), given=FromTeacher(0.25), own_weight=0.5, given_weight=0.5)
-    tiny.run(guided(Privileged(source=PLAY), objective=Objective(loss=loss), modifiers=(TowardStudent(0.25),)), tmp_path)
+    tiny.run(
+        guided(Privileged(source=PLAY), objective=Objective(loss=loss), modifiers=(TowardStudent(0.25),)),
+        tmp_path,
+    )
     stored = tiny.stored(tmp_path)
-    teachers = {(one.update, one.trajectory.task.id, one.trajectory.sample): one for one in stored if not one.trajectory.given}
-    students = {(one.update, one.trajectory.task.id, -1 - one.trajectory.sample): one for one in stored if one.trajectory.given}
+    teachers = {
+        (one.update, one.trajectory.task.id, one.trajectory.sample): one
+        for one in stored
+        if not one.trajectory.given
+    }
+    students = {
+        (one.update, one.trajectory.task.id, -1 - one.trajectory.sample): one
+        for one in stored
+        if one.trajectory.given
+    }
     assert len(teachers) == len(students) == 2 * 3 * 2
     for key, student in students.items():
         teacher = teachers[key]
         said = teacher.trajectory.turns[0].observation.messages[0].content
-        assert said == "plan: " + "; ".join(teacher.trajectory.turns[0].observation.plan) + "\n" + first_words(student)
+        assert said == "plan: " + "; ".join(
+            teacher.trajectory.turns[0].observation.plan
+        ) + "\n" + first_words(student)
         for one, other in zip(teacher.trajectory.turns, student.trajectory.turns, strict=True):
             np.testing.assert_array_equal(one.action.tokens, other.action.tokens)
             np.testing.assert_array_equal(one.action.logprobs, other.action.logprobs)
-        assert [turn.action.prompt.tolist() for turn in student.trajectory.turns] == rendered_anew(student, tmp_path)
-        assert [turn.action.prompt.tolist() for turn in teacher.trajectory.turns] == rendered_anew(teacher, tmp_path)
+        assert [turn.action.prompt.tolist() for turn in student.trajectory.turns] == rendered_anew(
+            student, tmp_path
+        )
+        assert [turn.action.prompt.tolist() for turn in teacher.trajectory.turns] == rendered_anew(
+            teacher, tmp_path
+        )
         pull_T = student.scored.old_logprobs_T - teacher.scored.old_logprobs_T
         assert np.abs(pull_T).max() > 1e-5
         expected = student.credited.advantages_T + 0.25 * pull_T
@@ -228,7 +276,12 @@ WARM = Thermostat(source=Rollouts(num_groups=4, group_size=4), num_groups=3, tar
 
 def test_a_thermostat_samples_hotter_below_its_target_and_imitates_what_succeeds(tmp_path):
     env = replace(Corridor(), max_turns=1)
-    stage = replace(LEARN, source=WARM, credit=Given(RLOO(), given=0.5), objective=Objective(loss=SPLIT, off_policy=TokenTIS()))
+    stage = replace(
+        LEARN,
+        source=WARM,
+        credit=Given(RLOO(), given=0.5),
+        objective=Objective(loss=SPLIT, off_policy=TokenTIS()),
+    )
     for target, temperature in ((10.0, 2.0), (0.01, 0.8)):
         folder = tmp_path / str(target)
         tiny.run(tiny.only(replace(stage, source=replace(WARM, target=target)), env=env), folder)
@@ -279,12 +332,21 @@ def test_a_guided_run_that_is_resumed_ends_as_if_it_had_not_stopped(tmp_path):
 @pytest.mark.slow
 def test_where_success_never_happens_by_itself_demonstrations_teach_what_reinforcement_does_not(tmp_path):
     play = Rollouts(num_groups=8, group_size=4)
-    changes = {"credit": Given(RLOO()), "objective": Objective(loss=SPLIT), "optimisation": replace(LEARN.optimisation, lr=1e-2)}
-    for name, source, low, high in (("gated", DemonstrationGate(source=play), 0.9, 1.0), ("alone", play, 0.0, 0.6)):
+    changes = {
+        "credit": Given(RLOO()),
+        "objective": Objective(loss=SPLIT),
+        "optimisation": replace(LEARN.optimisation, lr=1e-2),
+    }
+    for name, source, low, high in (
+        ("gated", DemonstrationGate(source=play), 0.9, 1.0),
+        ("alone", play, 0.0, 0.6),
+    ):
         recipe = guided(source, updates=30, minibatches=2, evaluate=True, **changes)
         success = tiny.reports_of(recipe, tmp_path / name)["learn-30"].metrics()["eval/success"]
         assert low <= success <= high, name
-    assert tiny.numbers(tmp_path / "gated", "guidance/demonstrated")[-1] < 4  # it has learned, and is reinforced
+    assert (
+        tiny.numbers(tmp_path / "gated", "guidance/demonstrated")[-1] < 4
+    )  # it has learned, and is reinforced
 
 
 PROBLEMS = {
@@ -298,14 +360,22 @@ PROBLEMS = {
         {"objective": Objective(loss=SPLIT)},
         "RLOO would compare them; use credit=Given(RLOO(...))",
     ),
-    "students like teachers": (Privileged(source=PLAY), {}, "Privileged brings tokens that the agent did not sample"),
+    "students like teachers": (
+        Privileged(source=PLAY),
+        {},
+        "Privileged brings tokens that the agent did not sample",
+    ),
     "refinements like all": (Refined(source=PLAY, refinements=0), {}, "source.refinements is 0"),
     "no hint": (Scaffold(source=PLAY, hints=()), {}, "source.hints is empty"),
     "hints too late": (Scaffold(source=PLAY, since=2), {}, "source.since is 2; the stage has 2 updates"),
     "a gate of counts": (DemonstrationGate(source=PLAY, gate=2.0), {}, "source.gate is 2; it is a share"),
     "cold above hot": (Thermostat(source=PLAY, hot=0.5), {}, "source.cold is 0.8 and source.hot 0.5"),
     "too few": (Thermostat(source=PLAY, most=1), {}, "source.most is 1"),
-    "refills without filters": (Scaffold(source=replace(PLAY, refills=2)), {}, "filters act after Scaffold; set it to 0"),
+    "refills without filters": (
+        Scaffold(source=replace(PLAY, refills=2)),
+        {},
+        "filters act after Scaffold; set it to 0",
+    ),
     "students parted from teachers": (
         Scaffold(source=Privileged(source=PLAY)),
         {"objective": Objective(loss=SPLIT)},
@@ -316,7 +386,11 @@ PROBLEMS = {
         {"credit": Constant()},
         "put Rollouts within it",
     ),
-    "nothing within": (Scaffold(source=Scaffold(source=replace(PLAY, num_groups=0))), {}, "source.source.source.num_groups is 0"),
+    "nothing within": (
+        Scaffold(source=Scaffold(source=replace(PLAY, num_groups=0))),
+        {},
+        "source.source.source.num_groups is 0",
+    ),
 }
 
 
@@ -329,4 +403,10 @@ def test_what_cannot_work_is_refused(source, changes, message):
 
 def test_what_can_work_is_not_refused():
     check(guided(Privileged(source=replace(PLAY, refills=1)), objective=Objective(loss=SPLIT)))
-    check(guided(DemonstrationGate(source=Scaffold(source=PLAY)), credit=Given(RLOO()), objective=Objective(loss=SPLIT)))
+    check(
+        guided(
+            DemonstrationGate(source=Scaffold(source=PLAY)),
+            credit=Given(RLOO()),
+            objective=Objective(loss=SPLIT),
+        )
+    )

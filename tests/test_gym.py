@@ -51,11 +51,15 @@ def test_it_plays_what_rollout_plays():
     async def run():
         async with open_host(spec, num_workers=1, deadline_s=10.0) as host:
             task = spec.tasks("train")[1]
-            return await play(task, 0, policy=ScriptedPolicy(tuple("aabbbb")), host=host, seed=0, limits=Limits(max_turns=6))
+            return await play(
+                task, 0, policy=ScriptedPolicy(tuple("aabbbb")), host=host, seed=0, limits=Limits(max_turns=6)
+            )
 
     trajectory = asyncio.run(run())
     assert [step[1] for step in steps] == [turn.reward for turn in trajectory.turns]
-    assert [{name: step[4][name] for name in spec.signals} for step in steps] == [dict(turn.info) for turn in trajectory.turns]
+    assert [{name: step[4][name] for name in spec.signals} for step in steps] == [
+        dict(turn.info) for turn in trajectory.turns
+    ]
     assert [step[2] for step in steps] == [False] * 5 + [True]
     env.close()
 
@@ -143,7 +147,9 @@ def test_an_unknown_action_does_not_move_it():
     async def run(actions):
         async with open_host(TAXI, num_workers=1, deadline_s=10.0) as host:
             task = TAXI.tasks("test")[0]
-            return await play(task, 0, policy=ScriptedPolicy(actions), host=host, seed=0, limits=Limits(max_turns=3))
+            return await play(
+                task, 0, policy=ScriptedPolicy(actions), host=host, seed=0, limits=Limits(max_turns=3)
+            )
 
     trajectory = asyncio.run(run(("South ", "fly", "north")))
     assert [turn.info["valid"] for turn in trajectory.turns] == [1.0, 0.0, 1.0]
@@ -156,7 +162,9 @@ def test_words_and_actions_must_match():
     async def run():
         spec = agentrl.gym.GymText(env_id=TAXI.env_id, actions=("south",), render=TAXI.render)
         async with open_host(spec, num_workers=1, deadline_s=10.0) as host:
-            return await play(spec.tasks("test")[0], 0, policy=ExpertPolicy(), host=host, seed=0, limits=Limits(max_turns=3))
+            return await play(
+                spec.tasks("test")[0], 0, policy=ExpertPolicy(), host=host, seed=0, limits=Limits(max_turns=3)
+            )
 
     with pytest.raises(ConfigError, match=r"Taxi-v\d has 6 discrete actions, and 1 words name them"):
         asyncio.run(run())

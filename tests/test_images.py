@@ -46,13 +46,20 @@ def archive(path: Path, files: dict[str, bytes | str]) -> Path:
 
 @pytest.fixture
 def small(tmp_path):
-    return archive(tmp_path / "small.tar", {"usr/": b"", "usr/bin/": b"", "usr/bin/tool": b"#!/bin/sh\n", "bin": "usr/bin"})
+    return archive(
+        tmp_path / "small.tar",
+        {"usr/": b"", "usr/bin/": b"", "usr/bin/tool": b"#!/bin/sh\n", "bin": "usr/bin"},
+    )
 
 
 def everything(root: Path) -> dict[str, object]:
     """Path -> content, for comparing trees."""
     return {
-        str(path.relative_to(root)): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        str(path.relative_to(root)): path.readlink()
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
         for path in sorted(root.rglob("*"))
     }
 
@@ -100,7 +107,10 @@ def test_a_changed_archive_makes_the_name_point_to_another_image(store, small, t
 def test_a_layer_changes_its_image_and_never_the_one_below(store, small, tmp_path):
     base = images.build(source=small)
     before = everything(base.rootfs)
-    layer = archive(tmp_path / "layer.tar", {"usr/bin/tool": b"changed", "testbed/a.py": b"x = 1\n", "bin/more": b"through a link"})
+    layer = archive(
+        tmp_path / "layer.tar",
+        {"usr/bin/tool": b"changed", "testbed/a.py": b"x = 1\n", "bin/more": b"through a link"},
+    )
     task = images.build("task", layers=[layer])
     assert everything(base.rootfs) == before
     assert (task.rootfs / "usr/bin/tool").read_bytes() == b"changed"
@@ -141,7 +151,9 @@ def test_what_is_no_archive_is_refused_and_leaves_nothing(store, tmp_path):
 
 def test_a_name_that_is_not_there_says_what_is_and_how_to_build_it(store, small):
     images.build("tiny", source=small)
-    with pytest.raises(ImageMissing, match=r"no image is named 'tny'; here are: tiny.*agentrl images build tny"):
+    with pytest.raises(
+        ImageMissing, match=r"no image is named 'tny'; here are: tiny.*agentrl images build tny"
+    ):
         images.rootfs("tny")
     with pytest.raises(ImageMissing, match="no image is named"):
         images.remove("tny")
@@ -184,7 +196,9 @@ def _build_slowly(cache: str, source: str) -> None:
 
 
 def test_a_builder_that_is_killed_leaves_nothing_that_the_next_one_does_not_clear(store, small, tmp_path):
-    builder = multiprocessing.get_context("fork").Process(target=_build_slowly, args=(str(tmp_path), str(small)))
+    builder = multiprocessing.get_context("fork").Process(
+        target=_build_slowly, args=(str(tmp_path), str(small))
+    )
     builder.start()
     while not (tmp_path / "half").exists():
         time.sleep(0.01)
@@ -238,11 +252,18 @@ def test_the_base_image_is_made_of_this_hosts_packages_in_seconds(store):
     assert {package.partition("=")[0] for package in image.packages} >= set(images.PACKAGES)
     assert 1000 < image.num_files < 50_000
     assert (root / "usr/bin/python").readlink() == Path("python3")
-    unreadable = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink() and not path.stat().st_mode & 0o004]
+    unreadable = [
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_symlink() and not path.stat().st_mode & 0o004
+    ]
     assert unreadable == []
 
 
-@pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="running programs in a root file system needs root")
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("unshare") is None,
+    reason="running programs in a root file system needs root",
+)
 def test_the_programs_of_the_base_image_run(store):
     needs_base()
     root = images.rootfs()
@@ -256,12 +277,21 @@ for line in ("awk 'BEGIN{print 1}'", "patch --version", "ps aux", "find /tmp", "
 """
     mounts = f"mount --bind /dev {root}/dev; mount -t proc proc {root}/proc; mount -t tmpfs t {root}/tmp"
     script = f'{mounts}; exec chroot {root} /usr/bin/python3 -c "$0"'
-    done = subprocess.run(["unshare", "-m", "-p", "-f", "sh", "-c", script, code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["unshare", "-m", "-p", "-f", "sh", "-c", script, code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout.split()) == (0, ["0", "0"]), done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("mmdebstrap") is None or os.getuid() != 0, reason="mmdebstrap is not installed, or this is not root")
+@pytest.mark.skipif(
+    shutil.which("mmdebstrap") is None or os.getuid() != 0,
+    reason="mmdebstrap is not installed, or this is not root",
+)
 def test_a_mirror_gives_an_image_too(store):
     try:
         image = images.build("mirror", source="debian")

@@ -32,8 +32,15 @@ def judged(address: str, rubric=POLITE, **options) -> Judged:
 
 
 def episode(*texts: str, sample: int = 0):
-    record = trajectory([1] * len(texts), observations=[f"room {n}" for n in range(len(texts))], sample=sample)
-    return replace(record, turns=tuple(replace(turn, action=Action(text)) for turn, text in zip(record.turns, texts, strict=True)))
+    record = trajectory(
+        [1] * len(texts), observations=[f"room {n}" for n in range(len(texts))], sample=sample
+    )
+    return replace(
+        record,
+        turns=tuple(
+            replace(turn, action=Action(text)) for turn, text in zip(record.turns, texts, strict=True)
+        ),
+    )
 
 
 def ask(reward, *groups):
@@ -65,11 +72,17 @@ def test_a_checklist_needs_every_answer():
 
 
 def test_a_verdict_is_the_last_one():
-    assert [Pairwise("?").read(text) for text in ("VERDICT: A", "verdict: a ... VERDICT: B", "VERDICT: TIE", "A")] == [1.0, 0.0, 0.5, None]
+    assert [
+        Pairwise("?").read(text) for text in ("VERDICT: A", "verdict: a ... VERDICT: B", "VERDICT: TIE", "A")
+    ] == [1.0, 0.0, 0.5, None]
 
 
 def test_rubrics_that_make_no_sense_are_refused():
-    for make in (lambda: Pointwise("x", low=1, high=1), lambda: Pointwise("x", scope="pair"), lambda: Checklist(())):
+    for make in (
+        lambda: Pointwise("x", low=1, high=1),
+        lambda: Pointwise("x", scope="pair"),
+        lambda: Checklist(()),
+    ):
         with pytest.raises(ConfigError):
             make()
 
@@ -77,7 +90,12 @@ def test_rubrics_that_make_no_sense_are_refused():
 def test_a_transcript_shows_who_said_what_and_what_was_left_out():
     record = replace(episode("open box", "wait"), final=Observation((Message("user", "the end"),)))
     text = transcript(record)
-    assert text.index("room 0") < text.index("<agent>\nopen box\n</agent>") < text.index("room 1") < text.index("the end")
+    assert (
+        text.index("room 0")
+        < text.index("<agent>\nopen box\n</agent>")
+        < text.index("room 1")
+        < text.index("the end")
+    )
     assert "wait" not in transcript(record, until=0)
     cut = transcript(episode("x" * 1000), max_chars=100)
     assert "characters left out" in cut
@@ -87,9 +105,13 @@ def test_a_transcript_shows_who_said_what_and_what_was_left_out():
 def test_pairs_are_asked_once_and_not_by_place():
     group = (episode("b"), episode("a"), episode("c"))
     assert len(pairs(group)) == 3
-    there = {frozenset((transcript(group[i]), transcript(group[j]))): transcript(group[i]) for i, j in pairs(group)}
+    there = {
+        frozenset((transcript(group[i]), transcript(group[j]))): transcript(group[i]) for i, j in pairs(group)
+    }
     back = tuple(reversed(group))
-    assert {frozenset((transcript(back[i]), transcript(back[j]))): transcript(back[i]) for i, j in pairs(back)} == there
+    assert {
+        frozenset((transcript(back[i]), transcript(back[j]))): transcript(back[i]) for i, j in pairs(back)
+    } == there
 
 
 # The reward.
@@ -101,7 +123,13 @@ def test_an_episode_is_paid_what_the_judge_says_on_its_last_turn(tmp_path):
         reward = judged(address, cache=tmp_path / "told.jsonl")
         counts = ask(reward, (record,))
         assert reward(record)["judge"].tolist() == pytest.approx([0.0, 0.9])
-        assert counts == {"judge/asked": 1, "judge/cached": 0, "judge/failed": 0, "judge/late": 0, "judge/over_budget": 0}
+        assert counts == {
+            "judge/asked": 1,
+            "judge/cached": 0,
+            "judge/failed": 0,
+            "judge/late": 0,
+            "judge/over_budget": 0,
+        }
         assert "please open" in received[0]["messages"][0]["content"]
         again = judged(address, cache=tmp_path / "told.jsonl")
         assert ask(again, (record,))["judge/cached"] == 1
@@ -203,7 +231,9 @@ def test_unjudged_episodes_leave_their_group_and_are_counted():
 def test_a_run_is_paid_by_a_judge(tmp_path):
     with serving(answer("SCORE: 6")) as (address, received):
         reward = Sum((EnvReward(), judged(address, cache=tmp_path / "told.jsonl")))
-        stage = replace(tiny.LEARN, evaluate=False, updates=2, reward=reward, source=Rollouts(num_groups=2, group_size=2))
+        stage = replace(
+            tiny.LEARN, evaluate=False, updates=2, reward=reward, source=Rollouts(num_groups=2, group_size=2)
+        )
         tiny.run(tiny.only(stage), tmp_path / "run")
         assert tiny.numbers(tmp_path / "run", "reward/judge") == pytest.approx([0.6, 0.6])
         assert sum(tiny.numbers(tmp_path / "run", "judge/asked")) == len(received) > 0

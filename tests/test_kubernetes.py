@@ -32,7 +32,9 @@ def program(code: str) -> list[str]:
 
 @pytest.fixture
 def options(tmp_path):
-    return Kubernetes(base="lab/base:1", namespace="lab", config=str(tmp_path / "config"), ready_s=10.0, pool=POOL)
+    return Kubernetes(
+        base="lab/base:1", namespace="lab", config=str(tmp_path / "config"), ready_s=10.0, pool=POOL
+    )
 
 
 @asynccontextmanager
@@ -52,16 +54,32 @@ def path_of(options: Kubernetes):
 
 
 def test_a_pod_is_closed_in_every_way_there_is():
-    body = pod(SandboxSpec(writable=("/opt",), disk_mib=64), new_lease(lifetime_s=9), "i", ["python3", "guest"])
+    body = pod(
+        SandboxSpec(writable=("/opt",), disk_mib=64), new_lease(lifetime_s=9), "i", ["python3", "guest"]
+    )
     spec = body["spec"]
-    assert not any(spec[name] for name in ("automountServiceAccountToken", "hostNetwork", "hostPID", "hostIPC", "enableServiceLinks"))
+    assert not any(
+        spec[name]
+        for name in (
+            "automountServiceAccountToken",
+            "hostNetwork",
+            "hostPID",
+            "hostIPC",
+            "enableServiceLinks",
+        )
+    )
     assert spec["restartPolicy"] == "Never"
     assert spec["volumes"] == [{"name": "writable", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}}]
     [main] = spec["containers"]
     assert main["securityContext"]["readOnlyRootFilesystem"] is True
     assert main["resources"]["limits"] == {"cpu": "1000m", "memory": "1024Mi"}
     assert (main["stdin"], main["stdinOnce"], main["tty"]) == (True, True, False)
-    assert {mount["mountPath"] for mount in main["volumeMounts"]} == {"/opt", "/workspace", "/tmp", "/dev/shm"}
+    assert {mount["mountPath"] for mount in main["volumeMounts"]} == {
+        "/opt",
+        "/workspace",
+        "/tmp",
+        "/dev/shm",
+    }
     assert len({mount["subPath"] for mount in main["volumeMounts"]}) == 4
     assert spec["activeDeadlineSeconds"] == 3720
 
@@ -75,7 +93,10 @@ def test_the_probe_decides_what_is_enforced(options):
             assert there.policies[POLICY]["policyTypes"] == ["Ingress", "Egress"]
         async with opened(options, processes=False) as (_, backend):
             assert "processes" not in backend.capabilities.limits
-        async with opened(replace(options, runtime="gvisor"), seccomp=0, no_new_privileges=0) as (there, backend):
+        async with opened(replace(options, runtime="gvisor"), seccomp=0, no_new_privileges=0) as (
+            there,
+            backend,
+        ):
             assert backend.capabilities.isolation == "kernel"
             assert there.created[0]["spec"]["runtimeClassName"] == "gvisor"
 
@@ -159,7 +180,11 @@ def test_bytes_go_both_ways_in_messages_the_server_takes(options):
 def test_what_a_program_says_first_is_not_lost_and_its_end_is_seen(options):
     async def go() -> None:
         async with opened(options) as (_, backend):
-            handle = await backend.create(SPEC, new_lease(lifetime_s=60), program("import os; os.write(2, b'bad'); os.write(1, b'first')"))
+            handle = await backend.create(
+                SPEC,
+                new_lease(lifetime_s=60),
+                program("import os; os.write(2, b'bad'); os.write(1, b'first')"),
+            )
             await asyncio.sleep(0.3)
             stream = await backend.open_stream(handle)
             assert await stream.receive() == b"first"
@@ -214,11 +239,17 @@ def test_a_pod_that_never_runs_says_how_far_it_came(options):
     async def go() -> None:
         async with opened(options) as (there, backend):
             there.broken["lab/broken:1"] = "CreateContainerConfigError"
-            with pytest.raises(SandboxError, match="cannot start: CreateContainerConfigError: says the kubelet"):
-                await backend.create(SandboxSpec(image="lab/broken:1"), new_lease(lifetime_s=60), program(ECHO))
+            with pytest.raises(
+                SandboxError, match="cannot start: CreateContainerConfigError: says the kubelet"
+            ):
+                await backend.create(
+                    SandboxSpec(image="lab/broken:1"), new_lease(lifetime_s=60), program(ECHO)
+                )
             there.broken["lab/slow:1"] = "PodInitializing"
             backend.options = replace(backend.options, ready_s=0.3)
-            with pytest.raises(SandboxError, match=r"did not run within 0\.3 s: Pending; fill: PodInitializing"):
+            with pytest.raises(
+                SandboxError, match=r"did not run within 0\.3 s: Pending; fill: PodInitializing"
+            ):
                 await backend.create(SandboxSpec(image="lab/slow:1"), new_lease(lifetime_s=60), program(ECHO))
             assert there.pods == {}
 

@@ -21,7 +21,19 @@ from agentrl.losses.tis import TokenTIS
 from agentrl.losses.value import ValueLoss
 from agentrl.model import LoRA, ModelSpec, Shape, build_model
 from agentrl.objective import Objective
-from agentrl.types import Action, Credited, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    Credited,
+    End,
+    Observation,
+    Scored,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 VOCAB = 40
 SHAPE = Shape(hidden=32, layers=2, heads=4, kv_heads=2, mlp=48, max_context=256)
@@ -31,8 +43,13 @@ ALL = frozenset({"values", "entropies", "old_logprobs", "ref_logprobs"})
 def trajectory(rng: np.random.Generator, turns: int, *, fresh: tuple[int, ...] = ()) -> Scored:
     played = []
     for turn in range(turns):
-        prompt, tokens = rng.integers(0, VOCAB, rng.integers(2, 9)), rng.integers(0, VOCAB, rng.integers(1, 5))
-        action = Action("a", ints(prompt), ints(tokens), floats(-rng.uniform(2, 5, len(tokens))), 0, turn in fresh)
+        prompt, tokens = (
+            rng.integers(0, VOCAB, rng.integers(2, 9)),
+            rng.integers(0, VOCAB, rng.integers(1, 5)),
+        )
+        action = Action(
+            "a", ints(prompt), ints(tokens), floats(-rng.uniform(2, 5, len(tokens))), 0, turn in fresh
+        )
         played.append(Turn(Observation.text("o"), action))
     return Scored(Trajectory(Task("t"), tuple(played), End.TERMINATED), {})
 
@@ -53,7 +70,9 @@ def credit(groups: list[ScoredGroup], *, seed: int = 1, targets: bool = True) ->
     return [tuple(one(scored) for scored in group) for group in groups]
 
 
-def learner_of(*, budget: int = 2048, value_head: bool = True, optimisation: Optimisation | None = None, **spec: object) -> Learner:
+def learner_of(
+    *, budget: int = 2048, value_head: bool = True, optimisation: Optimisation | None = None, **spec: object
+) -> Learner:
     model = build_model(ModelSpec(shape=SHAPE, tokenizer="-", **spec), VOCAB, seed=3)
     learner = Learner(model, Compute(token_budget=budget), value_head=value_head)
     learner.start(optimisation or Optimisation(lr=1e-3), total_updates=10)
@@ -61,10 +80,16 @@ def learner_of(*, budget: int = 2048, value_head: bool = True, optimisation: Opt
 
 
 def parameters(learner: Learner) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in learner.state_dict()[0].items() if not name.startswith("optimiser")}
+    return {
+        name: tensor.clone()
+        for name, tensor in learner.state_dict()[0].items()
+        if not name.startswith("optimiser")
+    }
 
 
-def gradient(learner: Learner, batch: Batch, objective: Objective, temperature: float = 1.0) -> dict[str, torch.Tensor]:
+def gradient(
+    learner: Learner, batch: Batch, objective: Objective, temperature: float = 1.0
+) -> dict[str, torch.Tensor]:
     """The gradient that an update steps with, read off where the optimiser would use it."""
     found = {}
     optimiser = learner._optimiser
@@ -95,7 +120,9 @@ def test_log_probabilities_and_entropies_are_those_of_the_models_own_forward():
         (sequence,) = make_batch([(scored,)]).sequences
         (row,) = sequence.rows
         wanted = full_forward(learner, row.tokens_L, temperature=0.7)[row.positions_A - 1]
-        chosen = wanted[torch.arange(len(wanted)), torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)]
+        chosen = wanted[
+            torch.arange(len(wanted)), torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)
+        ]
         assert np.allclose(scored.old_logprobs_T, chosen, atol=1e-5)
         assert np.allclose(scored.entropies_T, -(wanted.exp() * wanted).sum(-1), atol=1e-5)
 
@@ -117,12 +144,19 @@ def test_only_what_is_needed_is_measured():
 def test_a_trajectory_without_tokens_is_measured_as_empty():
     silent = Scored(Trajectory(Task("t"), (Turn(Observation.text("o"), Action("a")),), End.TRUNCATED), {})
     ((found, spoken),) = learner_of().annotate([(silent, groups_of(1)[0][0])], ALL)
-    assert all(array.shape == (0,) for array in (found.values_T, found.entropies_T, found.old_logprobs_T, found.ref_logprobs_T))
+    assert all(
+        array.shape == (0,)
+        for array in (found.values_T, found.entropies_T, found.old_logprobs_T, found.ref_logprobs_T)
+    )
     assert spoken.old_logprobs_T.shape == (spoken.trajectory.num_tokens,)
 
 
 EVERYTHING = Objective(
-    loss=Clip(), regularisers=(EntropyBonus(0.01), KL(0.1)), value=ValueLoss(clip=0.2), off_policy=TokenTIS(), observation_weight=0.3
+    loss=Clip(),
+    regularisers=(EntropyBonus(0.01), KL(0.1)),
+    value=ValueLoss(clip=0.2),
+    off_policy=TokenTIS(),
+    observation_weight=0.3,
 )
 
 
@@ -157,10 +191,16 @@ def test_a_loss_over_groups_has_the_same_gradient_whatever_the_micro_batches(obj
     for budget in (10_000, 150, 1):
         learner = learner_of(budget=budget, value_head=False)
         moved = [  # a reference that is not the policy
-            tuple(replace(one, ref_logprobs_T=floats(np.full(one.trajectory.num_tokens, -3.0))) for one in group) for group in groups
+            tuple(
+                replace(one, ref_logprobs_T=floats(np.full(one.trajectory.num_tokens, -3.0))) for one in group
+            )
+            for group in groups
         ]
         credited = [
-            tuple(Credited(floats(np.full(one.trajectory.num_tokens, r - np.mean(row)))) for one, r in zip(group, row, strict=True))
+            tuple(
+                Credited(floats(np.full(one.trajectory.num_tokens, r - np.mean(row))))
+                for one, r in zip(group, row, strict=True)
+            )
             for group, row in zip(moved, returns, strict=True)
         ]
         found.append(gradient(learner, make_batch(moved, credited), objective))
@@ -179,7 +219,12 @@ def test_a_loss_over_groups_parts_successes_from_failures(objective):
     learner = learner_of(value_head=False, optimisation=Optimisation(lr=3e-3))
 
     def means(annotated: list[ScoredGroup], wanted: bool) -> float:
-        chosen = [one for group, row in zip(annotated, won, strict=True) for one, good in zip(group, row, strict=True) if good == wanted]
+        chosen = [
+            one
+            for group, row in zip(annotated, won, strict=True)
+            for one, good in zip(group, row, strict=True)
+            if good == wanted
+        ]
         return float(np.mean([one.old_logprobs_T.mean() for one in chosen]))
 
     gaps = []
@@ -187,7 +232,10 @@ def test_a_loss_over_groups_parts_successes_from_failures(objective):
         annotated = learner.annotate(groups, frozenset({"old_logprobs", "ref_logprobs"}))
         gaps.append(means(annotated, True) - means(annotated, False))
         credited = [
-            tuple(Credited(floats(np.full(one.trajectory.num_tokens, good - np.mean(row)))) for one, good in zip(group, row, strict=True))
+            tuple(
+                Credited(floats(np.full(one.trajectory.num_tokens, good - np.mean(row))))
+                for one, good in zip(group, row, strict=True)
+            )
             for group, row in zip(annotated, won, strict=True)
         ]
         learner.update(make_batch(annotated, credited), objective, minibatches=2, seed=len(gaps))
@@ -232,13 +280,20 @@ def test_imitation_overfits_a_toy():
 def test_the_policy_gradient_makes_good_actions_likelier_and_bad_ones_rarer():
     groups = groups_of(4)
     learner = learner_of(value_head=False, optimisation=Optimisation(lr=1e-3))
-    signs = [tuple(Credited(floats(np.full(s.trajectory.num_tokens, sign))) for s, sign in zip(g, (1, -1), strict=True)) for g in groups]
+    signs = [
+        tuple(
+            Credited(floats(np.full(s.trajectory.num_tokens, sign)))
+            for s, sign in zip(g, (1, -1), strict=True)
+        )
+        for g in groups
+    ]
     before = learner.annotate(groups, frozenset({"old_logprobs"}))
     for _ in range(5):
         learner.update(make_batch(groups, signs), Objective(loss=PolicyGradient()))
     after = learner.annotate(groups, frozenset({"old_logprobs"}))
     change = [
-        [float((a.old_logprobs_T - b.old_logprobs_T).sum()) for a, b in zip(*pair, strict=True)] for pair in zip(after, before, strict=True)
+        [float((a.old_logprobs_T - b.old_logprobs_T).sum()) for a, b in zip(*pair, strict=True)]
+        for pair in zip(after, before, strict=True)
     ]
     assert all(good > 0 > bad for good, bad in change)
 
@@ -272,14 +327,20 @@ def test_adapters_merge_into_weights_that_give_the_same_log_probabilities():
     assert all("proj" in name for name in changed)
     (scored, _), *_ = learner.annotate(groups, frozenset({"old_logprobs"}))
     (row,) = make_batch([(scored,)]).sequences[0].rows
-    wanted = full_forward(learner, row.tokens_L)[row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)]
+    wanted = full_forward(learner, row.tokens_L)[
+        row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)
+    ]
     assert np.allclose(scored.old_logprobs_T, wanted, atol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():
     groups = groups_of(4)
     kept, recomputed = (
-        gradient(learner_of(gradient_checkpointing=on), make_batch(groups, credit(groups)), Objective(loss=PolicyGradient()))
+        gradient(
+            learner_of(gradient_checkpointing=on),
+            make_batch(groups, credit(groups)),
+            Objective(loss=PolicyGradient()),
+        )
         for on in (False, True)
     )
     assert kept.keys() == recomputed.keys()
@@ -302,7 +363,9 @@ def test_a_model_that_refuses_packing_is_padded_with_the_same_result(monkeypatch
     padded = learner_of()
     assert (packed.packed, padded.packed) == (True, False)
     objective = Objective(loss=PolicyGradient())
-    left, right = (gradient(learner, make_batch(groups, credit(groups)), objective) for learner in (packed, padded))
+    left, right = (
+        gradient(learner, make_batch(groups, credit(groups)), objective) for learner in (packed, padded)
+    )
     assert all(torch.allclose(left[name], right[name], atol=1e-6) for name in left)
 
 
@@ -316,8 +379,12 @@ def test_other_architectures_give_their_own_log_probabilities(architecture):
     (scored, _), *_ = learner.annotate(groups_of(4), frozenset({"old_logprobs"}))
     (row,) = make_batch([(scored,)]).sequences[0].rows
     with torch.no_grad():
-        logits = build_model(spec, VOCAB, seed=3)(torch.tensor(row.tokens_L, dtype=torch.long)[None]).logits[0]
-    wanted = logits.log_softmax(-1)[row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)]
+        logits = build_model(spec, VOCAB, seed=3)(torch.tensor(row.tokens_L, dtype=torch.long)[None]).logits[
+            0
+        ]
+    wanted = logits.log_softmax(-1)[
+        row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)
+    ]
     assert np.allclose(scored.old_logprobs_T, wanted, atol=1e-5)
 
 
@@ -327,12 +394,17 @@ def test_the_value_head_starts_at_zero_and_learns_a_constant():
     first = learner.annotate(groups, frozenset({"values", "old_logprobs"}))
     assert not any(scored.values_T.any() for group in first for scored in group)
     policy = {name: weight.clone() for name, weight in learner.weights().items()}
-    goal = [tuple(Credited(s.old_logprobs_T, floats(np.full(s.trajectory.num_tokens, 0.7))) for s in g) for g in first]
+    goal = [
+        tuple(Credited(s.old_logprobs_T, floats(np.full(s.trajectory.num_tokens, 0.7))) for s in g)
+        for g in first
+    ]
     for _ in range(150):
         learner.update(make_batch(groups, goal), Objective(loss=PolicyGradient(), value=ValueLoss()))
     last = learner.annotate(groups, frozenset({"values"}))
     assert all(np.allclose(scored.values_T, 0.7, atol=0.05) for group in last for scored in group)
-    assert all(torch.equal(weight, policy[name]) for name, weight in learner.weights().items()), "the policy was to be frozen"
+    assert all(torch.equal(weight, policy[name]) for name, weight in learner.weights().items()), (
+        "the policy was to be frozen"
+    )
 
 
 def test_the_value_loss_is_a_mean_over_the_tokens_that_have_a_target():
@@ -359,7 +431,9 @@ def test_the_gap_to_the_sampler_is_rounding_and_a_shift_by_one_token_is_seen():
 
     for shift, seen in ((0, False), (1, True)):
         played = [tuple(sampled(scored, shift) for scored in group) for group in groups]
-        stats = learner_of().update(make_batch(played, credit(played)), Objective(loss=PolicyGradient()), minibatches=2)
+        stats = learner_of().update(
+            make_batch(played, credit(played)), Objective(loss=PolicyGradient()), minibatches=2
+        )
         assert (stats["logprob_gap"] > 1e-4) == seen
 
 
@@ -370,7 +444,9 @@ def test_off_policy_weights_multiply_the_loss_of_each_token():
         return torch.full_like(old_A, 0.5)
 
     plain = learner_of().update(make_batch(groups, credit(groups)), Objective(loss=PolicyGradient()))
-    halved = learner_of().update(make_batch(groups, credit(groups)), Objective(loss=PolicyGradient(), off_policy=half))
+    halved = learner_of().update(
+        make_batch(groups, credit(groups)), Objective(loss=PolicyGradient(), off_policy=half)
+    )
     assert halved["loss"] == pytest.approx(0.5 * plain["loss"], rel=1e-5)
     assert halved["off_policy_weight"] == 0.5
     assert "off_policy_weight" not in plain
@@ -389,7 +465,9 @@ def test_the_learning_rate_follows_its_schedule():
     groups = groups_of(1)
     learner = learner_of(optimisation=Optimisation(lr=1.0, warmup_updates=2, schedule=Linear(0.1)))
     learner.start(Optimisation(lr=1e-3, warmup_updates=2, schedule=Linear(0.1)), 6)
-    rates = [learner.update(make_batch(groups, credit(groups)), Objective(loss=Clip()))["lr"] for _ in range(6)]
+    rates = [
+        learner.update(make_batch(groups, credit(groups)), Objective(loss=Clip()))["lr"] for _ in range(6)
+    ]
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.775e-3, 0.55e-3, 0.325e-3])
 
 
@@ -397,7 +475,9 @@ def test_the_learning_rate_moves_within_an_update():
     groups = groups_of(2)
     learner, rates = learner_of(optimisation=Optimisation(lr=1.0)), []
     learner.start(Optimisation(lr=1e-3, warmup_updates=1, schedule=Linear()), 2)
-    learner._optimiser.register_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    learner._optimiser.register_step_pre_hook(
+        lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"])
+    )
     for _ in range(2):
         learner.update(make_batch(groups, credit(groups)), Objective(loss=Clip()), epochs=2, minibatches=2)
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
@@ -467,7 +547,11 @@ def test_bfloat16_products_keep_float32_weights_and_come_near():
     coarse = Learner(model, Compute(precision="bfloat16"), value_head=True)
     coarse.start(Optimisation(lr=1e-3), 10)
     left, right = (learner.annotate(groups, ALL) for learner in (exact, coarse))
-    gaps = [np.abs(a.old_logprobs_T - b.old_logprobs_T).max() for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)]
+    gaps = [
+        np.abs(a.old_logprobs_T - b.old_logprobs_T).max()
+        for x, y in zip(left, right, strict=True)
+        for a, b in zip(x, y, strict=True)
+    ]
     assert 0 < max(gaps) < 0.05, "the products were to be rounded, and little else"
     stats = coarse.update(make_batch(right, credit(right)), EVERYTHING)
     assert np.isfinite(list(stats.values())).all()

@@ -28,7 +28,9 @@ def played(spec, policy, tasks=128):
     async def run():
         async with InProcess(spec, 10.0) as host:
             draws = [Draw(task, 1, 0) for task in spec.tasks("test")[:tasks]]
-            return await play_all(draws, policy=policy, host=host, seed=0, limits=Limits(max_turns=spec.max_turns))
+            return await play_all(
+                draws, policy=policy, host=host, seed=0, limits=Limits(max_turns=spec.max_turns)
+            )
 
     result = asyncio.run(run())
     assert not result.failures
@@ -54,7 +56,12 @@ def test_the_expert_always_succeeds_and_random_play_sometimes(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_word_is_one_token(name):
     random_play = played(TRIALS[name].env, RandomPolicy())
-    texts = [text for one in random_play for turn in one.turns for text in (turn.observation.messages[0].content, turn.action.text)]
+    texts = [
+        text
+        for one in random_play
+        for turn in one.turns
+        for text in (turn.observation.messages[0].content, turn.action.text)
+    ]
     tokenizer = train_tokenizer(texts, TrainedTokenizer(vocab_size=340))
     words = {word for one in random_play for turn in one.turns for word in turn.observation.actions}
     assert {word: len(tokenizer.encode(word)) for word in words} == dict.fromkeys(words, 1)
@@ -75,15 +82,22 @@ def test_the_best_paid_corridor_never_leaves_under_the_plain_sum_and_always_unde
     async def everything():
         async with InProcess(spec, 10.0) as host:
             found = []
-            for script in product(("left", "right", "rub"), repeat=4):  # then whatever pays most: rub on, or walk out
+            for script in product(
+                ("left", "right", "rub"), repeat=4
+            ):  # then whatever pays most: rub on, or walk out
                 for last in ("rub", "right"):
                     policy = ScriptedPolicy((*script, last))
-                    result = await play_all([Draw(task, 1, 0)], policy=policy, host=host, seed=0, limits=Limits(max_turns=9))
+                    result = await play_all(
+                        [Draw(task, 1, 0)], policy=policy, host=host, seed=0, limits=Limits(max_turns=9)
+                    )
                     found.append(result.groups[0][0])
             return found
 
     episodes = asyncio.run(everything())
-    best = {method: max(episodes, key=lambda one: paid("corridor", method, one)) for method in TRIALS["corridor"].methods}
+    best = {
+        method: max(episodes, key=lambda one: paid("corridor", method, one))
+        for method in TRIALS["corridor"].methods
+    }
     assert not best["plain sum"].success
     assert best["gated (G-RA)"].success
     assert best["outcome alone"].success
@@ -98,19 +112,29 @@ def test_no_way_through_the_whole_corridor_is_paid_as_much_as_staying_under_the_
     async def everything():
         async with InProcess(spec, 10.0) as host:
             limits = Limits(max_turns=spec.max_turns)
-            plays = [await play_all([Draw(task, 1, 0)], policy=ScriptedPolicy(one), host=host, seed=0, limits=limits) for one in scripts]
+            plays = [
+                await play_all(
+                    [Draw(task, 1, 0)], policy=ScriptedPolicy(one), host=host, seed=0, limits=limits
+                )
+                for one in scripts
+            ]
             return [play.groups[0][0] for play in plays]
 
     episodes = asyncio.run(everything())
     winning = [one for one in episodes if one.success]
     assert winning
-    assert max(paid("corridor", "plain sum", one) for one in winning) < max(paid("corridor", "plain sum", one) for one in episodes) - 0.1
+    assert (
+        max(paid("corridor", "plain sum", one) for one in winning)
+        < max(paid("corridor", "plain sum", one) for one in episodes) - 0.1
+    )
     assert max(paid("corridor", "gated (G-RA)", one) for one in episodes if not one.success) == 0.0
 
 
 def test_a_lookup_that_errs_finds_nothing_and_one_that_does_not_finds_the_answer():
     for careless, expert in zip(
-        played(Archive(), ScriptedPolicy(("search", "top", "yes"))), played(Archive(), ExpertPolicy()), strict=True
+        played(Archive(), ScriptedPolicy(("search", "top", "yes"))),
+        played(Archive(), ExpertPolicy()),
+        strict=True,
     ):
         assert expert.turns[-1].observation.messages[0].content.endswith(expert.turns[-1].action.text)
         if careless.turns[1].observation.messages[0].content != "it is on the top shelf":
@@ -136,7 +160,9 @@ def test_a_learning_rate_that_is_asked_for_is_that_of_every_method(name):
     trial = learning.at_rate(TRIALS[name], 0.125)
     stages = [trial.recipe(method, 0, "nowhere").stages[0] for method in trial.methods]
     assert {stage.optimisation.lr for stage in stages} == {0.125}
-    assert [stage.credit for stage in stages] == [TRIALS[name].recipe(method, 0, "nowhere").stages[0].credit for method in trial.methods]
+    assert [stage.credit for stage in stages] == [
+        TRIALS[name].recipe(method, 0, "nowhere").stages[0].credit for method in trial.methods
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

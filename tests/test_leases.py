@@ -11,13 +11,17 @@ from agentrl_sandboxes.backend import Lease
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="process states are read from /proc")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="process states are read from /proc"
+)
 PROGRAM = "from agentrl_sandboxes import leases; print(leases.owner(), flush=True); input()"
 
 
 def process() -> tuple[subprocess.Popen[str], str]:
     """Another process, and what it calls itself."""
-    child = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     return child, child.stdout.readline().strip()
 
@@ -54,7 +58,9 @@ def test_of_other_machines_boots_and_process_namespaces_nothing_is_known() -> No
         assert not leases.dead(f"{elsewhere}/{pid}/{started}")
 
 
-@pytest.mark.parametrize("name", ["", "/", "///", "host/boot", "host/boot/x/y", f"{socket.gethostname()}/boot/-1/0"])
+@pytest.mark.parametrize(
+    "name", ["", "/", "///", "host/boot", "host/boot/x/y", f"{socket.gethostname()}/boot/-1/0"]
+)
 def test_a_name_that_is_none_is_never_found_dead(name: str) -> None:
     assert not leases.dead(name)
 
@@ -69,11 +75,17 @@ def test_a_lease_of_a_living_owner_is_reapable_only_after_its_deadline() -> None
 def test_a_lease_of_a_dead_owner_is_reapable_at_once() -> None:
     child, name = process()
     end(child)
-    assert leases.reapable(Lease(id="agentrl-1", owner=name, run="", deadline=time.time() + 1e6).labels(), time.time())
+    assert leases.reapable(
+        Lease(id="agentrl-1", owner=name, run="", deadline=time.time() + 1e6).labels(), time.time()
+    )
 
 
 @given(
-    st.dictionaries(st.sampled_from(["agentrl.lease", "agentrl.owner", "agentrl.run", "agentrl.deadline", "other"]), st.text(), max_size=4)
+    st.dictionaries(
+        st.sampled_from(["agentrl.lease", "agentrl.owner", "agentrl.run", "agentrl.deadline", "other"]),
+        st.text(),
+        max_size=4,
+    )
 )
 def test_what_is_not_wholly_ours_is_never_reapable(labels: dict[str, str]) -> None:
     if {"agentrl.lease", "agentrl.owner", "agentrl.run", "agentrl.deadline"} <= set(labels):

@@ -5,7 +5,19 @@ import json
 import time
 
 import pytest
-from agentrl_sandboxes.guest.wire import CANCEL, CHUNK, CREDIT, DATA, END, HEADER, NUMBER, OPEN, PING, RESULT, WINDOW
+from agentrl_sandboxes.guest.wire import (
+    CANCEL,
+    CHUNK,
+    CREDIT,
+    DATA,
+    END,
+    HEADER,
+    NUMBER,
+    OPEN,
+    PING,
+    RESULT,
+    WINDOW,
+)
 from agentrl_sandboxes.link import Link, RequestTooLong
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,7 +125,9 @@ def test_whatever_a_guest_says_is_an_answer_or_an_infrastructure_error(said, kno
         peer.say(frame(said[0] % 8, int(known), said[1:]) if known else said)
         peer.said.put_nowait(b"")
         (answer,) = await asyncio.gather(asking, return_exceptions=True)
-        assert not isinstance(answer, BaseException) or (isinstance(answer, SandboxError) and str(answer) == link.reason)
+        assert not isinstance(answer, BaseException) or (
+            isinstance(answer, SandboxError) and str(answer) == link.reason
+        )
         await settle()
         assert link.reason
         with pytest.raises(SandboxError):
@@ -233,7 +247,14 @@ def test_a_request_that_does_not_fit_into_a_frame_is_refused_and_harms_nothing()
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("said", [b"", b"bash: python3: not found\n", frame(RESULT, 0, b'{"errno": 13, "error": "/x: Permission denied"}')])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"bash: python3: not found\n",
+        frame(RESULT, 0, b'{"errno": 13, "error": "/x: Permission denied"}'),
+    ],
+)
 def test_a_guest_that_does_not_start_is_an_error_and_the_stream_is_closed(said):
     async def check():
         peer = Peer()

@@ -153,7 +153,9 @@ def test_what_is_written_is_seen_by_nobody_else_and_not_kept():
         fill = f"for place in {places}; do echo mine > $place/agentrl-note || echo cannot; done"
         look = "find / -xdev -name 'agentrl-note' 2>/dev/null; ls /dev/shm"
         spec = SandboxSpec(image="host", workdir="/workspace", writable=("/kept/deep",))
-        async with started(backend, "/bin/bash", "-c", f"{fill}; echo written; sleep 60", spec=spec) as handle:
+        async with started(
+            backend, "/bin/bash", "-c", f"{fill}; echo written; sleep 60", spec=spec
+        ) as handle:
             stream = await backend.open_stream(handle)
             assert await stream.receive() == b"written\n"
             return await says(backend, look, spec)
@@ -176,7 +178,10 @@ def test_each_sandbox_has_processes_of_its_own():
     script = "for i in $(seq 20); do sleep 60 & done 2>/dev/null; ls /proc | grep -c '^[0-9]'; sleep 60"
 
     async def work(backend):
-        async with started(backend, "/bin/bash", "-c", script) as one, started(backend, "/bin/bash", "-c", script) as two:
+        async with (
+            started(backend, "/bin/bash", "-c", script) as one,
+            started(backend, "/bin/bash", "-c", script) as two,
+        ):
             return [await (await backend.open_stream(handle)).receive() for handle in (one, two)]
 
     assert [int(said) >= 21 for said in run(work)] == [True, True]
@@ -188,8 +193,15 @@ def test_the_limits_are_what_was_asked_for():
     async def work(backend):
         async with started(backend, *SLEEP, spec=spec) as handle:
             groups = inner_of(handle)[0].groups
-            limits = {path.name: path.read_text().strip() for group in groups for path in group.glob("*") if path.name in names}
-            return await says(backend, "ulimit -n; ulimit -Hn; ulimit -c; df --output=size -BM / | tail -1", spec), limits
+            limits = {
+                path.name: path.read_text().strip()
+                for group in groups
+                for path in group.glob("*")
+                if path.name in names
+            }
+            return await says(
+                backend, "ulimit -n; ulimit -Hn; ulimit -c; df --output=size -BM / | tail -1", spec
+            ), limits
 
     names = {"memory.limit_in_bytes", "memory.max", "pids.max", "cpu.cfs_quota_us", "cpu.max"}
     said, limits = run(work)
@@ -222,7 +234,9 @@ def test_nothing_is_left_of_a_sandbox(how):
 
 def test_a_sandbox_ends_with_its_first_process_and_its_stream_says_so():
     async def work(backend):
-        handle = await backend.create(SPEC, new_lease(lifetime_s=60), ["/bin/bash", "-c", "setsid sleep 600 & echo bye"])
+        handle = await backend.create(
+            SPEC, new_lease(lifetime_s=60), ["/bin/bash", "-c", "setsid sleep 600 & echo bye"]
+        )
         assert await everything(await backend.open_stream(handle)) == "bye\n"
         while traces(handle.id):
             await asyncio.sleep(0.01)
@@ -309,7 +323,11 @@ def test_owner_and_launcher_killed_together_leave_no_process_and_the_reaper_the_
         time.sleep(0.01)
     assert [reaper.processes(name) for name in names] == [[], [], []]
     reaper.reap(time.time())
-    assert [gone(name) for name in names] == [[], [], []]  # at once, unless the reaper of another run is at it too
+    assert [gone(name) for name in names] == [
+        [],
+        [],
+        [],
+    ]  # at once, unless the reaper of another run is at it too
 
 
 def test_the_reaper_takes_a_sandbox_whose_deadline_passed_and_no_other():
@@ -335,7 +353,13 @@ def test_a_record_of_a_process_number_that_is_somebody_elses_now_kills_nobody():
     folder, name = records.place(), new_lease(lifetime_s=1).id
     with subprocess.Popen(SLEEP) as bystander:
         labels = {"agentrl.lease": name, "agentrl.owner": owner(), "agentrl.run": "", "agentrl.deadline": "1"}
-        record = {"labels": labels, "pid": bystander.pid, "started": "1", "boot": records.boot(), "groups": []}
+        record = {
+            "labels": labels,
+            "pid": bystander.pid,
+            "started": "1",
+            "boot": records.boot(),
+            "groups": [],
+        }
         (folder / f"{name}.json").write_text(json.dumps(record))
         reaper.reap(time.time())
         assert not (folder / f"{name}.json").exists()
@@ -359,7 +383,9 @@ def test_a_launcher_that_was_killed_takes_its_sandboxes_along_and_is_replaced():
 
 def test_many_sandboxes_start_at_once_and_all_are_gone():
     async def work(backend):
-        handles = await asyncio.gather(*(backend.create(SPEC, new_lease(lifetime_s=60), SLEEP) for _ in range(24)))
+        handles = await asyncio.gather(
+            *(backend.create(SPEC, new_lease(lifetime_s=60), SLEEP) for _ in range(24))
+        )
         assert all(len(reaper.processes(handle.id)) >= 2 for handle in handles)
         await asyncio.gather(*map(backend.destroy, handles))
         assert [handle.id for handle in handles if traces(handle.id)] == []
@@ -387,7 +413,9 @@ def test_an_image_that_is_not_there_and_a_folder_of_the_hosts_are_refused():
         with pytest.raises(ImageMissing, match="no image is named 'never-built'"):
             await backend.create(SandboxSpec(image="never-built"), new_lease(lifetime_s=60), SLEEP)
         with pytest.raises(ConfigError, match="'host' cannot write to /usr/lib"):
-            await backend.create(SandboxSpec(image="host", writable=("/usr/lib",)), new_lease(lifetime_s=60), SLEEP)
+            await backend.create(
+                SandboxSpec(image="host", writable=("/usr/lib",)), new_lease(lifetime_s=60), SLEEP
+            )
 
     run(work)
 
@@ -407,7 +435,9 @@ def test_without_bubblewrap_it_says_what_to_install(monkeypatch, tmp_path):
     ],
 )
 def test_where_namespaces_are_refused_it_says_why_and_how_to_mend_it(monkeypatch, tmp_path, complaint, mend):
-    fake = Path("/tmp", f"agentrl-test-{os.getpid()}")  # covered inside by the sandbox's own: a program that is not there
+    fake = Path(
+        "/tmp", f"agentrl-test-{os.getpid()}"
+    )  # covered inside by the sandbox's own: a program that is not there
     fake.mkdir()
     (fake / "bwrap").write_text("#!/bin/sh\n")
     (fake / "bwrap").chmod(0o755)
@@ -454,7 +484,9 @@ def as_a_user(*arguments):
     return done.stdout
 
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user; run as one, these tests are that run")
+root_only = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can become a user; run as one, these tests are that run"
+)
 
 
 @pytest.mark.slow
@@ -469,7 +501,10 @@ def test_all_of_this_holds_for_a_user_without_root():
 def test_the_contract_of_sandboxes_is_kept():
     if why_not():
         pytest.skip(why_not())
-    check_sandbox(Local() if os.geteuid() == 0 else Local(unenforced=frozenset({"memory", "cpu"})), spec=replace(BASE, image="host"))
+    check_sandbox(
+        Local() if os.geteuid() == 0 else Local(unenforced=frozenset({"memory", "cpu"})),
+        spec=replace(BASE, image="host"),
+    )
 
 
 @root_only

@@ -11,7 +11,13 @@ from strategies import turn_lengths
 
 from agentrl.errors import ConfigError
 from agentrl.losses import LossInputs
-from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, seq_sum_then_mean, token_mean, turn_mean
+from agentrl.losses.aggregation import (
+    SeqSumOver,
+    seq_mean_then_mean,
+    seq_sum_then_mean,
+    token_mean,
+    turn_mean,
+)
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.kl import KL, k1, k2, k3
@@ -27,7 +33,9 @@ def tensor(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def inputs(logprobs, *, old=None, behaviour=None, advantages=None, entropies=None, reference=None) -> LossInputs:
+def inputs(
+    logprobs, *, old=None, behaviour=None, advantages=None, entropies=None, reference=None
+) -> LossInputs:
     logprobs = logprobs if isinstance(logprobs, torch.Tensor) else tensor(logprobs)
     zeros = torch.zeros(len(logprobs), dtype=torch.int64)
     old = logprobs.detach() if old is None else tensor(old)
@@ -67,10 +75,16 @@ def test_the_dual_clip_bounds_what_a_bad_token_costs():
     assert measured["clip_fraction"].item() == 1
 
 
-@given(st.floats(-3, 3), st.floats(-2, 2), st.floats(0, 1), st.floats(0, 1), st.sampled_from([None, 1.5, 3.0]))
+@given(
+    st.floats(-3, 3), st.floats(-2, 2), st.floats(0, 1), st.floats(0, 1), st.sampled_from([None, 1.5, 3.0])
+)
 def test_the_surrogate_equals_the_reference(log_ratio, advantage, low, high, dual):
-    loss_A, _ = Clip(low=low, high=high, dual=dual)(inputs([log_ratio - 1.0], old=[-1.0], advantages=[advantage]))
-    assert loss_A.item() == pytest.approx(reference.clipped_surrogate(log_ratio, advantage, low, high, dual), abs=1e-9)
+    loss_A, _ = Clip(low=low, high=high, dual=dual)(
+        inputs([log_ratio - 1.0], old=[-1.0], advantages=[advantage])
+    )
+    assert loss_A.item() == pytest.approx(
+        reference.clipped_surrogate(log_ratio, advantage, low, high, dual), abs=1e-9
+    )
 
 
 @given(st.floats(-3, 3), st.floats(-2, 2).filter(lambda advantage: abs(advantage) > 1e-3))
@@ -103,7 +117,12 @@ def test_an_absurd_ratio_stays_finite():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"low": -0.1}, "0 <= low <= 1"), ({"low": 1.5}, "0 <= low <= 1"), ({"high": -0.1}, "high >= 0"), ({"dual": 1.0}, "above 1")],
+    [
+        ({"low": -0.1}, "0 <= low <= 1"),
+        ({"low": 1.5}, "0 <= low <= 1"),
+        ({"high": -0.1}, "high >= 0"),
+        ({"dual": 1.0}, "above 1"),
+    ],
 )
 def test_a_clip_range_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -124,7 +143,9 @@ def test_the_three_divergence_estimators():
     np.testing.assert_allclose(k1(d), [0.2, -0.5, 0.0], **CLOSE)
     np.testing.assert_allclose(k2(d), [0.02, 0.125, 0.0], **CLOSE)
     np.testing.assert_allclose(k3(d), [0.018731, 0.148721, 0.0], **CLOSE)
-    np.testing.assert_allclose([k1(d).mean(), k2(d).mean(), k3(d).mean()], [-0.1, 0.048333, 0.055817], **CLOSE)
+    np.testing.assert_allclose(
+        [k1(d).mean(), k2(d).mean(), k3(d).mean()], [-0.1, 0.048333, 0.055817], **CLOSE
+    )
 
 
 def test_divergences_are_cut():
@@ -156,8 +177,12 @@ def test_expected_gradients_of_the_estimators_as_losses(mine, theirs):
         return gradient(lambda logprobs: (logprobs.detach().exp() * estimator(logprobs - ref)).sum())
 
     np.testing.assert_allclose(expected(k1), [0, 0, 0], atol=1e-9)
-    np.testing.assert_allclose(expected(k2), gradient(lambda logprobs: (logprobs.exp() * (logprobs - ref)).sum()), atol=1e-9)
-    np.testing.assert_allclose(expected(k3), gradient(lambda logprobs: (ref.exp() * (ref - logprobs)).sum()), atol=1e-9)
+    np.testing.assert_allclose(
+        expected(k2), gradient(lambda logprobs: (logprobs.exp() * (logprobs - ref)).sum()), atol=1e-9
+    )
+    np.testing.assert_allclose(
+        expected(k3), gradient(lambda logprobs: (ref.exp() * (ref - logprobs)).sum()), atol=1e-9
+    )
 
 
 def test_entropy_is_rewarded():
@@ -181,7 +206,9 @@ ONE_SEQUENCE = torch.zeros(3, dtype=torch.int64)
 
 
 def test_token_weights_are_capped():
-    np.testing.assert_allclose(TokenTIS(cap=100.0)(PROX, BEHAVIOUR, ONE_SEQUENCE), [1.105171, 2.718282, 0.904837], **CLOSE)
+    np.testing.assert_allclose(
+        TokenTIS(cap=100.0)(PROX, BEHAVIOUR, ONE_SEQUENCE), [1.105171, 2.718282, 0.904837], **CLOSE
+    )
     np.testing.assert_allclose(TokenTIS()(PROX, BEHAVIOUR, ONE_SEQUENCE), [1.105171, 2.0, 0.904837], **CLOSE)
 
 
@@ -272,7 +299,9 @@ def test_each_aggregation_of_a_long_and_a_short_sequence(aggregation, expected):
 def test_aggregations_equal_the_reference(lengths, random):
     losses = [[[random.uniform(-1, 1) for _ in range(length)] for length in turns] for turns in lengths]
     for aggregation in (token_mean, seq_sum_then_mean, seq_mean_then_mean, turn_mean):
-        assert weighted(aggregation, losses) == pytest.approx(getattr(reference, aggregation.__name__)(losses))
+        assert weighted(aggregation, losses) == pytest.approx(
+            getattr(reference, aggregation.__name__)(losses)
+        )
 
 
 @given(turn_lengths)

@@ -28,7 +28,9 @@ def inputs(logprobs, advantages, *, old=None, reference=None, sequence=None, gro
     group = torch.zeros_like(sequence) if group is None else torch.tensor(group)
     old = torch.zeros_like(logprobs.detach()) if old is None else tensor(old)
     reference = None if reference is None else tensor(reference)
-    return LossInputs(logprobs, old, old, tensor(advantages), sequence, sequence, ref_logprobs_A=reference, group_A=group)
+    return LossInputs(
+        logprobs, old, old, tensor(advantages), sequence, sequence, ref_logprobs_A=reference, group_A=group
+    )
 
 
 def gradient(loss, logprobs, advantages, *, weights=None, **others) -> np.ndarray:
@@ -111,7 +113,9 @@ def test_copg_compares_regularised_returns_of_a_group():
     loss_A, measured = CoPG(beta=0.1)(inputs(logprobs, returns, **given_))
     np.testing.assert_allclose(measured["pair_gap"], [0.7069] * 3, **CLOSE)
     np.testing.assert_allclose(loss_A.sum(), 0.7069 / 0.2, **CLOSE)
-    np.testing.assert_allclose(gradient(CoPG(beta=0.1), logprobs, returns, **given_), [-0.745, 0.71, 0.035], **CLOSE)
+    np.testing.assert_allclose(
+        gradient(CoPG(beta=0.1), logprobs, returns, **given_), [-0.745, 0.71, 0.035], **CLOSE
+    )
     pair = gradient(CoPG(beta=0.1), logprobs[:2], returns[:2], reference=[-0.2, 0.1])
     np.testing.assert_allclose(pair, [-0.97, 0.97], **CLOSE)
 
@@ -138,7 +142,10 @@ def groups(draw: st.DrawFn, *, least: int = 1):
 def members(batch) -> list[list[np.ndarray]]:
     """Return the tokens' places, by group and sequence."""
     return [
-        [np.flatnonzero(batch["sequence"] == number) for number in np.unique(batch["sequence"][batch["group"] == group])]
+        [
+            np.flatnonzero(batch["sequence"] == number)
+            for number in np.unique(batch["sequence"][batch["group"] == group])
+        ]
         for group in np.unique(batch["group"])
     ]
 
@@ -147,7 +154,10 @@ def copg(beta, logprobs_A, batch) -> torch.Tensor:
     """The definition: a sum over pairs, mean over sequences."""
     total = logprobs_A.sum() * 0.0
     for group in members(batch):
-        returns = [batch["advantages"][at[0]] - beta * (logprobs_A[at] - tensor(batch["reference"])[at]).sum() for at in group]
+        returns = [
+            batch["advantages"][at[0]] - beta * (logprobs_A[at] - tensor(batch["reference"])[at]).sum()
+            for at in group
+        ]
         for i in range(len(group)):
             for j in range(i):
                 total = total + (returns[i] - returns[j]) ** 2 / (2 * beta) / (len(group) - 1)
@@ -163,7 +173,9 @@ def disco(tau, ratios, logprobs_A, batch) -> torch.Tensor:
         bad = [tokens_A[at].mean() for at in group if batch["advantages"][at[0]] < 0]
         if good and bad:
             bad_S = torch.stack(bad)
-            worst = bad_S.mean() if tau is None else tau * (torch.logsumexp(bad_S / tau, 0) - math.log(len(bad)))
+            worst = (
+                bad_S.mean() if tau is None else tau * (torch.logsumexp(bad_S / tau, 0) - math.log(len(bad)))
+            )
             total = total - len(group) * (torch.stack(good).mean() - worst)
     return total / len(batch["lengths"])
 
@@ -188,7 +200,11 @@ def test_copg_has_the_value_and_the_gradient_of_its_definition(batch, beta):
 @given(groups())
 def test_copg_at_its_reference_is_leave_one_out(batch):
     batch["reference"] = batch["logprobs"]
-    slopes = gradient(CoPG(), batch["logprobs"], **{name: batch[name] for name in ("advantages", "reference", "sequence", "group")})
+    slopes = gradient(
+        CoPG(),
+        batch["logprobs"],
+        **{name: batch[name] for name in ("advantages", "reference", "sequence", "group")},
+    )
     for group in members(batch):
         returns = np.array([batch["advantages"][at[0]] for at in group])
         rloo = returns - (returns.sum() - returns) / (len(group) - 1) if len(group) > 1 else np.zeros(1)
@@ -211,7 +227,12 @@ def test_disco_scores_successes_above_the_likeliest_failures():
 
 @given(groups(), st.sampled_from([None, 0.1, 1.0, 10.0]), st.booleans())
 def test_disco_has_the_value_and_the_gradient_of_its_definition(batch, tau, ratios):
-    compare(DisCO(tau, ratios), lambda logprobs_A, batch: disco(tau, ratios, logprobs_A, batch), seq_mean_then_mean, batch)
+    compare(
+        DisCO(tau, ratios),
+        lambda logprobs_A, batch: disco(tau, ratios, logprobs_A, batch),
+        seq_mean_then_mean,
+        batch,
+    )
 
 
 def test_the_ratios_of_disco_are_tilted_too():
@@ -226,7 +247,9 @@ def test_disco_looks_at_the_sign_of_an_advantage_alone(batch, factor):
     names = ("old", "sequence", "group")
     others = {name: batch[name] for name in names}
     slopes = gradient(DisCO(), batch["logprobs"], batch["advantages"], **others)
-    np.testing.assert_allclose(gradient(DisCO(), batch["logprobs"], factor * batch["advantages"], **others), slopes, **EXACT)
+    np.testing.assert_allclose(
+        gradient(DisCO(), batch["logprobs"], factor * batch["advantages"], **others), slopes, **EXACT
+    )
 
 
 def test_disco_skips_groups_of_one_kind_and_says_so():
@@ -245,7 +268,9 @@ def test_the_bound_is_free_inside_and_pulls_outside():
         loss_A, measured = KLBound()(inputs([log_ratio] * 3, [1.0] * 3))
         np.testing.assert_allclose(loss_A, [penalty] * 3, rtol=1e-6, atol=1e-12)
         assert measured["bound_exceeded"].tolist() == [float(penalty > 0)] * 3
-    assert gradient(KLBound(), [0.1, -0.1], [0.0, 0.0])[0] > 0 > gradient(KLBound(), [0.1, -0.1], [0.0, 0.0])[1]
+    assert (
+        gradient(KLBound(), [0.1, -0.1], [0.0, 0.0])[0] > 0 > gradient(KLBound(), [0.1, -0.1], [0.0, 0.0])[1]
+    )
     assert gradient(KLBound(), [0.005, -0.005], [0.0, 0.0]).tolist() == [0.0, 0.0]
 
 
@@ -253,7 +278,15 @@ def test_the_bound_is_free_inside_and_pulls_outside():
 
 
 @given(
-    groups(), st.sampled_from([(CoPG(), seq_sum_then_mean), (DisCO(), seq_mean_then_mean), (KLBound(), token_mean), (OREAL(), token_mean)])
+    groups(),
+    st.sampled_from(
+        [
+            (CoPG(), seq_sum_then_mean),
+            (DisCO(), seq_mean_then_mean),
+            (KLBound(), token_mean),
+            (OREAL(), token_mean),
+        ]
+    ),
 )
 def test_groups_one_by_one_have_the_gradient_of_all_together(batch, case):
     loss, aggregate = case
@@ -263,7 +296,9 @@ def test_groups_one_by_one_have_the_gradient_of_all_together(batch, case):
     for group in np.unique(batch["group"]):
         at = np.flatnonzero(batch["group"] == group)
         part = {name: np.asarray(batch[name])[at] for name in names}
-        part["sequence"] = 2 * (part["sequence"] - part["sequence"][0]) + 1  # numbers may have gaps: sequences that said nothing
+        part["sequence"] = (
+            2 * (part["sequence"] - part["sequence"][0]) + 1
+        )  # numbers may have gaps: sequences that said nothing
         part["group"] = part["group"] * 0
         np.testing.assert_allclose(gradient(loss, **part, weights=weights[at]), whole[at], **EXACT)
 

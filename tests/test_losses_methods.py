@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from agentrl.errors import ConfigError
 from agentrl.losses import LossInputs
 from agentrl.losses.clip import Clip
-from agentrl.losses.divergences import Alpha, EntropyTarget, KeepFrom, TeacherKL, chi_squared, forward_kl, jensen_shannon
+from agentrl.losses.divergences import (
+    Alpha,
+    EntropyTarget,
+    KeepFrom,
+    TeacherKL,
+    chi_squared,
+    forward_kl,
+    jensen_shannon,
+)
 from agentrl.losses.kl import KL, k2
 from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.ratios import CISPO, GMPO, GSPO, SAPO, TOPR, CritiqueShaped, MirrorDescent
@@ -23,7 +31,9 @@ def tensor(values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def inputs(logprobs, *, old=None, behaviour=None, advantages=None, sequence=None, entropies=None, reference=None) -> LossInputs:
+def inputs(
+    logprobs, *, old=None, behaviour=None, advantages=None, sequence=None, entropies=None, reference=None
+) -> LossInputs:
     logprobs = logprobs if isinstance(logprobs, torch.Tensor) else tensor(logprobs)
     old = logprobs.detach() if old is None else tensor(old)
     sequence = torch.tensor([0] * len(logprobs) if sequence is None else sequence)
@@ -43,7 +53,13 @@ def gradient(loss, x: LossInputs) -> np.ndarray:
     logprobs = x.logprobs_A.clone().requires_grad_()
     values, _ = loss(
         LossInputs(
-            logprobs, x.old_logprobs_A, x.behaviour_logprobs_A, x.advantages_A, x.sequence_A, x.turn_A, ref_logprobs_A=x.ref_logprobs_A
+            logprobs,
+            x.old_logprobs_A,
+            x.behaviour_logprobs_A,
+            x.advantages_A,
+            x.sequence_A,
+            x.turn_A,
+            ref_logprobs_A=x.ref_logprobs_A,
         )
     )
     return torch.autograd.grad(values.sum(), logprobs)[0].numpy()
@@ -65,7 +81,9 @@ def test_gspo_of_a_sequence_moves_each_of_its_tokens_by_its_ratio():
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-2, 2)), min_size=1, max_size=6))
 def test_gspo_of_one_token_sequences_is_the_clipped_surrogate(tokens):
     ratios, advantages = zip(*tokens, strict=True)
-    x = inputs(list(ratios), old=[0.0] * len(ratios), advantages=list(advantages), sequence=list(range(len(ratios))))
+    x = inputs(
+        list(ratios), old=[0.0] * len(ratios), advantages=list(advantages), sequence=list(range(len(ratios)))
+    )
     np.testing.assert_allclose(GSPO(0.2, 0.28)(x)[0], Clip(0.2, 0.28)(x)[0], atol=1e-12)
 
 
@@ -105,12 +123,21 @@ def test_mirror_descent_comes_to_the_exponentiated_policy():
     loss = MirrorDescent(step=0.5)
     for _ in range(4000):
         logprobs = torch.log_softmax(logits, 0)
-        terms, _ = loss(inputs(logprobs, old=old.log().tolist(), advantages=advantages.tolist(), sequence=[0, 1, 2]))
+        terms, _ = loss(
+            inputs(logprobs, old=old.log().tolist(), advantages=advantages.tolist(), sequence=[0, 1, 2])
+        )
         (slope,) = torch.autograd.grad((old * terms).sum(), logits)  # the expectation under the old policy
         logits = (logits - 0.5 * slope).detach().requires_grad_()
     np.testing.assert_allclose(torch.softmax(logits, 0).detach(), [0.661783, 0.240835, 0.097382], **CLOSE)
     logits = logits.detach()
-    objective = -float((old * loss(inputs(torch.log_softmax(logits, 0), old=old.log().tolist(), advantages=advantages.tolist()))[0]).sum())
+    objective = -float(
+        (
+            old
+            * loss(
+                inputs(torch.log_softmax(logits, 0), old=old.log().tolist(), advantages=advantages.tolist())
+            )[0]
+        ).sum()
+    )
     assert objective == pytest.approx(0.439342, abs=1e-5)
 
 
@@ -121,10 +148,14 @@ def test_refinements_are_shaped_by_what_the_policy_finds_likely():
 
 
 @pytest.mark.parametrize("loss", RATIO_LOSSES, ids=repr)
-@given(st.lists(st.tuples(st.floats(-3, -0.01), st.sampled_from([-1.5, -1.0, 0.5, 2.0])), min_size=1, max_size=6))
+@given(
+    st.lists(st.tuples(st.floats(-3, -0.01), st.sampled_from([-1.5, -1.0, 0.5, 2.0])), min_size=1, max_size=6)
+)
 def test_on_policy_every_ratio_means_the_policy_gradient(loss, tokens):
     logprobs, advantages = zip(*tokens, strict=True)
-    x = inputs(list(logprobs), advantages=list(advantages), sequence=sorted(i % 2 for i in range(len(tokens))))
+    x = inputs(
+        list(logprobs), advantages=list(advantages), sequence=sorted(i % 2 for i in range(len(tokens)))
+    )
     np.testing.assert_allclose(gradient(loss, x), gradient(PolicyGradient(), x), atol=1e-9)
 
 

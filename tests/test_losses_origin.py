@@ -41,17 +41,23 @@ def test_a_student_imitates_its_informed_self_and_is_paid_what_that_was_paid():
     np.testing.assert_allclose(measured["teacher_ratio"], [0.818731, 1.0, 0.367879], atol=1e-5)
     np.testing.assert_allclose(measured["teacher_kl"], [0.2, 0.0, 1.0], atol=1e-5)
     paid = -FromTeacher(beta=0.0)(x)[0]
-    j_student = paid.mean() + (-loss_A - paid).sum()  # the worked number takes the ratio's mean and the divergence's sum
+    j_student = (
+        paid.mean() + (-loss_A - paid).sum()
+    )  # the worked number takes the ratio's mean and the divergence's sum
     assert j_student.item() == pytest.approx(0.42887, abs=1e-5)
     loss_A.sum().backward()
-    np.testing.assert_allclose(x.logprobs_A.grad, [-0.818731 - 0.25, -1.0 - 0.25, -0.367879 - 0.25], atol=1e-5)
+    np.testing.assert_allclose(
+        x.logprobs_A.grad, [-0.818731 - 0.25, -1.0 - 0.25, -0.367879 - 0.25], atol=1e-5
+    )
 
 
 def test_a_teacher_is_paid_less_where_its_student_would_not_follow():
     teacher = replace(scored([1.0, 1.0, 1.0]), old_logprobs_T=floats(TEACHER))
     turns = tuple(replace(turn, action=replace(turn.action, version=-1)) for turn in teacher.trajectory.turns)
     student = replace(
-        teacher, trajectory=replace(teacher.trajectory, turns=turns, sample=-1 - teacher.trajectory.sample), old_logprobs_T=floats(STUDENT)
+        teacher,
+        trajectory=replace(teacher.trajectory, turns=turns, sample=-1 - teacher.trajectory.sample),
+        old_logprobs_T=floats(STUDENT),
     )
     before = Credited(floats([1.0, 1.0, 1.0]))
     (told,), (untold,) = TowardStudent(0.25)([(teacher,), (student,)], [(before,), (before,)])
@@ -66,16 +72,26 @@ def test_a_teacher_is_paid_less_where_its_student_would_not_follow():
 
 def test_each_token_has_the_loss_of_its_origin_times_its_weight():
     given = [False, True, False, True]
-    x = inputs([-1.0, -2.0, -0.5, -0.1], [-1.3, np.nan, -0.4, np.nan], advantages=[1.0, 1.0, -1.0, 2.0], given=given, sequence=[0, 1, 0, 1])
+    x = inputs(
+        [-1.0, -2.0, -0.5, -0.1],
+        [-1.3, np.nan, -0.4, np.nan],
+        advantages=[1.0, 1.0, -1.0, 2.0],
+        given=given,
+        sequence=[0, 1, 0, 1],
+    )
     both = ByOrigin(own=Clip(), given=NegativeLogLikelihood(), own_weight=2.0, given_weight=0.3)
     loss_A, measured = both(x)
     loss_A.sum().backward()
     alone = inputs([-1.0, -0.5], [-1.3, -0.4], advantages=[1.0, -1.0])
     expected_A, told = Clip()(alone)
     expected_A.sum().backward()
-    np.testing.assert_allclose(loss_A.detach(), [2 * expected_A[0].item(), 0.3 * 2.0, 2 * expected_A[1].item(), 0.3 * 0.2], rtol=1e-9)
     np.testing.assert_allclose(
-        x.logprobs_A.grad, [2 * float(alone.logprobs_A.grad[0]), -0.3, 2 * float(alone.logprobs_A.grad[1]), -0.6], rtol=1e-9
+        loss_A.detach(), [2 * expected_A[0].item(), 0.3 * 2.0, 2 * expected_A[1].item(), 0.3 * 0.2], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        x.logprobs_A.grad,
+        [2 * float(alone.logprobs_A.grad[0]), -0.3, 2 * float(alone.logprobs_A.grad[1]), -0.6],
+        rtol=1e-9,
     )
     np.testing.assert_allclose(measured["ratio"], told["ratio"])
     np.testing.assert_allclose(measured["nll"], [2.0, 0.1])
@@ -85,7 +101,9 @@ def test_each_token_has_the_loss_of_its_origin_times_its_weight():
 def test_where_there_is_one_origin_the_other_loss_is_not_asked():
     x = inputs([-1.0, -2.0], [-1.0, -2.1])
     for given, loss in ((None, GSPO()), ([False, False], GSPO()), ([True, True], CritiqueShaped())):
-        found_A, _ = ByOrigin(own=GSPO(), given=CritiqueShaped())(replace(x, given_A=None if given is None else torch.tensor(given)))
+        found_A, _ = ByOrigin(own=GSPO(), given=CritiqueShaped())(
+            replace(x, given_A=None if given is None else torch.tensor(given))
+        )
         torch.testing.assert_close(found_A, loss(x)[0])
 
 
@@ -116,7 +134,12 @@ def test_groups_that_were_given_are_credited_alike_and_never_compared():
 
 def test_demonstrations_without_tokens_are_not_given():
     one = scored([1.0])
-    empty = replace(one.trajectory.turns[0].action, tokens=one.trajectory.turns[0].action.tokens[:0], logprobs=floats(), version=-1)
+    empty = replace(
+        one.trajectory.turns[0].action,
+        tokens=one.trajectory.turns[0].action.tokens[:0],
+        logprobs=floats(),
+        version=-1,
+    )
     assert not one.trajectory.given
     assert not replace(one.trajectory, turns=(replace(one.trajectory.turns[0], action=empty),)).given
     assert given(one).trajectory.given

@@ -48,7 +48,9 @@ def test_what_may_change_the_numbers_is_a_warning(tmp_path, change, warning):
     assert re.match(warning, line)
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"panels": {"train": "aa", "test": "cc"}}, {"panels": {"train": "aa"}}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"panels": {"train": "aa", "test": "cc"}}, {"panels": {"train": "aa"}}]
+)
 def test_other_tasks_or_another_seed_stop_the_run(tmp_path, change):
     path = tmp_path / "manifest.json"
     reconcile(path, manifest())
@@ -69,4 +71,9 @@ def test_threads_are_counted_only_where_torch_is_loaded():
     alone = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert alone["threads"] is None
     loaded = "import torch; torch.set_num_threads(2); " + code
-    assert json.loads(subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True).stdout)["threads"] == 2
+    assert (
+        json.loads(subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True).stdout)[
+            "threads"
+        ]
+        == 2
+    )

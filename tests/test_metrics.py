@@ -42,11 +42,16 @@ def test_numbers_are_read_back_exactly(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("run")
     with MetricsLog(folder) as log:
         log.write(7, "rl", values)
-    assert read_metrics(folder / "metrics.jsonl") == ([{"update": 7, "stage": "rl"} | values] if values else [])
+    assert read_metrics(folder / "metrics.jsonl") == (
+        [{"update": 7, "stage": "rl"} | values] if values else []
+    )
 
 
 def test_a_metric_that_nobody_explained_is_refused_and_not_written(tmp_path):
-    with MetricsLog(tmp_path) as log, pytest.raises(ConfigError, match="no metric is called 'reward', 'rollout/speed'"):
+    with (
+        MetricsLog(tmp_path) as log,
+        pytest.raises(ConfigError, match="no metric is called 'reward', 'rollout/speed'"),
+    ):
         log.write(0, "rl", {"rollout/turns": 1.0, "reward": 1.0, "rollout/speed": 2.0})
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
@@ -72,7 +77,9 @@ def test_a_resumed_run_forgets_what_was_not_committed(tmp_path):
         log.sync()
     with MetricsLog(tmp_path / "whole") as log:
         write(log, range(6))
-    assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "whole" / "metrics.jsonl"
+    ).read_bytes()
     assert [r["update"] for r in read_metrics(tmp_path / "killed" / "timing.jsonl")] == list(range(6))
     with MetricsLog(tmp_path / "killed") as log:
         log.drop_after(-1)
@@ -93,8 +100,13 @@ def test_a_line_torn_at_any_byte_is_repaired(tmp_path, length):
 
 
 def test_a_broken_line_that_is_not_the_last_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"update": 0, "stage": "rl"}\n{"upd\n{"update": 2, "stage": "rl"}\n')
-    with MetricsLog(tmp_path) as log, pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is no JSON"):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"update": 0, "stage": "rl"}\n{"upd\n{"update": 2, "stage": "rl"}\n'
+    )
+    with (
+        MetricsLog(tmp_path) as log,
+        pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is no JSON"),
+    ):
         log.drop_after(1)
 
 
@@ -104,7 +116,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with (
         MetricsLog(tmp_path) as log,
-        pytest.raises(ConfigError, match=r"cannot write .*metrics\.jsonl: no space left on device; free space"),
+        pytest.raises(
+            ConfigError, match=r"cannot write .*metrics\.jsonl: no space left on device; free space"
+        ),
     ):
         log.write(0, "rl", {"rollout/turns": 1.0})
 
@@ -120,16 +134,24 @@ def test_tensorboard_reads_what_was_written_and_a_resume_hides_what_was_dropped(
         log.write(2, "rl", {"rollout/success": 0.75, "time/update_s": 2.0})
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("rollout/success")] == [(0, 0.25), (1, 0.25), (2, 0.75)]
+    assert [(event.step, event.value) for event in events.Scalars("rollout/success")] == [
+        (0, 0.25),
+        (1, 0.25),
+        (2, 0.75),
+    ]
     assert len(events.Scalars("time/update_s")) == 3
 
 
 @pytest.mark.parametrize(
-    ("sink", "module"), [(TensorBoard(), "tensorboardX"), (WandB(project="p"), "wandb"), (MLflow(experiment="e"), "mlflow")]
+    ("sink", "module"),
+    [(TensorBoard(), "tensorboardX"), (WandB(project="p"), "wandb"), (MLflow(experiment="e"), "mlflow")],
 )
 def test_a_sink_whose_package_is_missing_names_the_extra(tmp_path, monkeypatch, sink, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with MetricsLog(tmp_path, [sink]) as log, pytest.raises(MissingExtra, match=r"pip install '\.\[(train|wandb|mlflow)\]'"):
+    with (
+        MetricsLog(tmp_path, [sink]) as log,
+        pytest.raises(MissingExtra, match=r"pip install '\.\[(train|wandb|mlflow)\]'"),
+    ):
         log.write(0, "rl", {"rollout/turns": 1.0})
 
 
@@ -153,5 +175,7 @@ def test_mlflow_goes_on_in_the_same_run_after_a_resume(tmp_path):
         with MetricsLog(tmp_path / "run", [MLflow(experiment="e", tracking_uri=uri)]) as log:
             log.drop_after(update - 1)
             log.write(update, "rl", {"rollout/turns": float(update)})
-    history = MlflowClient(uri).get_metric_history((tmp_path / "run" / "mlflow_run").read_text(), "rollout/turns")
+    history = MlflowClient(uri).get_metric_history(
+        (tmp_path / "run" / "mlflow_run").read_text(), "rollout/turns"
+    )
     assert [(point.step, point.value) for point in history] == [(0, 0.0), (1, 1.0)]

@@ -38,7 +38,14 @@ def test_random_weights_depend_on_the_seed_alone():
 
 def test_a_shape_says_the_size_and_further_fields_reach_the_config():
     model = build_model(
-        replace(SPEC, shape=replace(SHAPE, tied=False, extra={"rope_parameters": {"rope_theta": 123.0, "rope_type": "default"}})), 50, 0
+        replace(
+            SPEC,
+            shape=replace(
+                SHAPE, tied=False, extra={"rope_parameters": {"rope_theta": 123.0, "rope_type": "default"}}
+            ),
+        ),
+        50,
+        0,
     )
     assert model.config.rope_parameters["rope_theta"] == 123.0
     assert model.lm_head.weight.shape == (50, 32)
@@ -48,7 +55,9 @@ def test_a_shape_says_the_size_and_further_fields_reach_the_config():
 def test_dropout_is_off_in_training():
     extra = {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5}
     for architecture in ("gpt2", "llama"):
-        model = build_model(replace(SPEC, shape=replace(SHAPE, architecture=architecture, extra=extra)), 50, 0)
+        model = build_model(
+            replace(SPEC, shape=replace(SHAPE, architecture=architecture, extra=extra)), 50, 0
+        )
         tokens = torch.arange(20)[None]
         assert model.training
         assert torch.equal(model(tokens).logits, model(tokens).logits)
@@ -79,7 +88,10 @@ def test_a_pretrained_folder_is_loaded_as_it_was_saved(tmp_path: Path):
         (lambda: build_model(ModelSpec(folder="/no/such"), 10, 0), "model folder does not exist: /no/such"),
         (lambda: build_model(replace(SPEC, shape=replace(SHAPE, heads=5)), 10, 0), "multiple of heads"),
         (lambda: build_model(replace(SPEC, shape=replace(SHAPE, layers=0)), 10, 0), "num_hidden_layers = 0"),
-        (lambda: build_model(replace(SPEC, shape=replace(SHAPE, architecture="qwen-2")), 10, 0), "architecture 'qwen-2'"),
+        (
+            lambda: build_model(replace(SPEC, shape=replace(SHAPE, architecture="qwen-2")), 10, 0),
+            "architecture 'qwen-2'",
+        ),
         (lambda: build_model(replace(SPEC, shape=replace(SHAPE, architecture="bert")), 0, 0), "bert|vocab"),
         (lambda: build_model(replace(SPEC, lora=LoRA(targets=("nothing",))), 10, 0), "LoRA on"),
         (lambda: load_tokenizer("/no/such"), "tokenizer folder does not exist"),
@@ -140,7 +152,9 @@ def test_a_tokenizer_without_the_needed_tokens_is_refused(tmp_path: Path):
 @pytest.mark.slow
 def test_the_vocabulary_is_the_same_in_every_process():
     code = "from agentrl.model import train_tokenizer; import sys; print(train_tokenizer(sys.argv[1:]).backend_tokenizer.to_str())"
-    found = subprocess.run([sys.executable, "-c", code, *TEXTS], stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code, *TEXTS], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     assert found.strip() == train_tokenizer(TEXTS).backend_tokenizer.to_str()
 
 
@@ -148,17 +162,31 @@ def test_the_memory_estimate_counts_the_weights_exactly_and_adapters_as_little()
     model = build_model(SPEC, 50, 0)
     parameters = sum(weight.numel() for weight in model.parameters())
     sizes = memory_mib(SPEC, 50, token_budget=100, kv_tokens=10, reference=True)
-    assert sizes["weights"] == sizes["gradients"] == sizes["adam"] / 2 == sizes["reference"] == parameters * 4 / 2**20
+    assert (
+        sizes["weights"]
+        == sizes["gradients"]
+        == sizes["adam"] / 2
+        == sizes["reference"]
+        == parameters * 4 / 2**20
+    )
     assert sizes["kv_cache"] == 10 * 2 * 2 * 2 * 8 * 4 / 2**20
     assert sizes["total"] == pytest.approx(sum(size for name, size in sizes.items() if name != "total"))
     large = replace(SPEC, shape=replace(SHAPE, hidden=512, mlp=2048))
-    assert memory_mib(replace(large, lora=LoRA(rank=2)), 50, token_budget=1)["adam"] < 0.2 * memory_mib(large, 50, token_budget=1)["adam"]
+    assert (
+        memory_mib(replace(large, lora=LoRA(rank=2)), 50, token_budget=1)["adam"]
+        < 0.2 * memory_mib(large, 50, token_budget=1)["adam"]
+    )
     thrifty = replace(large, gradient_checkpointing=True)
-    assert memory_mib(thrifty, 50, token_budget=1)["activations"] < memory_mib(large, 50, token_budget=1)["activations"]
+    assert (
+        memory_mib(thrifty, 50, token_budget=1)["activations"]
+        < memory_mib(large, 50, token_budget=1)["activations"]
+    )
 
 
 def test_a_trained_tokenizer_beside_a_model_is_read_as_it_was_written(tmp_path):
     tokenizer = train_tokenizer(["go east", "go west"])
     tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')  # transformers would go by it, and add a token
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "qwen2"}'
+    )  # transformers would go by it, and add a token
     assert load_tokenizer(tmp_path).get_vocab() == tokenizer.get_vocab()

@@ -15,7 +15,10 @@ from agentrl.sources import Rollouts
 
 def records(**columns: list[float]) -> list[dict[str, float]]:
     names = {name: name.replace("__", "/") for name in columns}
-    return [{names[name]: value for name, value in zip(columns, row, strict=True)} for row in zip(*columns.values(), strict=True)]
+    return [
+        {names[name]: value for name, value in zip(columns, row, strict=True)}
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def test_a_limit_sounds_when_it_was_passed_long_enough():
@@ -41,7 +44,9 @@ def test_a_fall_is_from_a_height():
 
 def test_a_proxy_that_rises_while_the_outcome_falls_is_called_a_game():
     rising, falling = list(np.linspace(0.0, 1.0, 20)), list(np.linspace(0.8, 0.2, 20))
-    assert "rose by 0.526 while rollout/success fell by 0.316" in ProxyRises()(records(reward__return=rising, rollout__success=falling))
+    assert "rose by 0.526 while rollout/success fell by 0.316" in ProxyRises()(
+        records(reward__return=rising, rollout__success=falling)
+    )
     for paid, wanted in ((rising, rising), (falling, falling), (falling, rising), ([0.5] * 20, falling)):
         assert ProxyRises()(records(reward__return=paid, rollout__success=wanted)) == ""
 
@@ -66,7 +71,14 @@ def test_a_warning_is_said_once_and_counted_while_it_holds(tmp_path):
     said = tiny.run(tiny.only(FLAT, monitors=(ALARM,)), tmp_path)
     assert said.count("for the test") == 1
     assert "update 2: rollout/episodes was below 100 for 2 updates" in said
-    assert [line.get("monitor/short", 0.0) for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 1, 1, 1, 1]
+    assert [line.get("monitor/short", 0.0) for line in read_metrics(tmp_path / "metrics.jsonl")] == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_a_run_that_is_stopped_keeps_what_it_did_and_does_not_go_on(tmp_path):

@@ -80,11 +80,14 @@ def test_a_field_is_parsed_by_its_type(assignment, value):
 
 
 @pytest.mark.parametrize(
-    "assignment", ["size=1.5", "size=true", "size=x", "rate=x", "rate=true", "kind=huge", "on=1", "pair=(1,)", "limit=x"]
+    "assignment",
+    ["size=1.5", "size=true", "size=x", "rate=x", "rate=true", "kind=huge", "on=1", "pair=(1,)", "limit=x"],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_what_was_found(assignment):
     name, _, text = assignment.partition("=")
-    with pytest.raises(ConfigError, match=f"option '{name}' takes .*; found '{text}'".replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(
+        ConfigError, match=f"option '{name}' takes .*; found '{text}'".replace("(", r"\(").replace(")", r"\)")
+    ):
         override(Leaf("x"), [assignment])
 
 
@@ -142,13 +145,20 @@ def test_descriptions_name_classes_and_functions_and_are_equal_where_values_are(
     assert described["leaf"]["class"] == f"{__name__}:Leaf"
     assert describe(Tree()) == described
     assert list(differences(described, described)) == []
-    assert describe(functools.partial(double, value=3)) == {"partial": f"{__name__}:double", "args": [], "value": 3}
+    assert describe(functools.partial(double, value=3)) == {
+        "partial": f"{__name__}:double",
+        "args": [],
+        "value": 3,
+    }
     assert describe({"b": 1, "a": {2, 1}}) == {"a": ["1", "2"], "b": 1}
 
 
 def test_differences_are_listed_by_path():
     new = override(Tree(), ["leaves.b.size=5", "leaf.rate=0.1"])
-    assert list(differences(describe(Tree()), describe(new))) == ["leaf.rate: 0.5 -> 0.1", "leaves.b.size: 1 -> 5"]
+    assert list(differences(describe(Tree()), describe(new))) == [
+        "leaf.rate: 0.5 -> 0.1",
+        "leaves.b.size: 1 -> 5",
+    ]
     longer = describe(Tree(leaves=()))
     assert [line.partition(":")[0] for line in differences(describe(Tree()), longer)] == ["leaves"]
 
@@ -197,6 +207,9 @@ class Mood(enum.Enum):
     WILD = 2
 
 
-@pytest.mark.parametrize(("one", "other"), [(Mood.CALM, Mood.WILD), (b"a", b"b"), (np.int64(3), np.int64(4)), (Times(2).of, Times(3).of)])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(Mood.CALM, Mood.WILD), (b"a", b"b"), (np.int64(3), np.int64(4)), (Times(2).of, Times(3).of)],
+)
 def test_what_differs_is_described_differently(one, other):
     assert describe(one) != describe(other)

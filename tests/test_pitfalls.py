@@ -43,24 +43,38 @@ CLOSE = {"rtol": 0.0, "atol": 1e-5}
 
 def test_every_turn_enters_the_statistics_of_process_rewards_not_only_the_first_of_each_episode():
     before, after = (
-        EpisodeAndSteps()([componentwise({"implicit": [0.3, late], "outcome": [0, 1]}, {"implicit": [-0.1, -0.1], "outcome": [0, 0]})])[0]
+        EpisodeAndSteps()(
+            [
+                componentwise(
+                    {"implicit": [0.3, late], "outcome": [0, 1]},
+                    {"implicit": [-0.1, -0.1], "outcome": [0, 0]},
+                )
+            ]
+        )[0]
         for late in (-0.05, 5.0)
     )
-    assert after[0].advantages_T[0] < 1 / np.sqrt(2) < before[0].advantages_T[0]  # best step, then below the mean of all steps
+    assert (
+        after[0].advantages_T[0] < 1 / np.sqrt(2) < before[0].advantages_T[0]
+    )  # best step, then below the mean of all steps
 
 
 def test_process_rewards_and_the_pair_loss_add_up_tokens_and_do_not_average_turns():
     """Log-ratios [[2, 4], [-1]] of a success and [[-2], [1, -3]] of a failure, beta 0.05."""
     prm = OpenImplicitPRM(ImplicitPRM(beta=0.05), learner_of())
     totals = []
-    for lengths, ratios, expected in (([2, 1], [2, 4, -1], [0.3, -0.05]), ([1, 2], [-2, 1, -3], [-0.1, -0.1])):
+    for lengths, ratios, expected in (
+        ([2, 1], [2, 4, -1], [0.3, -0.05]),
+        ([1, 2], [-2, 1, -3], [-0.1, -0.1]),
+    ):
         played = replace(scored([0.0, 0.0], lengths), old_logprobs_T=floats([-1.0] * 3))
         paid = prm._paid(played, replace(played, old_logprobs_T=floats(np.array(ratios) - 1.0)))
         np.testing.assert_allclose(paid.ledger["implicit"], expected, **CLOSE)
         totals.append(prm._total(paid))
     np.testing.assert_allclose(totals, [5.0, -4.0], **CLOSE)
     assert pair_weights(totals, [True, False], 0.05).loss == pytest.approx(0.493249, abs=1e-5)
-    assert pair_weights([2.5, -2.0], [True, False], 0.05).loss == pytest.approx(0.586962, abs=1e-5)  # the means of turns
+    assert pair_weights([2.5, -2.0], [True, False], 0.05).loss == pytest.approx(
+        0.586962, abs=1e-5
+    )  # the means of turns
 
 
 # EPO: a band that begins at the 25th turn.
@@ -111,16 +125,22 @@ def test_weights_that_saturate_are_counted_on_both_sides():
     behaviour = torch.full((2 * num,), -1.0, dtype=torch.float64)
     drift = torch.cat([torch.full((num,), 0.05), torch.full((num,), -0.05)]).double()
     sequence = torch.arange(2).repeat_interleave(num)
-    by_token, by_sequence = (weighed(rule, rule(behaviour + drift, behaviour, sequence)) for rule in (TokenTIS(), SequenceTIS()))
+    by_token, by_sequence = (
+        weighed(rule, rule(behaviour + drift, behaviour, sequence)) for rule in (TokenTIS(), SequenceTIS())
+    )
     assert [float(by_sequence[f"off_policy_{name}"].mean()) for name in ("capped", "zero")] == [0.5, 0.5]
     assert [float(by_token[f"off_policy_{name}"].mean()) for name in ("capped", "zero")] == [0.0, 0.0]
-    assert float(by_sequence["off_policy_weight"].mean()) == pytest.approx(1.0, abs=1e-3)  # which looks like on-policy data
+    assert float(by_sequence["off_policy_weight"].mean()) == pytest.approx(
+        1.0, abs=1e-3
+    )  # which looks like on-policy data
 
 
 def test_an_update_says_how_many_weights_saturate():
     groups = learner_of().annotate(groups_of(2), frozenset({"old_logprobs"}))
     for rule in (SequenceTIS(), TokenRejection()):
-        stats = learner_of().update(make_batch(groups, credit(groups)), Objective(loss=PolicyGradient(), off_policy=rule))
+        stats = learner_of().update(
+            make_batch(groups, credit(groups)), Objective(loss=PolicyGradient(), off_policy=rule)
+        )
         assert 0.0 <= stats["off_policy_capped"] <= 1.0
         assert 0.0 <= stats["off_policy_zero"] <= 1.0
     assert stats["off_policy_zero"] == pytest.approx(1.0 - stats["off_policy_weight"])  # rejected or not
@@ -155,7 +175,10 @@ def test_a_weight_does_not_move_the_clip():
 # Laws.
 
 
-@given(st.lists(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=4), min_size=1, max_size=4), st.floats(0.0, 3.0))
+@given(
+    st.lists(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.floats(0.0, 3.0),
+)
 def test_entropy_scales_have_mean_one(entropies, kappa):
     scales, _ = EMPG(kappa=kappa)._modulation([np.array(row) for row in entropies])
     assert np.concatenate(scales).mean() == pytest.approx(1.0)
@@ -164,18 +187,24 @@ def test_entropy_scales_have_mean_one(entropies, kappa):
 @given(st.lists(st.lists(st.floats(0.1, 100.0), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_durations_have_mean_one_below_the_cap(seconds):
     members = tuple(timed(row) for row in seconds)
-    (found,) = Duration(max_weight=1e9)([members], [tuple(Credited(floats(np.ones(len(row)))) for row in seconds)])
+    (found,) = Duration(max_weight=1e9)(
+        [members], [tuple(Credited(floats(np.ones(len(row)))) for row in seconds)]
+    )
     assert tokens_of(found).mean() == pytest.approx(1.0, abs=1e-4)
 
 
 def measured(one: Scored) -> Scored:
     """With entropies and values that depend on the action tokens alone."""
     num = one.trajectory.num_tokens
-    return replace(one, entropies_T=floats(np.linspace(0.1, 1.0, num)), values_T=floats(np.linspace(-1.0, 1.0, num)))
+    return replace(
+        one, entropies_T=floats(np.linspace(0.1, 1.0, num)), values_T=floats(np.linspace(-1.0, 1.0, num))
+    )
 
 
 def padded(one: Scored, prompt: int) -> Scored:
-    turns = tuple(replace(turn, action=replace(turn.action, prompt=ints([0] * prompt))) for turn in one.trajectory.turns)
+    turns = tuple(
+        replace(turn, action=replace(turn.action, prompt=ints([0] * prompt))) for turn in one.trajectory.turns
+    )
     return replace(one, trajectory=replace(one.trajectory, turns=turns))
 
 
@@ -188,7 +217,9 @@ def test_what_is_shown_besides_the_place_does_not_matter(members, prompt):
         np.testing.assert_array_equal(tokens_of(found), tokens_of(expected))
     (base,) = RLOO()([members])
     for modifier in (EMPG(), ConflictTokens(), KeepVaried(2), KeepTokens()):
-        np.testing.assert_array_equal(tokens_of(modifier([shown], [base])[0]), tokens_of(modifier([members], [base])[0]))
+        np.testing.assert_array_equal(
+            tokens_of(modifier([shown], [base])[0]), tokens_of(modifier([members], [base])[0])
+        )
 
 
 @given(scored_groups(min_turns=1, min_tokens=1), st.randoms(use_true_random=False))

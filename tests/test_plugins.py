@@ -39,10 +39,20 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
             UnknownPlugin,
             "no environment plug-in is named 'bandid'; did you mean 'bandit'[?] known: bandit, frozen-lake",
         ),
-        ("no_such_module:Env", {}, UnknownPlugin, "no module is named 'no_such_module'; run in the folder that holds it"),
+        (
+            "no_such_module:Env",
+            {},
+            UnknownPlugin,
+            "no module is named 'no_such_module'; run in the folder that holds it",
+        ),
         ("misbehaving:Misbehavin", {}, UnknownPlugin, "did you mean 'Misbehaving'"),
         ("json:dumps", {}, ConfigError, "is no EnvSpec, found <function dumps"),
-        ("bandit", {"armz": 3}, ConfigError, "no option is named 'armz'; did you mean 'arms'[?] known: arms, good, bad, max_turns"),
+        (
+            "bandit",
+            {"armz": 3},
+            ConfigError,
+            "no option is named 'armz'; did you mean 'arms'[?] known: arms, good, bad, max_turns",
+        ),
         ("bandit", {"arms": "3"}, ConfigError, r"environment 'bandit': arms must be int; found '3' \(str\)"),
         ("bandit", {"arms": 99}, ConfigError, "arms must be from 2 to 8, found 99"),
         ("frozen-lake", {"view": "map"}, ConfigError, "view must be one of 'local', 'grid'; found 'map'"),
@@ -65,7 +75,9 @@ def test_a_plugin_that_does_not_import_is_a_mistake_of_its_own(tmp_path, monkeyp
 def test_a_missing_package_names_the_extra_that_brings_it(tmp_path, monkeypatch):
     info = tmp_path / "their_games-1.2.dist-info"
     info.mkdir()
-    requires = 'Requires-Dist: numpy\nProvides-Extra: heavy\nRequires-Dist: no-such-package>=2; extra == "heavy"\n'
+    requires = (
+        'Requires-Dist: numpy\nProvides-Extra: heavy\nRequires-Dist: no-such-package>=2; extra == "heavy"\n'
+    )
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-games\nVersion: 1.2\n" + requires)
     (info / "entry_points.txt").write_text("[agentrl.environments]\nchess = their_games:Chess\n")
     (tmp_path / "their_games.py").write_text("import no_such_package\n")
@@ -85,7 +97,9 @@ def test_a_package_of_no_extra_is_named_too(tmp_path, monkeypatch):
 
 def test_two_distributions_may_register_the_same_group(monkeypatch):
     theirs = EntryPoint("sound", "broken:Sound", "agentrl.environments")
-    monkeypatch.setattr("agentrl.plugins.entry_points", lambda group: [theirs] if group == "agentrl.environments" else [])
+    monkeypatch.setattr(
+        "agentrl.plugins.entry_points", lambda group: [theirs] if group == "agentrl.environments" else []
+    )
     assert environments() == ("sound",)
     check_env(make_environment("sound"), num_tasks=1)
 

@@ -62,4 +62,7 @@ def test_an_erring_policy_errs_on_its_share_of_turns_and_the_same_way_each_time(
     played = [act(erring, seed=seed) for seed in range(400)]
     assert 70 <= played.count("wrong") <= 130
     assert played == [act(erring, seed=seed) for seed in range(400)]
-    assert {act(ErringPolicy(ScriptedPolicy(("right",)), ScriptedPolicy(("wrong",)), 0.0), seed=seed) for seed in range(50)} == {"right"}
+    assert {
+        act(ErringPolicy(ScriptedPolicy(("right",)), ScriptedPolicy(("wrong",)), 0.0), seed=seed)
+        for seed in range(50)
+    } == {"right"}

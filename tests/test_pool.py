@@ -110,7 +110,12 @@ async def test_what_was_given_to_somebody_who_is_cancelled_comes_back() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["take", "cancel", "back", "warm", "idle"]), st.booleans()), max_size=60), st.integers(1, 4))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["take", "cancel", "back", "warm", "idle"]), st.booleans()), max_size=60
+    ),
+    st.integers(1, 4),
+)
 def test_no_slot_is_ever_lost_or_made_up(steps: list[tuple[str, bool]], num_slots: int) -> None:
     asyncio.run(_walk(steps, num_slots))
 

@@ -62,10 +62,19 @@ def test_a_sound_recipe_passes_and_knows_its_stages():
 
 STALE = Rollouts(num_groups=2, group_size=2, max_staleness=1)
 PROBLEMS = {
-    "greedy training": (dataclasses.replace(SOUND, sampling=Sampling(temperature=0.0)), "sampling.temperature is 0"),
-    "a filter on nothing": (learning(filters=(DynamicSampling("outcom"),)), "looks at the reward component outcom"),
+    "greedy training": (
+        dataclasses.replace(SOUND, sampling=Sampling(temperature=0.0)),
+        "sampling.temperature is 0",
+    ),
+    "a filter on nothing": (
+        learning(filters=(DynamicSampling("outcom"),)),
+        "looks at the reward component outcom",
+    ),
     "truncated sampling in groups of one": (
-        dataclasses.replace(learning(source=Rollouts(num_groups=2, group_size=1), credit=TokenGAE()), sampling=Sampling(top_p=0.9)),
+        dataclasses.replace(
+            learning(source=Rollouts(num_groups=2, group_size=1), credit=TokenGAE()),
+            sampling=Sampling(top_p=0.9),
+        ),
         "truncates what is sampled",
     ),
     "nobody plays": (dataclasses.replace(SOUND, limits=Limits(concurrency=0)), "limits.concurrency is 0"),
@@ -80,10 +89,22 @@ PROBLEMS = {
         learning(source=Rollouts(group_size=1), credit=Constant(1.0), objective=Objective(loss=DisCO())),
         "the objective compares the episodes of a group, and group_size is 1",
     ),
-    "a group of one": (learning(source=Rollouts(group_size=1)), "GRPO compares the episodes of a group and needs at least 2"),
-    "an unknown signal": (learning(reward=Process("glory")), "reward Process reads glory; the environment reports payout"),
-    "an unknown split": (dataclasses.replace(SOUND, evaluation=Evaluation(split="dev")), "split 'dev' does not exist"),
-    "truncated sampling": (dataclasses.replace(SOUND, sampling=Sampling(top_p=0.9)), "top_p or top_k truncates"),
+    "a group of one": (
+        learning(source=Rollouts(group_size=1)),
+        "GRPO compares the episodes of a group and needs at least 2",
+    ),
+    "an unknown signal": (
+        learning(reward=Process("glory")),
+        "reward Process reads glory; the environment reports payout",
+    ),
+    "an unknown split": (
+        dataclasses.replace(SOUND, evaluation=Evaluation(split="dev")),
+        "split 'dev' does not exist",
+    ),
+    "truncated sampling": (
+        dataclasses.replace(SOUND, sampling=Sampling(top_p=0.9)),
+        "top_p or top_k truncates",
+    ),
     "stale episodes": (learning(source=STALE), "off_policy weights"),
     "a wrong type": (dataclasses.replace(SOUND, seed="1"), "seed must be int; found '1'"),
 }
@@ -143,7 +164,10 @@ def test_a_file_is_read_with_overrides_and_kept_in_a_folder_that_stands_for_it(t
 def test_modules_beside_a_recipe_are_imported_anew_and_kept_with_it(tmp_path):
     (tmp_path / "mine").mkdir()
     path, shared = tmp_path / "mine" / "mine.py", tmp_path / "mine" / "shared_parts.py"
-    path.write_text(FILE + "import dataclasses\nimport shared_parts\nrecipe = dataclasses.replace(SOUND, seed=shared_parts.SEED)\n")
+    path.write_text(
+        FILE
+        + "import dataclasses\nimport shared_parts\nrecipe = dataclasses.replace(SOUND, seed=shared_parts.SEED)\n"
+    )
     (tmp_path / "mine" / "other.py").write_text("raise RuntimeError\n")
     shared.write_text("SEED = 5\n")
     recipe, origin = read(path)
@@ -160,7 +184,8 @@ def test_modules_beside_a_recipe_are_imported_anew_and_kept_with_it(tmp_path):
 def test_classes_of_a_recipe_file_have_one_name_wherever_it_lies(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        FILE + "\nclass Own(type(SOUND.env)):\n    pass\n\nimport dataclasses\nrecipe = dataclasses.replace(SOUND, env=Own())\n"
+        FILE
+        + "\nclass Own(type(SOUND.env)):\n    pass\n\nimport dataclasses\nrecipe = dataclasses.replace(SOUND, env=Own())\n"
     )
     recipe, origin = read(path)
     origin.keep(tmp_path / "run")

@@ -20,7 +20,10 @@ PRETRAINED = FOLDER / "textworld_pretrained.py"
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    spec = ModelSpec(shape=Shape(hidden=32, layers=1, heads=2, kv_heads=1, mlp=64, max_context=4096), tokenizer=TrainedTokenizer())
+    spec = ModelSpec(
+        shape=Shape(hidden=32, layers=1, heads=2, kv_heads=1, mlp=64, max_context=4096),
+        tokenizer=TrainedTokenizer(),
+    )
     build_model(spec, len(CHAT_TOKENIZER), seed=0).save_pretrained(folder)
     CHAT_TOKENIZER.save_pretrained(folder)
     return folder
@@ -40,7 +43,9 @@ def test_the_pretrained_recipe_says_that_its_model_folder_is_missing():
 
 
 def test_the_pretrained_recipe_plans_on_a_model_folder(model_folder):
-    result = CliRunner().invoke(app, ["train", str(PRETRAINED), f"model.folder={model_folder}", "compute.device=cpu", "--dry-run"])
+    result = CliRunner().invoke(
+        app, ["train", str(PRETRAINED), f"model.folder={model_folder}", "compute.device=cpu", "--dry-run"]
+    )
     assert result.exit_code == 0, result.output
     assert "memory" in result.output.lower()
 
@@ -48,7 +53,15 @@ def test_the_pretrained_recipe_plans_on_a_model_folder(model_folder):
 def test_the_recipe_for_code_models_plans_on_a_model_folder(model_folder):
     path = FOLDER / "swe_qwen.py"
     result = CliRunner().invoke(
-        app, ["train", str(path), f"model.folder={model_folder}", "engine.max_context=4096", "compute.device=cpu", "--dry-run"]
+        app,
+        [
+            "train",
+            str(path),
+            f"model.folder={model_folder}",
+            "engine.max_context=4096",
+            "compute.device=cpu",
+            "--dry-run",
+        ],
     )
     assert result.exit_code == 0, result.output
     assert "memory" in result.output.lower()
@@ -56,9 +69,26 @@ def test_the_recipe_for_code_models_plans_on_a_model_folder(model_folder):
 
 @pytest.mark.slow
 def test_the_pretrained_recipe_trains_on_raw_text_through_a_chat_template(model_folder, tmp_path):
-    small = ["env.train=4", "env.valid=1", "env.test=2", "env.ood=1", "env.max_turns=3", f"env.cache={tmp_path / 'games'}"]
-    short = ["stages.ppo.updates=2", "stages.ppo.source.num_groups=4", "stages.ppo.optimisation.freeze_policy_updates=1"]
-    cpu = ["compute.device=cpu", "compute.precision=float32", "compute.threads=1", "num_workers=1", "sampling.max_tokens=4"]
+    small = [
+        "env.train=4",
+        "env.valid=1",
+        "env.test=2",
+        "env.ood=1",
+        "env.max_turns=3",
+        f"env.cache={tmp_path / 'games'}",
+    ]
+    short = [
+        "stages.ppo.updates=2",
+        "stages.ppo.source.num_groups=4",
+        "stages.ppo.optimisation.freeze_policy_updates=1",
+    ]
+    cpu = [
+        "compute.device=cpu",
+        "compute.precision=float32",
+        "compute.threads=1",
+        "num_workers=1",
+        "sampling.max_tokens=4",
+    ]
     options = [f"model.folder={model_folder}", *small, *short, *cpu]
     result = CliRunner().invoke(app, ["train", str(PRETRAINED), *options, "--out", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output

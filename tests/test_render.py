@@ -14,15 +14,26 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-DROPS_THINKING = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}")
-CLEANS = CHATML.replace("{{ m.content }}", "{{ m.content if loop.index > messages|length - 2 else m.content|upper }}")
+DROPS_THINKING = CHATML.replace(
+    "{{ m.content }}", "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}"
+)
+CLEANS = CHATML.replace(
+    "{{ m.content }}", "{{ m.content if loop.index > messages|length - 2 else m.content|upper }}"
+)
 
 
 def tokenizer(tags=("<pad>", "<act>", "<end>"), template: str | None = None) -> PreTrainedTokenizerFast:
-    vocab = {token: index for index, token in enumerate([*tags, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocab = {
+        token: index for index, token in enumerate([*tags, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     inner = Tokenizer(models.BPE(vocab, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=tags[0], eos_token=tags[-1], extra_special_tokens=list(tags[1:-1]))
+    inner.pre_tokenizer, inner.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=tags[0], eos_token=tags[-1], extra_special_tokens=list(tags[1:-1])
+    )
     made.chat_template = template
     return made
 
@@ -44,7 +55,9 @@ def played(renderer, episode) -> list[Turn]:
         if clipped and len(tokens) > 1:
             tokens = ints(tokens[:-1])
         text = renderer.decode(tokens)
-        action = Action(text, prompt.tokens, tokens, floats(np.zeros(len(tokens))), 0, prompt.fresh, clipped=clipped)
+        action = Action(
+            text, prompt.tokens, tokens, floats(np.zeros(len(tokens))), 0, prompt.fresh, clipped=clipped
+        )
         turns.append(Turn(observation, Action(text) if text_only else action))
     return turns
 
@@ -65,14 +78,18 @@ def test_tag_deltas_concatenate_to_the_rendered_whole(episode):
 @settings(deadline=None)
 @given(episodes)
 def test_chat_deltas_concatenate_to_the_rendered_whole(episode):
-    turns = played(CHAT, [(seen, said.strip(), clipped, text_only) for seen, said, clipped, text_only in episode])
+    turns = played(
+        CHAT, [(seen, said.strip(), clipped, text_only) for seen, said, clipped, text_only in episode]
+    )
     ids = context(turns).tolist() + CHAT.prompt(turns, Observation.text("last")).tokens.tolist()
     messages = [
         {"role": role, "content": content}
         for turn in turns
         for role, content in (("user", turn.observation.messages[0].content), ("assistant", turn.action.text))
     ]
-    whole = CHAT_TOKENIZER.apply_chat_template([*messages, {"role": "user", "content": "last"}], add_generation_prompt=True, tokenize=False)
+    whole = CHAT_TOKENIZER.apply_chat_template(
+        [*messages, {"role": "user", "content": "last"}], add_generation_prompt=True, tokenize=False
+    )
     assert ids == CHAT_TOKENIZER.encode(whole, add_special_tokens=False)
 
 
@@ -99,20 +116,36 @@ def test_an_action_that_the_limit_cut_is_closed_by_the_next_delta():
 
 @pytest.mark.parametrize("kind", ["tags", "chat"])
 def test_a_history_shows_the_last_turns_only_and_starts_afresh(kind):
-    renderer = TagRenderer(tokenizer(), history=1) if kind == "tags" else ChatRenderer(CHAT_TOKENIZER, history=1)
+    renderer = (
+        TagRenderer(tokenizer(), history=1) if kind == "tags" else ChatRenderer(CHAT_TOKENIZER, history=1)
+    )
     turns = played(renderer, [(f"room {index}", f"go {index}", False, False) for index in range(3)])
     prompt = renderer.prompt(turns, Observation.text("here"))
     text = renderer.tokenizer.decode(prompt.tokens.tolist())
     assert prompt.fresh
-    assert [word in text for word in ("room 1", "room 2", "go 1", "go 2", "here")] == [False, True, False, True, True]
-    assert context([*turns, Turn(Observation.text("here"), Action("x", prompt.tokens, fresh=True))]).tolist() == prompt.tokens.tolist()
+    assert [word in text for word in ("room 1", "room 2", "go 1", "go 2", "here")] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert (
+        context([*turns, Turn(Observation.text("here"), Action("x", prompt.tokens, fresh=True))]).tolist()
+        == prompt.tokens.tolist()
+    )
 
 
 def test_a_history_keeps_the_system_message():
     renderer = ChatRenderer(CHAT_TOKENIZER, history=0)
     first = Observation((Message("system", "play"), Message("user", "room")))
-    text = renderer.tokenizer.decode(renderer.prompt([Turn(first, Action("go"))], Observation.text("hall")).tokens.tolist())
-    assert text == "<|im_start|>system\nplay<|im_end|>\n<|im_start|>user\nhall<|im_end|>\n<|im_start|>assistant\n"
+    text = renderer.tokenizer.decode(
+        renderer.prompt([Turn(first, Action("go"))], Observation.text("hall")).tokens.tolist()
+    )
+    assert (
+        text
+        == "<|im_start|>system\nplay<|im_end|>\n<|im_start|>user\nhall<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 @pytest.mark.parametrize("template", [DROPS_THINKING, CLEANS])
@@ -131,7 +164,9 @@ def test_a_template_without_an_end_token_is_refused():
 
 
 def test_missing_tags_are_named():
-    with pytest.raises(ConfigError, match=r"lacks the special tokens \['<act>'\]; it has \['<end>', '<pad>'\]"):
+    with pytest.raises(
+        ConfigError, match=r"lacks the special tokens \['<act>'\]; it has \['<end>', '<pad>'\]"
+    ):
         TagRenderer(tokenizer(("<pad>", "<end>")))
 
 
@@ -142,7 +177,9 @@ def test_a_negative_history_is_refused():
 
 def test_a_demonstration_is_filled_with_tokens():
     script = Trajectory(
-        Task("t"), tuple(Turn(Observation.text(seen), Action(said)) for seen, said in (("a", "go"), ("b", "wait"))), End.TERMINATED
+        Task("t"),
+        tuple(Turn(Observation.text(seen), Action(said)) for seen, said in (("a", "go"), ("b", "wait"))),
+        End.TERMINATED,
     )
     filled = TAGS.tokenise(script)
     assert [turn.action.text for turn in filled.turns] == ["go", "wait"]
@@ -154,7 +191,10 @@ def test_a_demonstration_is_filled_with_tokens():
 
 def test_turns_without_tokens_enter_the_context_with_the_next_delta():
     turns = played(TAGS, [("a", "go", False, False), ("b", "wait", False, True)])
-    assert TAGS.tokenizer.decode(TAGS.prompt(turns, Observation.text("c")).tokens.tolist()) == "b<act>wait<end>c<act>"
+    assert (
+        TAGS.tokenizer.decode(TAGS.prompt(turns, Observation.text("c")).tokens.tolist())
+        == "b<act>wait<end>c<act>"
+    )
 
 
 def test_drift_names_the_turn():

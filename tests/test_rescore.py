@@ -117,7 +117,9 @@ def test_the_command_shows_what_differs_and_writes_it(folder, tmp_path):
     written = [one for path in sorted(tmp_path.rglob("*.parquet")) for one in read_trajectories(path)]
     assert written
     groups = list(rescore(tiny.stored(folder), Chain(reward=Outcome(), credit=GRPO())))
-    expected = [credit for one in groups if one.stage == "learn" for group in one.credited for credit in group]
+    expected = [
+        credit for one in groups if one.stage == "learn" for group in one.credited for credit in group
+    ]
     for one, credit in zip(written, expected, strict=True):
         np.testing.assert_array_equal(one.credited.advantages_T, credit.advantages_T)
 

@@ -48,13 +48,21 @@ def every_third(recipe):
 Moment = Callable[[Path], bool]
 MOMENTS: dict[str, Moment] = {
     "before the tokenizer is there": lambda run: (run / "manifest.json").exists(),
-    "while the tokenizer is written": lambda run: (run / ".tokenizer").exists() or (run / "tokenizer").exists(),
+    "while the tokenizer is written": lambda run: (
+        (run / ".tokenizer").exists() or (run / "tokenizer").exists()
+    ),
     "when the demonstrations were played": lambda run: (run / "demonstrations" / "warm.parquet").exists(),
-    "when an update is stored and not yet a checkpoint": lambda run: (run / "trajectories" / "update=000001" / "part-0.parquet").exists(),
+    "when an update is stored and not yet a checkpoint": lambda run: (
+        run / "trajectories" / "update=000001" / "part-0.parquet"
+    ).exists(),
     "while a checkpoint is written": lambda run: (run / "checkpoints" / ".000003.tmp").exists(),
     "while the agent is played": lambda run: (run / "checkpoints" / "000003").exists(),
-    "when an evaluation was played and not reported": lambda run: (run / "evaluations" / "learn-2.parquet").exists(),
-    "when an evaluation was reported and not committed": lambda run: (run / "evaluations" / "learn-4.json").exists(),
+    "when an evaluation was played and not reported": lambda run: (
+        run / "evaluations" / "learn-2.parquet"
+    ).exists(),
+    "when an evaluation was reported and not committed": lambda run: (
+        run / "evaluations" / "learn-4.json"
+    ).exists(),
     "while the last checkpoint is written": lambda run: (run / "checkpoints" / ".000008.tmp").exists(),
     "when all is over but the tidying": lambda run: (run / "checkpoints" / "000008").exists(),
 }
@@ -65,11 +73,17 @@ MOMENTS: dict[str, Moment] = {
 def processes():
     """Start processes that have all imported and computed nothing yet."""
     method = multiprocessing.get_context("forkserver")
-    method.set_forkserver_preload(["agentrl.train", "agentrl.engines.local", "transformers.models.qwen2.modeling_qwen2", "pandas"])
+    method.set_forkserver_preload(
+        ["agentrl.train", "agentrl.engines.local", "transformers.models.qwen2.modeling_qwen2", "pandas"]
+    )
     return method
 
 
-@pytest.fixture(scope="module", params=[RECIPE, every_third(RECIPE)], ids=["a checkpoint each update", "a checkpoint every third"])
+@pytest.fixture(
+    scope="module",
+    params=[RECIPE, every_third(RECIPE)],
+    ids=["a checkpoint each update", "a checkpoint every third"],
+)
 def undisturbed(request, processes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     process = tiny.in_background(processes, request.param, folder)
@@ -92,7 +106,11 @@ def kill_when(reached: Moment, process, folder: Path) -> bool:
 def test_a_run_that_is_killed_at_every_moment_ends_as_if_it_never_was(undisturbed, processes, tmp_path):
     recipe, expected = undisturbed
     folder = tmp_path / "run"
-    killed = [name for name, moment in MOMENTS.items() if kill_when(moment, tiny.in_background(processes, recipe, folder), folder)]
+    killed = [
+        name
+        for name, moment in MOMENTS.items()
+        if kill_when(moment, tiny.in_background(processes, recipe, folder), folder)
+    ]
     assert len(killed) >= len(MOMENTS) - 2, f"only killed {killed}"
     last = tiny.in_background(processes, recipe, folder)
     last.join()
@@ -109,7 +127,11 @@ def test_a_killed_run_leaves_no_worker_process_behind(processes, tmp_path):
     workers = []
 
     def playing(run: Path) -> bool:
-        workers[:] = psutil.Process(process.pid).children(recursive=True) if (run / "checkpoints" / "000001").exists() else []
+        workers[:] = (
+            psutil.Process(process.pid).children(recursive=True)
+            if (run / "checkpoints" / "000001").exists()
+            else []
+        )
         return bool(workers)
 
     assert kill_when(playing, process, tmp_path / "run")
@@ -141,9 +163,9 @@ def test_where_no_checkpoint_is_whole_the_run_says_so_and_touches_nothing(tmp_pa
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
     with pytest.raises(CheckpointError, match="torn or was altered"):
         tiny.run(RECIPE, tmp_path / "run")
-    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lock") == [
-        entry for entry in before if entry[0].name != "lock"
-    ]
+    assert sorted(
+        (path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lock"
+    ) == [entry for entry in before if entry[0].name != "lock"]
 
 
 def test_a_finished_run_gives_its_results_again_and_does_nothing(tmp_path):
@@ -176,14 +198,25 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_killed_three_times_at_random_ends_like_one_that_was_not(tmp_path):
-    settings = ["explore.updates=1", "explore.source.num_episodes=60", "explore.minibatches=8", "imitate.updates=2", "learn.updates=5"]
-    overrides = [f"stages.{setting}" for setting in settings] + ["evaluation.num_tasks=40", "compute.threads=1"]
+    settings = [
+        "explore.updates=1",
+        "explore.source.num_episodes=60",
+        "explore.minibatches=8",
+        "imitate.updates=2",
+        "learn.updates=5",
+    ]
+    overrides = [f"stages.{setting}" for setting in settings] + [
+        "evaluation.num_tasks=40",
+        "compute.threads=1",
+    ]
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
         command = ["train", str(ROOT / "recipes" / "textworld_demo.py"), *overrides, "--out", str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [sys.executable, "-c", "from agentrl.cli import main; main()", *command], env=environment, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", "from agentrl.cli import main; main()", *command],
+            env=environment,
+            stderr=subprocess.DEVNULL,
         )
 
     assert start(tmp_path / "whole").wait() == 0

@@ -38,7 +38,9 @@ def test_the_outcome_is_paid_on_the_last_turn():
 
 
 def test_the_outcome_may_be_any_signal_and_have_any_name():
-    assert ledger(Outcome(signal="score", name="exam"), signalled(score=[0.25, 0.5], success=[0, 1])) == {"exam": [0, 0.5]}
+    assert ledger(Outcome(signal="score", name="exam"), signalled(score=[0.25, 0.5], success=[0, 1])) == {
+        "exam": [0, 0.5]
+    }
 
 
 def test_what_happened_before_the_last_turn_is_no_outcome():
@@ -59,7 +61,10 @@ def test_a_refused_action_is_charged():
 
 def test_a_sum_keeps_its_components_apart():
     record = signalled(success=[0, 1], valid=[0, 1])
-    assert ledger(Sum((Outcome(), Scaled(Format(1.0), 0.25))), record) == {"outcome": [0, 1], "format": [-0.25, 0]}
+    assert ledger(Sum((Outcome(), Scaled(Format(1.0), 0.25))), record) == {
+        "outcome": [0, 1],
+        "format": [-0.25, 0],
+    }
 
 
 def test_components_of_one_name_are_refused():
@@ -69,7 +74,9 @@ def test_components_of_one_name_are_refused():
 
 def test_dense_progress_of_a_success_is_shared_among_the_steps_it_took():
     # two positive steps and a win: one half each
-    assert ledger(Dense("progress", most="steps"), signalled(progress=[0, 1, 0, 1], success=[0, 0, 0, 1])) == {"dense": [0, 0.5, 0, 0.5]}
+    assert ledger(
+        Dense("progress", most="steps"), signalled(progress=[0, 1, 0, 1], success=[0, 0, 0, 1])
+    ) == {"dense": [0, 0.5, 0, 0.5]}
 
 
 def test_dense_progress_of_a_failure_is_a_share_of_what_there_was():
@@ -95,11 +102,18 @@ def test_rewards_name_the_signals_that_they_read():
 
 
 @given(
-    st.lists(st.fixed_dictionaries({name: st.floats(-2, 2, width=32) for name in ("success", "valid", "progress", "score")}), max_size=5),
+    st.lists(
+        st.fixed_dictionaries(
+            {name: st.floats(-2, 2, width=32) for name in ("success", "valid", "progress", "score")}
+        ),
+        max_size=5,
+    ),
     st.sampled_from([End.TERMINATED, End.TRUNCATED]),
 )
 def test_every_reward_pays_each_turn_once_under_the_names_it_declares(signals, end):
-    record = trajectory([1] * len(signals), signals=signals, rewards=[1.0] * len(signals), end=end, task=LIMITED)
+    record = trajectory(
+        [1] * len(signals), signals=signals, rewards=[1.0] * len(signals), end=end, task=LIMITED
+    )
     for reward in EVERY_REWARD:
         paid = reward(record)
         assert set(paid) == reward.components
@@ -109,5 +123,7 @@ def test_every_reward_pays_each_turn_once_under_the_names_it_declares(signals, e
 @given(st.lists(st.floats(-2, 2, width=32), max_size=5), st.floats(-4, 4, width=32))
 def test_scaling_scales_every_turn(progress, factor):
     record = trajectory([1] * len(progress), signals=[{"progress": value} for value in progress])
-    scaled, plain = (reward(record)["progress"] for reward in (Scaled(Process("progress"), factor), Process("progress")))
+    scaled, plain = (
+        reward(record)["progress"] for reward in (Scaled(Process("progress"), factor), Process("progress"))
+    )
     np.testing.assert_allclose(scaled, plain * factor, atol=1e-5)

@@ -21,12 +21,22 @@ def episode(outcome: float, tool=(0.2, 0.0, 0.2), **more):
 
 
 def paid(ledger) -> list[float]:
-    return [round(float(value), 6) for value in sum(np.asarray(component, np.float64) for component in ledger.values())]
+    return [
+        round(float(value), 6)
+        for value in sum(np.asarray(component, np.float64) for component in ledger.values())
+    ]
 
 
 @pytest.mark.parametrize(
     ("outcome", "inclusive", "total"),
-    [(-1.0, True, -1.0), (-1.0, False, -1.0), (0.0, True, 0.7), (0.0, False, 0.0), (1.0, True, 1.7), (1.0, False, 1.7)],
+    [
+        (-1.0, True, -1.0),
+        (-1.0, False, -1.0),
+        (0.0, True, 0.7),
+        (0.0, False, 0.0),
+        (1.0, True, 1.7),
+        (1.0, False, 1.7),
+    ],
 )
 def test_small_rewards_count_where_the_large_ones_allow_it(outcome, inclusive, total):
     record, ledger = episode(outcome)
@@ -52,7 +62,9 @@ def test_an_episode_that_was_cut_off_has_no_outcome():
 def test_hierarchical_rewards_are_gates():
     gates = hierarchy(("correct", 1.0), ("depth", 0.5), ("short", 0.0))
     for totals, expected in (((0.5, 0.9, 0.2), 0.5), ((1.0, 0.3, 0.2), 1.3), ((1.0, 0.8, 0.2), 2.0)):
-        ledger = {name: floats([value]) for name, value in zip(("correct", "depth", "short"), totals, strict=True)}
+        ledger = {
+            name: floats([value]) for name, value in zip(("correct", "depth", "short"), totals, strict=True)
+        }
         assert sum(paid(gates(trajectory([1]), ledger))) == pytest.approx(expected, abs=1e-6)
 
 
@@ -71,12 +83,20 @@ def test_gates_that_make_no_sense_are_refused():
         Gates((Level(("tests",), 0.0), Level(("tool",))))(*episode(1.0))
 
 
-@given(st.lists(amounts, min_size=1, max_size=4), st.lists(amounts.map(abs), min_size=4, max_size=4), amounts, amounts)
-def test_lowering_a_gate_never_lowers_what_is_paid_while_small_rewards_are_not_negative(outcomes, small, one, other):
+@given(
+    st.lists(amounts, min_size=1, max_size=4),
+    st.lists(amounts.map(abs), min_size=4, max_size=4),
+    amounts,
+    amounts,
+)
+def test_lowering_a_gate_never_lowers_what_is_paid_while_small_rewards_are_not_negative(
+    outcomes, small, one, other
+):
     num = len(outcomes)
     ledger = {"outcome": floats(outcomes), "small": floats(small[:num])}
     low, high = (
-        sum(paid(Gates((Level(("outcome",), gate), Level(("small",))))(trajectory([1] * num), ledger))) for gate in sorted((one, other))
+        sum(paid(Gates((Level(("outcome",), gate), Level(("small",))))(trajectory([1] * num), ledger)))
+        for gate in sorted((one, other))
     )
     assert low >= high - 1e-6
 
@@ -96,7 +116,9 @@ def refined(scores, *transforms) -> list[float]:
 def test_clip_and_delta_and_both():
     np.testing.assert_allclose(refined(SCORES, Clip("prm", 0.7)), [0.0, -0.1, 0.0, -0.4], **CLOSE)
     np.testing.assert_allclose(refined(SCORES, Delta("prm")), [0.3, -0.2, 0.8, 0.0], **CLOSE)
-    np.testing.assert_allclose(refined(SCORES, Clip("prm", 0.7), Delta("prm")), [0.1, -0.1, 0.0, 0.0], **CLOSE)
+    np.testing.assert_allclose(
+        refined(SCORES, Clip("prm", 0.7), Delta("prm")), [0.1, -0.1, 0.0, 0.0], **CLOSE
+    )
 
 
 def test_an_episode_of_one_turn_has_no_process():
@@ -140,7 +162,12 @@ def test_length_is_charged_softly_before_the_limit():
         found = Overlong(100, 20, **options)(trajectory([length - 30, 30]), {"outcome": floats([0.0, 1.0])})
         return found["overlong"].tolist()
 
-    assert [charge(length, capped=False) for length in (80, 90, 100, 110)] == [[0.0, -0.0], [0.0, -0.5], [0.0, -1.0], [0.0, -1.5]]
+    assert [charge(length, capped=False) for length in (80, 90, 100, 110)] == [
+        [0.0, -0.0],
+        [0.0, -0.5],
+        [0.0, -1.0],
+        [0.0, -1.5],
+    ]
     assert charge(110) == [0.0, -1.0]
     with pytest.raises(ConfigError, match="buffer"):
         Overlong(100, 0)
@@ -162,7 +189,9 @@ def test_a_threshold_gives_nothing_to_most_scores():
     assert np.mean([min(score - threshold_for(scores), 0.0) == 0.0 for score in scores]) == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("transform", [Clip("judge", 0.5), Delta("judge"), Ensemble(("judge",), "x")], ids=repr)
+@pytest.mark.parametrize(
+    "transform", [Clip("judge", 0.5), Delta("judge"), Ensemble(("judge",), "x")], ids=repr
+)
 def test_a_component_that_nothing_pays_is_named(transform):
     with pytest.raises(ConfigError, match="'judge', which nothing pays; the ledger has outcome"):
         transform(trajectory([1]), {"outcome": floats([1.0])})

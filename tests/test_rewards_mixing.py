@@ -40,7 +40,15 @@ def golden() -> Lagrangian:
 
 
 def test_a_lagrangian_weighs_components_with_sigmoids_of_its_multipliers():
-    mixed = golden()(PLAYED, {"kl": floats([0.5, 0.0]), "a": floats([0.0, 0.8]), "b": floats([-0.4, 0.0]), "other": floats([1.0, 1.0])})
+    mixed = golden()(
+        PLAYED,
+        {
+            "kl": floats([0.5, 0.0]),
+            "a": floats([0.0, 0.8]),
+            "b": floats([-0.4, 0.0]),
+            "other": floats([1.0, 1.0]),
+        },
+    )
     assert mixed["other"].tolist() == [1.0, 1.0]
     assert sum(float(mixed[name].sum()) for name in ("kl", "a", "b")) == pytest.approx(0.907953, abs=1e-6)
     np.testing.assert_allclose(mixed["b"], [-0.4 * 0.268941, 0.0], **CLOSE)
@@ -63,7 +71,9 @@ def test_momentum_keeps_a_tenth_of_the_last_step():
 
 
 @given(st.floats(-3, 3), st.floats(-2, 2), st.floats(-2, 2), st.booleans())
-def test_a_component_that_falls_short_counts_more_and_one_that_exceeds_less(multiplier, threshold, mean, equality):
+def test_a_component_that_falls_short_counts_more_and_one_that_exceeds_less(
+    multiplier, threshold, mean, equality
+):
     found = Lagrangian("main", {"a": threshold}, ("a",) if equality else (), lr=0.1)
     found.load_state_dict({"multipliers": {"a": multiplier}, "velocities": {"a": 0.0}})
     before = found.weights
@@ -135,7 +145,12 @@ def test_a_front_that_forgets_what_is_dominated_has_the_same_volume(case):
     found = Hypervolume(tuple("abcd"[: len(reference)]))
     for place, point in enumerate([reference, *points]):
         before = hypervolume(points[: max(place - 1, 0)], reference)
-        found.observe({f"hypervolume/{name}_return": Fraction(value) for name, value in zip(found.components, point, strict=True)})
+        found.observe(
+            {
+                f"hypervolume/{name}_return": Fraction(value)
+                for name, value in zip(found.components, point, strict=True)
+            }
+        )
         after = hypervolume(points[:place], reference)
         assert hypervolume(found.front, reference) == after
         assert found.gain == after - before >= 0
@@ -153,7 +168,9 @@ def test_a_payment_shows_its_transforms_what_was_paid_before_them():
     memory = payment.observe(gauges)
     assert first.multipliers["outcome"] == pytest.approx(-0.25 * 0.25)
     assert second.reference == [0.375]
-    fresh = replace(payment, transforms=(Lagrangian("env", {"outcome": 0.5}, lr=1.0), Hypervolume(("outcome",))))
+    fresh = replace(
+        payment, transforms=(Lagrangian("env", {"outcome": 0.5}, lr=1.0), Hypervolume(("outcome",)))
+    )
     fresh.recall(memory)
     assert fresh.memory() == payment.memory() == memory
 
@@ -162,7 +179,14 @@ def mixing(staleness: int):
     mixed = (Hypervolume(("env", "outcome")), Lagrangian("env", {"outcome": 0.6}, lr=5.0))
     source = replace(tiny.LEARN.source, max_staleness=staleness)
     objective = Objective(loss=Clip(), off_policy=TokenTIS())
-    stage = replace(tiny.LEARN, source=source, reward=Sum((EnvReward(), Outcome())), transforms=mixed, objective=objective, evaluate=False)
+    stage = replace(
+        tiny.LEARN,
+        source=source,
+        reward=Sum((EnvReward(), Outcome())),
+        transforms=mixed,
+        objective=objective,
+        evaluate=False,
+    )
     return tiny.only(stage, checkpoints=replace(tiny.recipe.checkpoints, keep=9))
 
 
@@ -172,8 +196,12 @@ def test_a_checkpoint_holds_the_mixture_that_the_next_update_is_paid_with(stalen
     tiny.run(recipe, tmp_path)
     weights = tiny.numbers(tmp_path, "lagrangian/outcome")
     for update in range(1, recipe.updates):
-        kept = json.loads((tmp_path / "checkpoints" / f"{update:06d}" / "learner.json").read_text())["extra"]["transforms"]["learn"]
-        assert weights[update] == pytest.approx(1.0 / (1.0 + math.exp(-kept[1]["multipliers"]["outcome"])), abs=1e-12)
+        kept = json.loads((tmp_path / "checkpoints" / f"{update:06d}" / "learner.json").read_text())["extra"][
+            "transforms"
+        ]["learn"]
+        assert weights[update] == pytest.approx(
+            1.0 / (1.0 + math.exp(-kept[1]["multipliers"]["outcome"])), abs=1e-12
+        )
 
 
 def test_a_run_that_lost_its_last_updates_mixes_as_if_it_had_not(tmp_path):
@@ -194,9 +222,13 @@ def test_rescoring_a_run_that_mixed_gives_its_own_numbers(tmp_path):
     recipe = mixing(0)
     tiny.run(recipe, tmp_path)
     (stage,) = recipe.stages
-    chain = Chain(reward=stage.reward, transforms=stage.transforms, credit=stage.credit, modifiers=stage.modifiers)
+    chain = Chain(
+        reward=stage.reward, transforms=stage.transforms, credit=stage.credit, modifiers=stage.modifiers
+    )
     for _ in range(2):  # a chain is not changed by its use
-        assert all(one.changed == 0.0 for one in ledger_differences(list(rescore(tiny.stored(tmp_path), chain))))
+        assert all(
+            one.changed == 0.0 for one in ledger_differences(list(rescore(tiny.stored(tmp_path), chain)))
+        )
 
 
 @pytest.mark.parametrize(
@@ -209,8 +241,14 @@ def test_rescoring_a_run_that_mixed_gives_its_own_numbers(tmp_path):
         (lambda: Hypervolume(()), "found none"),
         (lambda: Hypervolume(("a", "a")), "different components; found a, a"),
         (lambda: Hypervolume(("a",), low=0.0), "low > 0 and span >= 0"),
-        (lambda: Lagrangian("a", {"b": 1.0})(PLAYED, {"a": floats([0, 0])}), "rewrites 'b', which nothing pays"),
-        (lambda: Hypervolume(("b",)).gauge(PLAYED, {"a": floats([0, 0])}), "rewrites 'b', which nothing pays"),
+        (
+            lambda: Lagrangian("a", {"b": 1.0})(PLAYED, {"a": floats([0, 0])}),
+            "rewrites 'b', which nothing pays",
+        ),
+        (
+            lambda: Hypervolume(("b",)).gauge(PLAYED, {"a": floats([0, 0])}),
+            "rewrites 'b', which nothing pays",
+        ),
     ],
 )
 def test_mixtures_that_mean_nothing_are_refused(make, message):
@@ -219,6 +257,10 @@ def test_mixtures_that_mean_nothing_are_refused(make, message):
 
 
 def test_demonstrations_teach_no_mixture():
-    stage = replace(tiny.WARM, reward=Sum((EnvReward(), Outcome())), transforms=(Lagrangian("env", {"outcome": 0.5}),))
-    with pytest.raises(ConfigError, match="Lagrangian learns from what the agent does, and demonstrations stay the same"):
+    stage = replace(
+        tiny.WARM, reward=Sum((EnvReward(), Outcome())), transforms=(Lagrangian("env", {"outcome": 0.5}),)
+    )
+    with pytest.raises(
+        ConfigError, match="Lagrangian learns from what the agent does, and demonstrations stay the same"
+    ):
         check(tiny.only(stage))

@@ -40,7 +40,10 @@ def told(one: str, other: str) -> float:
 
 
 def test_a_goal_is_as_near_as_the_thing_that_is_most_like_it():
-    assert [likeness((thing,), (WANTED,), told) for thing in (ONE, TWO)] == [pytest.approx(0.63), pytest.approx(0.4)]
+    assert [likeness((thing,), (WANTED,), told) for thing in (ONE, TWO)] == [
+        pytest.approx(0.63),
+        pytest.approx(0.4),
+    ]
     assert likeness((ONE, TWO), (WANTED,), told) == pytest.approx(0.63)
     assert likeness((ONE, TWO), (WANTED, Thing("second")), told) == pytest.approx(0.565)
 
@@ -67,7 +70,9 @@ def test_spelling_is_compared_both_ways_and_lies_in_zero_to_one(one, other):
     assert trigrams(one, one) == 1.0
 
 
-states = st.dictionaries(texts, st.dictionaries(texts, texts, max_size=3), min_size=1, max_size=3).map(state_of)
+states = st.dictionaries(texts, st.dictionaries(texts, texts, max_size=3), min_size=1, max_size=3).map(
+    state_of
+)
 
 
 @given(states, states)
@@ -80,7 +85,11 @@ def test_likeness_is_full_where_the_goal_is_reached_and_more_things_never_hurt(s
 def test_an_embedding_may_be_passed_in():
     vectors = {"warm": [2.0, 0.0], "hot": [1.0, 1.0], "cold": [-3.0, 0.0], "": [0.0, 0.0]}
     alike = Cosine(vectors.__getitem__)
-    assert [alike("warm", other) for other in ("hot", "cold", "")] == [pytest.approx(math.sqrt(0.5)), -1.0, 0.0]
+    assert [alike("warm", other) for other in ("hot", "cold", "")] == [
+        pytest.approx(math.sqrt(0.5)),
+        -1.0,
+        0.0,
+    ]
 
 
 # The reward.
@@ -92,9 +101,13 @@ def mug_at(observation: Observation):
 
 def walk(places: str, *, final: str | None, data=None) -> Trajectory:
     played = trajectory(
-        [1] * len(places), observations=list(places), task=Task("tidy", {"goal": {"mug": {"place": "c"}}} if data is None else data)
+        [1] * len(places),
+        observations=list(places),
+        task=Task("tidy", {"goal": {"mug": {"place": "c"}}} if data is None else data),
     )
-    return Trajectory(played.task, played.turns, played.end, final=None if final is None else Observation.text(final))
+    return Trajectory(
+        played.task, played.turns, played.end, final=None if final is None else Observation.text(final)
+    )
 
 
 def same(one: str, other: str) -> float:
@@ -151,7 +164,9 @@ def test_a_scale_and_a_constant_are_no_distance(rewards, scale, constant):
 @given(st.data())
 def test_the_distance_is_one_between_rewards(data):
     """Symmetric, in [0, 1], and never shorter by a detour."""
-    one, other, third = data.draw(st.integers(2, 6).flatmap(lambda n: st.tuples(*[st.lists(amounts, min_size=n, max_size=n)] * 3)))
+    one, other, third = data.draw(
+        st.integers(2, 6).flatmap(lambda n: st.tuples(*[st.lists(amounts, min_size=n, max_size=n)] * 3))
+    )
     straight = epic_distance(one, third)
     assert straight == pytest.approx(epic_distance(third, one), abs=1e-9)
     assert 0.0 <= straight <= epic_distance(one, other) + epic_distance(other, third) + 1e-7
@@ -177,7 +192,9 @@ def test_shaping_with_a_potential_leaves_the_canonical_reward_as_it_was(seed, ga
     rewards, potential = random.normal(size=(3, 2, 3)), random.normal(size=3)
     weights = {"weights_S": random.dirichlet(np.ones(3)), "weights_A": random.dirichlet(np.ones(2))}
     shaped = rewards + gamma * potential[None, None, :] - potential[:, None, None]
-    np.testing.assert_allclose(canonical(shaped, gamma=gamma, **weights), canonical(rewards, gamma=gamma, **weights), atol=1e-9)
+    np.testing.assert_allclose(
+        canonical(shaped, gamma=gamma, **weights), canonical(rewards, gamma=gamma, **weights), atol=1e-9
+    )
     assert not np.allclose(shaped, rewards)
 
 
@@ -190,4 +207,6 @@ def test_the_canonical_reward_is_the_definition():
         return sum(q[a] * p[t] * rewards[state, a, t] for a in (0, 1) for t in (0, 1))
 
     for s, a, t in np.ndindex(2, 2, 2):
-        assert found[s, a, t] == pytest.approx(rewards[s, a, t] + 0.9 * mean(t) - mean(s) - 0.9 * (p[0] * mean(0) + p[1] * mean(1)))
+        assert found[s, a, t] == pytest.approx(
+            rewards[s, a, t] + 0.9 * mean(t) - mean(s) - 0.9 * (p[0] * mean(0) + p[1] * mean(1))
+        )

@@ -113,7 +113,11 @@ def test_a_full_context_truncates():
             return await super().act(turns, observation, seed=seed)
 
     trajectory = one(Full(("wait",)))
-    assert (trajectory.end, trajectory.error, len(trajectory.turns)) == (End.TRUNCATED, "512 of 512 tokens", 1)
+    assert (trajectory.end, trajectory.error, len(trajectory.turns)) == (
+        End.TRUNCATED,
+        "512 of 512 tokens",
+        1,
+    )
 
 
 def test_token_drift_is_never_swallowed():
@@ -125,7 +129,9 @@ def test_token_drift_is_never_swallowed():
         one(Drifting(()))
 
 
-@pytest.mark.parametrize(("slow", "culprit"), [("policy", "the policy, on turn 0 of"), ("env", "step of task-0 did not answer")])
+@pytest.mark.parametrize(
+    ("slow", "culprit"), [("policy", "the policy, on turn 0 of"), ("env", "step of task-0 did not answer")]
+)
 def test_every_wait_has_a_deadline_that_names_the_culprit(slow, culprit):
     class Slow(ScriptedPolicy):
         async def act(self, turns, observation, *, seed):
@@ -154,7 +160,11 @@ def test_a_deadline_bounds_each_wait_and_not_their_sum():
 
 def test_a_short_deadline_holds_after_a_long_one():
     started = time.monotonic()
-    trajectory = one(Pondering(("wait",)), spec=Gentle(), limits=Limits(max_turns=3, env_deadline_s=0.1, act_deadline_s=50.0))
+    trajectory = one(
+        Pondering(("wait",)),
+        spec=Gentle(),
+        limits=Limits(max_turns=3, env_deadline_s=0.1, act_deadline_s=50.0),
+    )
     assert trajectory.error == "EnvError: step of task-0 did not answer within 0.1 s"
     assert time.monotonic() - started < 5
 
@@ -163,7 +173,11 @@ def test_cancelling_an_episode_is_no_deadline():
     async def run():
         async with InProcess(SOUND, 5.0) as host:
             limits = Limits(max_turns=4, act_deadline_s=50.0)
-            playing = asyncio.create_task(play(SOUND.tasks("train")[0], 0, policy=Pondering(("wait",)), host=host, seed=0, limits=limits))
+            playing = asyncio.create_task(
+                play(
+                    SOUND.tasks("train")[0], 0, policy=Pondering(("wait",)), host=host, seed=0, limits=limits
+                )
+            )
             await asyncio.sleep(0.05)
             playing.cancel()
             await playing

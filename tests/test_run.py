@@ -17,12 +17,20 @@ from agentrl.types import Observation, Step
 
 def test_a_run_folder_holds_what_its_page_says(tmp_path):
     tiny.run(tiny.recipe, tmp_path)
-    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    found = {
+        path.relative_to(tmp_path).as_posix()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and "checkpoints" not in path.parts
+    }
     assert found == {
         *("recipe.json", "manifest.json", "metrics.jsonl", "timing.jsonl", "lock"),
         *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "demonstrations/warm.parquet"),
         *(f"trajectories/update={update:06d}/part-0.parquet" for update in range(7)),
-        *(f"evaluations/{name}.{kind}" for name in ("random", "warm-3", "learn-4") for kind in ("json", "parquet")),
+        *(
+            f"evaluations/{name}.{kind}"
+            for name in ("random", "warm-3", "learn-4")
+            for kind in ("json", "parquet")
+        ),
     }
     manifest = read_manifest(tmp_path / "manifest.json")
     assert (manifest["seed"], manifest["threads"], sorted(manifest["panels"])) == (0, 1, ["test", "train"])
@@ -69,7 +77,10 @@ def test_the_same_recipe_leaves_the_same_bytes(tmp_path):
 def test_another_seed_leaves_other_numbers(tmp_path):
     tiny.run(tiny.recipe, tmp_path / "one")
     tiny.run(replace(tiny.recipe, seed=1), tmp_path / "two")
-    assert tiny.numbers(tmp_path / "one", "rollout/return")[3:] != tiny.numbers(tmp_path / "two", "rollout/return")[3:]
+    assert (
+        tiny.numbers(tmp_path / "one", "rollout/return")[3:]
+        != tiny.numbers(tmp_path / "two", "rollout/return")[3:]
+    )
 
 
 def test_a_field_of_the_wrong_type_is_named_before_anything_is_written(tmp_path):
@@ -94,19 +105,27 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 def test_the_settings_that_differ_are_listed(tmp_path):
     tiny.run(tiny.recipe, tmp_path)
-    other = replace(tiny.recipe, stages=(tiny.recipe.stages[0], replace(tiny.LEARN, updates=9, minibatches=1)))
-    with pytest.raises(CheckpointError, match=r"(?s)stages.learn.minibatches: 2 -> 1.*stages.learn.updates: 4 -> 9"):
+    other = replace(
+        tiny.recipe, stages=(tiny.recipe.stages[0], replace(tiny.LEARN, updates=9, minibatches=1))
+    )
+    with pytest.raises(
+        CheckpointError, match=r"(?s)stages.learn.minibatches: 2 -> 1.*stages.learn.updates: 4 -> 9"
+    ):
         tiny.run(other, tmp_path)
 
 
 def test_tasks_that_are_not_those_of_the_recipe_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"the tasks of split 'test' are not those of the recipe: their hash is [0-9a-f]{16}"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the tasks of split 'test' are not those of the recipe: their hash is [0-9a-f]{16}",
+    ):
         tiny.run(replace(tiny.recipe, panels={"test": "0" * 16}), tmp_path)
 
 
 def test_a_tokenizer_needs_an_environment_that_can_be_played(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"(?s)no episode of split 'train' could be played.*the roof of corridor-\d+ fell in; mend the env"
+        ConfigError,
+        match=r"(?s)no episode of split 'train' could be played.*the roof of corridor-\d+ fell in; mend the env",
     ):
         tiny.run(replace(tiny.recipe, env=Corridor(accident="always")), tmp_path)
 
@@ -122,7 +141,10 @@ def test_where_random_play_is_not_possible_the_tokenizer_is_trained_on_the_exper
     alone = replace(tiny.recipe.evaluation, baselines={})
     tiny.run(replace(tiny.recipe, env=Mute(), evaluation=alone), tmp_path)
     with pytest.raises(Exception, match="lists none"):
-        tiny.run(replace(tiny.recipe, env=Mute(), evaluation=replace(alone, baselines={"random": RandomPolicy()})), tmp_path / "other")
+        tiny.run(
+            replace(tiny.recipe, env=Mute(), evaluation=replace(alone, baselines={"random": RandomPolicy()})),
+            tmp_path / "other",
+        )
 
 
 class Endless(Corridor):

@@ -18,7 +18,9 @@ def draws(sampler, updates: int, *, tasks=TASKS, num_groups: int = 3, group_size
     return [
         draw
         for update in range(updates)
-        for draw in sampler.draw(tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed)
+        for draw in sampler.draw(
+            tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed
+        )
     ]
 
 
@@ -42,14 +44,21 @@ def test_no_sample_of_a_task_is_numbered_twice(sampler, num_groups, group_size):
 
 
 def test_the_order_is_another_in_each_epoch_and_for_each_seed():
-    orders = {tuple(draw.task.id for draw in draws(Uniform(), 1, num_groups=7, seed=seed)) for seed in range(20)}
+    orders = {
+        tuple(draw.task.id for draw in draws(Uniform(), 1, num_groups=7, seed=seed)) for seed in range(20)
+    }
     assert len(orders) == 20
-    first, second = (Uniform().draw(TASKS, update=update, num_groups=7, group_size=1, seed=0) for update in (0, 1))
+    first, second = (
+        Uniform().draw(TASKS, update=update, num_groups=7, group_size=1, seed=0) for update in (0, 1)
+    )
     assert [draw.task for draw in first] != [draw.task for draw in second]
 
 
 def test_every_task_is_as_likely_to_come_first():
-    firsts = Counter(Uniform().draw(TASKS, update=0, num_groups=1, group_size=1, seed=seed)[0].task.id for seed in range(2100))
+    firsts = Counter(
+        Uniform().draw(TASKS, update=0, num_groups=1, group_size=1, seed=seed)[0].task.id
+        for seed in range(2100)
+    )
     assert all(240 < count < 360 for count in firsts.values())  # 300 expected, deviation 16
 
 
@@ -77,7 +86,10 @@ def test_groups_that_all_won_or_all_lost_are_dropped():
 
 def test_what_counts_is_the_outcome_and_not_the_shaped_reward():
     def fined(fines: list[float]) -> ScoredGroup:
-        return tuple(replace(one, ledger={**one.ledger, "format": floats([fine])}) for one, fine in zip(group([0, 0]), fines, strict=True))
+        return tuple(
+            replace(one, ledger={**one.ledger, "format": floats([fine])})
+            for one, fine in zip(group([0, 0]), fines, strict=True)
+        )
 
     assert DynamicSampling()([fined([-0.05, 0.0])]) == []
     assert len(DynamicSampling(component="format")([fined([-0.05, 0.0])])) == 1

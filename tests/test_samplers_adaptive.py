@@ -27,7 +27,10 @@ def size_of(task: Task) -> float:
 
 def played(task: Task, successes: int, failures: int):
     outcomes = [1.0] * successes + [0.0] * failures
-    return tuple(Scored(trajectory([1], signals=[{"success": one}], task=task), {"outcome": floats([one])}) for one in outcomes)
+    return tuple(
+        Scored(trajectory([1], signals=[{"success": one}], task=task), {"outcome": floats([one])})
+        for one in outcomes
+    )
 
 
 def test_learnability_is_grpos_expected_advantage():
@@ -61,7 +64,9 @@ def test_dump_forgets_what_is_long_ago():
     assert sampler.counts == {"a": 3}
 
 
-@pytest.mark.parametrize("make", [lambda: SEC(kind_of), lambda: DUMP(kind_of), lambda: Knapsack(warm_up=1), VarianceAware])
+@pytest.mark.parametrize(
+    "make", [lambda: SEC(kind_of), lambda: DUMP(kind_of), lambda: Knapsack(warm_up=1), VarianceAware]
+)
 def test_a_sampler_goes_on_from_its_state_as_if_it_never_stopped(make):
     def step(sampler, update):
         draws = sampler.draw(TASKS, update=update, num_groups=4, group_size=4, seed=7)
@@ -76,7 +81,9 @@ def test_a_sampler_goes_on_from_its_state_as_if_it_never_stopped(make):
     assert [step(resumed, update) for update in range(3, 6)] == expected[3:]
 
 
-@pytest.mark.parametrize("make", [lambda: SEC(kind_of), lambda: DUMP(kind_of), lambda: Knapsack(warm_up=1), VarianceAware])
+@pytest.mark.parametrize(
+    "make", [lambda: SEC(kind_of), lambda: DUMP(kind_of), lambda: Knapsack(warm_up=1), VarianceAware]
+)
 def test_no_two_episodes_of_a_task_share_a_number(make):
     sampler = make()
     seen = set()
@@ -116,7 +123,9 @@ def test_a_budget_that_cannot_be_divided_is_refused():
 
 def test_phases_let_harder_tasks_in_later():
     sampler = Phases(size_of, ((0, 0.0), (2, 3.0)))
-    first, later = (sampler.draw(TASKS, update=update, num_groups=3, group_size=2, seed=0) for update in (0, 2))
+    first, later = (
+        sampler.draw(TASKS, update=update, num_groups=3, group_size=2, seed=0) for update in (0, 2)
+    )
     assert {draw.task.data["size"] for draw in first} == {0}
     assert {draw.task.data["size"] for draw in later} > {0} or len({draw.task.id for draw in later}) == 3
     with pytest.raises(ConfigError, match="smallest is 0"):
@@ -135,7 +144,10 @@ def test_the_groups_that_vary_most_are_kept():
 
 def test_a_contrast_is_best_and_short_against_worst_and_long():
     rewards, lengths = [1, 1, 1, 0, 0, 0, 1, 0], [300, 120, 500, 90, 700, 400, 110, 650]
-    members = tuple(Scored(trajectory([n]), {"outcome": floats([float(r)])}) for r, n in zip(rewards, lengths, strict=True))
+    members = tuple(
+        Scored(trajectory([n]), {"outcome": floats([float(r)])})
+        for r, n in zip(rewards, lengths, strict=True)
+    )
     assert Contrast(4).choose(members) == [6, 1, 4, 7]
     assert [len(one) for one in Contrast(4)([members, members[:3]])] == [4, 3]
     with pytest.raises(ConfigError, match="even"):

@@ -19,13 +19,19 @@ TASK = Task("hard")
 
 
 def success(*texts, won=True):
-    record = trajectory([1] * len(texts), signals=[{"success": 0.0}] * (len(texts) - 1) + [{"success": float(won)}], task=TASK)
+    record = trajectory(
+        [1] * len(texts), signals=[{"success": 0.0}] * (len(texts) - 1) + [{"success": float(won)}], task=TASK
+    )
     turns = tuple(replace(turn, action=Action(text)) for turn, text in zip(record.turns, texts, strict=True))
     return (Scored(replace(record, turns=turns), {"outcome": floats([0.0] * len(texts))}),)
 
 
 def starts(sampler, updates=40):
-    return [draw.prefix for update in range(updates) for draw in sampler.draw([TASK], update=update, num_groups=1, group_size=2, seed=0)]
+    return [
+        draw.prefix
+        for update in range(updates)
+        for draw in sampler.draw([TASK], update=update, num_groups=1, group_size=2, seed=0)
+    ]
 
 
 def test_a_share_of_the_groups_starts_inside_a_known_success():
@@ -78,11 +84,15 @@ def test_replayed_turns_are_context_and_are_not_learned_from(tmp_path):
     for one in kept:
         lengths = [len(turn.action.tokens) for turn in one.trajectory.turns]
         assert lengths == [0, 0, 1]
-        assert [turn.action.text for turn in one.trajectory.turns[:2]] == list(str(one.trajectory.task.data["doors"]))[:2]
+        assert [turn.action.text for turn in one.trajectory.turns[:2]] == list(
+            str(one.trajectory.task.data["doors"])
+        )[:2]
         assert [turn.reward for turn in one.trajectory.turns[:2]] == [1.0, 1.0]
         assert len(one.credited.advantages_T) == 1
         shown = one.trajectory.turns[2].action.prompt
-        assert len(shown) > len(one.trajectory.turns[2].observation.messages[0].content)  # the replayed turns stand before it
+        assert len(shown) > len(
+            one.trajectory.turns[2].observation.messages[0].content
+        )  # the replayed turns stand before it
     assert np.max(tiny.numbers(tmp_path, "learner/logprob_gap")) < 1e-4  # what acted saw what learns sees
 
 

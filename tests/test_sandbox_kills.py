@@ -23,7 +23,9 @@ def ended(kind: str, *, seed: int, together: int = 4, **ways: int) -> dict:
 
 def ready(kind: str) -> str:
     """The back end, where it works; its images are there, so that no driver is ended while it makes one."""
-    done = subprocess.run([sys.executable, str(HARNESS), "reap", kind], capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        [sys.executable, str(HARNESS), "reap", kind], capture_output=True, text=True, timeout=280, check=False
+    )
     if done.returncode:
         assert ConfigError.__name__ in done.stderr, done.stderr
         pytest.skip(done.stderr.splitlines()[-1])
@@ -34,7 +36,9 @@ def check(found: dict, *, num: int, num_signals: int) -> None:
     assert found["left"] == []
     assert found["complaints"] == []
     assert found["num"] == num
-    assert found["num_busy"] >= num_signals // 2, "too few were ended while sandboxes were open: nothing was tested"
+    assert found["num_busy"] >= num_signals // 2, (
+        "too few were ended while sandboxes were open: nothing was tested"
+    )
 
 
 def test_a_few_drivers_killed_at_random_leave_nothing() -> None:

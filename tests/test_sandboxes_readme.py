@@ -39,7 +39,11 @@ def test_the_metrics_are_all_named() -> None:
 
 def test_the_example_of_a_back_end_has_the_six_members_and_fits_in_a_hundred_lines() -> None:
     members = {name for name in vars(Backend) if not name.startswith("_")}
-    (backend,) = [node for node in ast.parse(OWN_BACK_END).body if isinstance(node, ast.ClassDef) and node.name == "CloudBackend"]
+    (backend,) = [
+        node
+        for node in ast.parse(OWN_BACK_END).body
+        if isinstance(node, ast.ClassDef) and node.name == "CloudBackend"
+    ]
     methods = {node.name for node in backend.body if isinstance(node, ast.AsyncFunctionDef)}
     assert methods | {"capabilities"} == members
     assert "self.capabilities = " in OWN_BACK_END
@@ -50,7 +54,9 @@ def test_the_example_of_a_back_end_has_the_six_members_and_fits_in_a_hundred_lin
 
 
 def test_the_quick_start_does_what_it_says() -> None:
-    done = subprocess.run([sys.executable, "-c", QUICK_START], capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK_START], capture_output=True, text=True, timeout=250, check=False
+    )
     if done.returncode and ("will do" in done.stderr or "ImageMissing" in done.stderr):
         pytest.skip(done.stderr.splitlines()[-1])
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,14 @@ def test_a_new_environment_keeps_the_contract_from_the_first_minute(tmp_path):
     root = new_environment("word-chain", tmp_path)
     assert root == tmp_path / "word-chain"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    ran = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=root, capture_output=True, text=True, env=environment, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "1 passed" in ran.stdout
 

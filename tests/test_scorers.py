@@ -30,7 +30,13 @@ CLOSE = {"rtol": 0.0, "atol": 1e-5}
 
 
 def loss_of(totals, successes, beta):
-    pairs = [(a, b) for a, won in zip(totals, successes, strict=True) if won for b, lost in zip(totals, successes, strict=True) if not lost]
+    pairs = [
+        (a, b)
+        for a, won in zip(totals, successes, strict=True)
+        if won
+        for b, lost in zip(totals, successes, strict=True)
+        if not lost
+    ]
     return sum(-math.log(1 / (1 + math.exp(-beta * (a - b)))) for a, b in pairs) / len(pairs)
 
 
@@ -41,7 +47,9 @@ def test_the_pair_loss_is_istars():
 
 
 @given(
-    st.lists(st.tuples(st.floats(-20, 20), st.booleans()), min_size=2, max_size=6).filter(lambda rows: len({won for _, won in rows}) == 2),
+    st.lists(st.tuples(st.floats(-20, 20), st.booleans()), min_size=2, max_size=6).filter(
+        lambda rows: len({won for _, won in rows}) == 2
+    ),
     st.sampled_from([0.05, 0.5]),
 )
 def test_the_weights_are_minus_the_gradient_of_the_pair_loss(rows, beta):
@@ -67,7 +75,9 @@ def test_epo_is_a_bonus_less_what_leaves_the_band():
     term_A, measured = epo(x)
     assert measured["outside_band"].tolist() == [1, 0, 0, 1, 1, 0]
     smooth = 0.024167
-    assert float((torch.from_numpy(weights) * term_A).sum()) == pytest.approx(-0.001 * (0.875 - 1.301194 * smooth), abs=1e-7)
+    assert float((torch.from_numpy(weights) * term_A).sum()) == pytest.approx(
+        -0.001 * (0.875 - 1.301194 * smooth), abs=1e-7
+    )
     assert 0.5 - 0.001 * (0.875 - epo.phase(30) * smooth) == pytest.approx(0.499156, abs=1e-6)
     first, _ = EPO(150)(x)
     assert float((torch.from_numpy(weights) * first).sum()) == pytest.approx(-0.001 * 0.875, abs=1e-8)
@@ -77,7 +87,9 @@ def test_epos_published_code_has_no_gradient_outside_its_band():
     def slope(release):
         entropies = torch.tensor([0.1, 3.0], dtype=torch.float64, requires_grad=True)
         x = replace(inputs([0.0, 0.0]), entropies_A=entropies)
-        return torch.autograd.grad(EPO(150, coef=1.0, release=release, history=[0.8])(x)[0].sum(), entropies)[0].tolist()
+        return torch.autograd.grad(EPO(150, coef=1.0, release=release, history=[0.8])(x)[0].sum(), entropies)[
+            0
+        ].tolist()
 
     assert slope(True) == [-1.0, -1.0]
     assert slope(False)[0] < -1.0 < slope(False)[1]
@@ -92,7 +104,11 @@ def test_epos_published_code_pays_a_constant_outside_its_band_and_on_its_edge():
 
 
 def test_epos_phases():
-    np.testing.assert_allclose([EPO(150, release=True).phase(k) for k in (0, 75, 76, 150)], [1.0, 0.827067, 0.768632, 0.03983], **CLOSE)
+    np.testing.assert_allclose(
+        [EPO(150, release=True).phase(k) for k in (0, 75, 76, 150)],
+        [1.0, 0.827067, 0.768632, 0.03983],
+        **CLOSE,
+    )
     with pytest.raises(ConfigError, match="low <= high"):
         EPO(10, low=2.0, high=1.0)
 
@@ -115,7 +131,12 @@ STAGE = replace(
 
 
 WARM = replace(tiny.WARM, updates=2)
-RECIPE = replace(tiny.recipe, env=Corridor(max_turns=2), stages=(WARM, STAGE), checkpoints=replace(tiny.recipe.checkpoints, keep=99))
+RECIPE = replace(
+    tiny.recipe,
+    env=Corridor(max_turns=2),
+    stages=(WARM, STAGE),
+    checkpoints=replace(tiny.recipe.checkpoints, keep=99),
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +149,9 @@ def finished(tmp_path_factory):
 def test_steps_are_paid_and_the_model_that_pays_them_learns(finished):
     kept = [one for one in tiny.stored(finished) if one.stage == "learn"]
     assert {"implicit", "outcome"} == set(kept[0].scored.ledger)
-    assert all(not one.scored.ledger["implicit"].any() for one in kept if one.update == WARM.updates)  # it starts as the policy is
+    assert all(
+        not one.scored.ledger["implicit"].any() for one in kept if one.update == WARM.updates
+    )  # it starts as the policy is
     assert any(one.scored.ledger["implicit"].any() for one in kept if one.update > WARM.updates + 1)
     pairs = tiny.numbers(finished, "scorer/implicit_pairs")
     assert len(pairs) == STAGE.updates

@@ -24,7 +24,9 @@ def evaluate(code, *, arch, number, argument=0):
         elif operation == 0x06:
             return value
         else:
-            test = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[operation]
+            test = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[
+                operation
+            ]
             at += if_true if test else if_false
 
 
@@ -36,7 +38,17 @@ def machine(request):
 
 def test_what_a_program_under_test_does_not_need_is_refused(machine):
     code, arch, numbers = machine
-    for name in ("mount", "unshare", "setns", "bpf", "userfaultfd", "keyctl", "perf_event_open", "kexec_load", "init_module"):
+    for name in (
+        "mount",
+        "unshare",
+        "setns",
+        "bpf",
+        "userfaultfd",
+        "keyctl",
+        "perf_event_open",
+        "kexec_load",
+        "init_module",
+    ):
         assert evaluate(code, arch=arch, number=numbers[name]) == REFUSED | errno.EPERM, name
     for number in (425, 428, 442):
         assert evaluate(code, arch=arch, number=number) == REFUSED | errno.EPERM
@@ -54,13 +66,19 @@ def test_processes_and_threads_may_be_made_but_no_namespaces(machine):
     thread = 0x3D0F00  # what a C library asks for
     assert evaluate(code, arch=arch, number=numbers["clone"], argument=thread) == ALLOW
     for bit in (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
-        assert evaluate(code, arch=arch, number=numbers["clone"], argument=thread | bit) == REFUSED | errno.EPERM
+        assert (
+            evaluate(code, arch=arch, number=numbers["clone"], argument=thread | bit) == REFUSED | errno.EPERM
+        )
     assert evaluate(code, arch=arch, number=numbers["clone3"]) == REFUSED | errno.ENOSYS
 
 
 def test_sockets_are_of_families_that_a_network_namespace_holds_back(machine):
     code, arch, numbers = machine
-    allowed = [family for family in range(64) if evaluate(code, arch=arch, number=numbers["socket"], argument=family) == ALLOW]
+    allowed = [
+        family
+        for family in range(64)
+        if evaluate(code, arch=arch, number=numbers["socket"], argument=family) == ALLOW
+    ]
     assert allowed == [1, 2, 10, 16]
     assert evaluate(code, arch=arch, number=numbers["socket"], argument=40) == REFUSED | errno.EAFNOSUPPORT
 
@@ -77,7 +95,9 @@ def test_a_machine_without_a_table_is_named():
         program("riscv64")
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine not in _MACHINES, reason="no filter for this machine")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine not in _MACHINES, reason="no filter for this machine"
+)
 def test_the_kernel_takes_it():
     script = """
 import ctypes, os, socket, subprocess, sys, threading
@@ -98,6 +118,8 @@ thread.start()
 thread.join()
 subprocess.run(["/bin/echo", "process"], check=True)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == ["process", "thread"]

@@ -26,7 +26,9 @@ def test_sockets_that_belong_to_a_network_namespace_are_allowed(family: int) -> 
 
 
 @pytest.mark.parametrize("family", [40, 17, 38, 31, 45])
-def test_sockets_of_other_families_are_refused_whatever_stands_in_the_half_that_nobody_reads(family: int) -> None:
+def test_sockets_of_other_families_are_refused_whatever_stands_in_the_half_that_nobody_reads(
+    family: int,
+) -> None:
     assert refused("socket", family)
     assert refused("socket", family | 1 << 40)
 

@@ -128,9 +128,13 @@ async def test_a_spec_that_cannot_be_given_is_the_users_mistake(spec: SandboxSpe
 
 @looped
 async def test_a_limit_that_is_not_enforced_is_refused_until_it_is_accepted() -> None:
-    backend = Scripted(capabilities=Capabilities(isolation="namespaces", limits=ALL - {"memory", "disk"}, images=False))
+    backend = Scripted(
+        capabilities=Capabilities(isolation="namespaces", limits=ALL - {"memory", "disk"}, images=False)
+    )
     async with served(backend) as service:
-        with pytest.raises(ConfigError, match=r"memory_mib, disk_mib.*unenforced=frozenset\(\{'disk', 'memory'\}\)"):
+        with pytest.raises(
+            ConfigError, match=r"memory_mib, disk_mib.*unenforced=frozenset\(\{'disk', 'memory'\}\)"
+        ):
             async with service.open(SPEC):
                 pass
     async with served(backend, unenforced={"memory", "disk"}) as service:
@@ -155,7 +159,12 @@ async def test_missing_images_come_back_each_with_its_reason_and_the_others_are_
         with pytest.raises(ImageMissing, match="nobody has it"):
             async with service.open(replace(SPEC, image="gone")):
                 pass
-    assert sorted(backend.prepared) == ["a", "b", "gone", "gone"]  # the second refusal came from the quarantine
+    assert sorted(backend.prepared) == [
+        "a",
+        "b",
+        "gone",
+        "gone",
+    ]  # the second refusal came from the quarantine
 
 
 @looped
@@ -198,7 +207,9 @@ async def test_an_image_that_does_not_start_is_quarantined_and_tried_again_later
             with pytest.raises(SandboxError, match="2 attempts"):
                 async with service.open(SPEC):
                     pass
-        with pytest.raises(SandboxError, match=r"quarantine after 4 failed starts in a row, for another .*: .*broken"):
+        with pytest.raises(
+            SandboxError, match=r"quarantine after 4 failed starts in a row, for another .*: .*broken"
+        ):
             async with service.open(SPEC):
                 pass
         assert backend.created == 4
@@ -238,7 +249,10 @@ async def test_no_more_than_the_slots_are_ever_there_and_no_more_than_asked_star
 
 @looped
 async def test_an_episode_that_waits_for_a_slot_in_vain_fails_with_the_reason() -> None:
-    async with served(Scripted(), replace(QUICK, num_open=1, wait_deadline_s=0.02)) as service, service.open(SPEC):
+    async with (
+        served(Scripted(), replace(QUICK, num_open=1, wait_deadline_s=0.02)) as service,
+        service.open(SPEC),
+    ):
         with pytest.raises(SandboxError, match="raise num_open"):
             async with service.open(SPEC):
                 pass
@@ -415,9 +429,16 @@ async def test_a_reset_sandbox_has_its_whole_lifetime_again() -> None:
     backend = Scripted()
 
     async def aged(ledger: Backend, spec: SandboxSpec, lease: Lease) -> Any:
-        return Fake(ledger, spec, await ledger.create(spec, replace(lease, deadline=lease.deadline - spec.lifetime_s), []))
+        return Fake(
+            ledger,
+            spec,
+            await ledger.create(spec, replace(lease, deadline=lease.deadline - spec.lifetime_s), []),
+        )
 
-    async with serving(backend, options=QUICK, start=aged) as service, service.open(replace(SPEC, lifetime_s=1000.0)):
+    async with (
+        serving(backend, options=QUICK, start=aged) as service,
+        service.open(replace(SPEC, lifetime_s=1000.0)),
+    ):
         (lease,) = backend.there.values()
         assert lease.deadline > time.time() + 1000
 

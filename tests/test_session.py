@@ -18,7 +18,11 @@ from agentrl.sandbox import SandboxSpec
 
 
 def children_of(pid: int) -> set[int]:
-    return {int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()}
+    return {
+        int(child)
+        for file in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in file.read_text().split()
+    }
 
 
 def gone(pid: int) -> bool:
@@ -91,7 +95,9 @@ def test_a_command_that_kills_its_supervisor_is_killed_with_all_it_left(backend)
         async with session(backend=backend) as sandbox:
             survivor = asyncio.create_task(sandbox.exec(["sh", "-c", "sleep 1; echo well"]))
             await asyncio.sleep(0.1)
-            ran = await sandbox.exec(["sh", "-c", "setsid sleep 600 & echo $!; kill -9 $PPID; sleep 600"], timeout_s=30)
+            ran = await sandbox.exec(
+                ["sh", "-c", "setsid sleep 600 & echo $!; kill -9 $PPID; sleep 600"], timeout_s=30
+            )
             assert (ran.exit_code, ran.timed_out) == (-9, False)
             assert await until(lambda: gone(int(ran.stdout)))
             assert (await survivor).stdout == b"well\n"
@@ -111,7 +117,9 @@ def test_what_runs_inside_dies_with_its_owner(backend):
             "asyncio.run(main())\n"
         )
         tests = str(Path(__file__).parent)
-        owner = await asyncio.create_subprocess_exec(sys.executable, "-c", code, tests, stdout=asyncio.subprocess.PIPE)
+        owner = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, tests, stdout=asyncio.subprocess.PIPE
+        )
         assert owner.stdout
         pid, root = (await owner.stdout.readline()).decode().split()
         assert not gone(int(pid))
@@ -154,7 +162,9 @@ def test_starting_that_fails_or_is_cancelled_leaves_nothing(backend):
             await Session.start(backend, SandboxSpec(workdir="/proc/no"), plain.lease())
         assert not backend.running
         mute = MuteBackend()
-        starting = asyncio.create_task(Session.start(mute, replace(plain.SPEC, workdir=str(mute.root)), plain.lease()))
+        starting = asyncio.create_task(
+            Session.start(mute, replace(plain.SPEC, workdir=str(mute.root)), plain.lease())
+        )
         assert await until(lambda: bool(mute.running))
         guest = guest_of(mute)
         starting.cancel()

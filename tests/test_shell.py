@@ -23,7 +23,9 @@ def in_a_shell(check):
 def test_any_text_is_a_command_and_the_shell_is_still_there_after_it():
     async def check(shell, sandbox):
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(st.text(st.sampled_from("'\"`$(){}[]<>|&;#\\!*? \n\t0ax=-\x00\x03\x04\x1b~é\ud83d"), max_size=12))
+        @given(
+            st.text(st.sampled_from("'\"`$(){}[]<>|&;#\\!*? \n\t0ax=-\x00\x03\x04\x1b~é\ud83d"), max_size=12)
+        )
         def collect(command):
             commands.append(command)
 
@@ -54,7 +56,11 @@ def test_what_is_set_in_one_command_holds_in_the_next():
     async def check(shell, sandbox):
         await shell.run("exec 3>log; trap 'echo bye' EXIT; set -o pipefail; readonly r=1; exec 1>&1")
         await shell.run("echo logged >&3")
-        assert (await shell.run("cat log; set -o | grep pipefail")).output.split() == [b"logged", b"pipefail", b"on"]
+        assert (await shell.run("cat log; set -o | grep pipefail")).output.split() == [
+            b"logged",
+            b"pipefail",
+            b"on",
+        ]
         assert (await shell.run("false | true")).exit_code == 1
         assert (await shell.run("PROMPT_COMMAND=; PS1='> '; PS2=x")).exit_code == 0
         assert (await shell.run("echo still")).output == b"still\n"
@@ -108,7 +114,9 @@ def test_a_stopped_bash_is_replaced_at_the_deadline():
 
 def test_a_program_that_takes_the_terminal_is_interrupted_and_the_terminal_is_mended():
     async def check(shell, sandbox):
-        raw = "python3 -c 'import tty, os, time; tty.setraw(os.open(\"/dev/tty\", os.O_RDWR)); time.sleep(60)'"
+        raw = (
+            "python3 -c 'import tty, os, time; tty.setraw(os.open(\"/dev/tty\", os.O_RDWR)); time.sleep(60)'"
+        )
         ran = await shell.run(raw, timeout_s=0.7)
         assert (ran.timed_out, ran.restarted) == (True, False)
         assert (await shell.run("echo well")).output == b"well\n"
@@ -155,7 +163,9 @@ def test_a_command_in_a_shell_that_is_closed_meanwhile_is_killed_and_answered():
 
 def test_two_commands_at_once_wait_for_each_other():
     async def check(shell, sandbox):
-        ran = await asyncio.gather(*[shell.run(f"echo {index}; sleep 0.05; echo {index}") for index in range(4)])
+        ran = await asyncio.gather(
+            *[shell.run(f"echo {index}; sleep 0.05; echo {index}") for index in range(4)]
+        )
         assert [each.output for each in ran] == [f"{index}\n{index}\n".encode() for index in range(4)]
 
     in_a_shell(check)

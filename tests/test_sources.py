@@ -24,7 +24,9 @@ PAY = Payment(reward=EnvReward())
 PICKY = Payment(reward=Outcome(), filters=(DynamicSampling(),))
 
 
-def collect(source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, min_group=1, seed=0, at=None) -> list[Collected]:
+def collect(
+    source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, min_group=1, seed=0, at=None
+) -> list[Collected]:
     """Collect the updates one after another, as a run that was opened once."""
     env = env or Corridor()
 
@@ -40,7 +42,10 @@ def collect(source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, 
                 seed=seed,
                 folder=folder,
             )
-            return [await source.collect(ground, payment, name="stage", update=u, min_group=min_group) for u in updates]
+            return [
+                await source.collect(ground, payment, name="stage", update=u, min_group=min_group)
+                for u in updates
+            ]
 
     return asyncio.run(run())
 
@@ -50,7 +55,9 @@ def ids(collected) -> list[str]:
 
 
 def test_an_epoch_of_demonstrations_brings_each_of_them_once_in_an_order_of_its_own(tmp_path):
-    found = collect(Demonstrations(policy=ExpertPolicy(), num_episodes=12, batch=4), tmp_path, updates=range(6))
+    found = collect(
+        Demonstrations(policy=ExpertPolicy(), num_episodes=12, batch=4), tmp_path, updates=range(6)
+    )
     epochs = [[name for one in found[start : start + 3] for name in ids(one)] for start in (0, 3)]
     assert sorted(epochs[0]) == sorted(epochs[1])
     assert epochs[0] != epochs[1]
@@ -97,7 +104,9 @@ def test_only_successful_demonstrations_are_kept_and_the_others_counted(tmp_path
 
 def test_demonstrations_are_cut_where_asked(tmp_path):
     (found,) = collect(Demonstrations(policy=ExpertPolicy(), num_episodes=4, max_turns=2), tmp_path)
-    assert [(len(group[0].trajectory.turns), group[0].trajectory.end) for group in found.groups] == [(2, End.TRUNCATED)] * 4
+    assert [(len(group[0].trajectory.turns), group[0].trajectory.end) for group in found.groups] == [
+        (2, End.TRUNCATED)
+    ] * 4
 
 
 def test_what_demonstrations_lost_is_stored_and_counted_once(tmp_path):
@@ -114,9 +123,14 @@ def test_what_demonstrations_lost_is_stored_and_counted_once(tmp_path):
     assert again.failures == first.failures
 
 
-@pytest.mark.parametrize("source", [Demonstrations(policy=ExpertPolicy(), num_episodes=4), Rollouts(num_groups=2, group_size=2)])
+@pytest.mark.parametrize(
+    "source", [Demonstrations(policy=ExpertPolicy(), num_episodes=4), Rollouts(num_groups=2, group_size=2)]
+)
 def test_a_source_whose_every_episode_breaks_stops(source, tmp_path):
-    with pytest.raises(EnvError, match=r"every episode of .*stage 'stage' failed; 12 attempts, the last: .*the roof of corridor"):
+    with pytest.raises(
+        EnvError,
+        match=r"every episode of .*stage 'stage' failed; 12 attempts, the last: .*the roof of corridor",
+    ):
         collect(source, tmp_path, env=Corridor(accident="always"))
 
 
@@ -138,7 +152,9 @@ class OftenRight:
     """Opens every door of a sample in two, by the seed of the turn."""
 
     async def act(self, turns, observation, *, seed):
-        return await (ExpertPolicy() if seed % 2 else ScriptedPolicy(("e",))).act(turns, observation, seed=seed)
+        return await (ExpertPolicy() if seed % 2 else ScriptedPolicy(("e",))).act(
+            turns, observation, seed=seed
+        )
 
 
 DOOR = replace(Corridor(), max_turns=1)
@@ -160,7 +176,13 @@ def test_dynamic_sampling_draws_more_until_there_are_enough_groups_and_counts_wh
 
 
 def test_refills_end_where_no_group_can_pass(tmp_path):
-    (found,) = collect(Rollouts(num_groups=3, group_size=2, refills=2), tmp_path, env=DOOR, agent=ExpertPolicy(), payment=PICKY)
+    (found,) = collect(
+        Rollouts(num_groups=3, group_size=2, refills=2),
+        tmp_path,
+        env=DOOR,
+        agent=ExpertPolicy(),
+        payment=PICKY,
+    )
     assert (found.groups, found.num_dropped) == ([], 9)
 
 
@@ -195,7 +217,9 @@ def test_payment_rewards_then_transforms_then_filters(tmp_path):
     def double(trajectory, ledger):
         return {name: 2 * paid_N for name, paid_N in ledger.items()}
 
-    payment = Payment(reward=Scaled(EnvReward(), 10.0), transforms=(double,), filters=(lambda groups: groups[1:],))
+    payment = Payment(
+        reward=Scaled(EnvReward(), 10.0), transforms=(double,), filters=(lambda groups: groups[1:],)
+    )
     (found,) = collect(Rollouts(num_groups=3, group_size=1), tmp_path, agent=ExpertPolicy(), payment=payment)
     assert len(found.groups) == 2
     assert found.groups[0][0].ledger["env"].tolist() == [20.0] * 3
@@ -204,7 +228,10 @@ def test_payment_rewards_then_transforms_then_filters(tmp_path):
 @pytest.mark.parametrize(
     ("paid", "message"),
     [
-        (lambda turns: np.full(turns, np.nan), r"'env' of task .* is nan on turn 0; every payment must be a finite number"),
+        (
+            lambda turns: np.full(turns, np.nan),
+            r"'env' of task .* is nan on turn 0; every payment must be a finite number",
+        ),
         (lambda turns: np.append(np.zeros(turns - 1), np.inf), r"is inf on turn"),
         (lambda turns: np.zeros(1), r"has shape \(1,\), the episode \d turns; pay one number for each turn"),
     ],

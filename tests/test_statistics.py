@@ -43,7 +43,17 @@ def test_pass_at_k_refuses_what_it_cannot_estimate(numbers):
 
 @pytest.mark.parametrize(
     ("degrees", "quantile"),  # the printed tables of Student's t, 97.5%
-    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (10, 2.2281), (30, 2.0423), (100, 1.9840), (10_000, 1.9602)],
+    [
+        (1, 12.7062),
+        (2, 4.3027),
+        (3, 3.1824),
+        (4, 2.7764),
+        (5, 2.5706),
+        (10, 2.2281),
+        (30, 2.0423),
+        (100, 1.9840),
+        (10_000, 1.9602),
+    ],
 )
 def test_t_quantiles_are_those_of_the_tables(degrees, quantile):
     assert t_quantile(degrees) == pytest.approx(quantile, abs=5e-5)
@@ -105,7 +115,11 @@ def test_the_share_interval_covers_the_truth(alpha, beta):
 def test_a_mean_interval_by_hand():
     found = mean_interval([1.0, 2.0, 3.0, 6.0])  # mean 3, deviations -2 -1 0 3, s^2 = 14/3, t_3 = 3.1824
     half = 3.182446 * math.sqrt(14 / 3 / 4)
-    assert (found.mean, found.low, found.high) == (3.0, pytest.approx(3 - half, abs=1e-5), pytest.approx(3 + half, abs=1e-5))
+    assert (found.mean, found.low, found.high) == (
+        3.0,
+        pytest.approx(3 - half, abs=1e-5),
+        pytest.approx(3 + half, abs=1e-5),
+    )
 
 
 def test_one_task_bounds_nothing_and_no_task_says_nothing():
@@ -116,7 +130,8 @@ def test_one_task_bounds_nothing_and_no_task_says_nothing():
 
 def flips_by_hand(differences):
     sums = [
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in itertools.product((1, -1), repeat=len(differences))
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
     ]
     return np.mean([total >= abs(sum(differences)) - 1e-12 for total in sums])
 

@@ -12,8 +12,27 @@ from hypothesis import strategies as st
 
 from agentrl.errors import CheckpointError
 from agentrl.sandbox import SandboxSpec
-from agentrl.store import Stored, drop_trajectories_after, iter_trajectories, read_trajectories, trajectory_path, write_trajectories
-from agentrl.types import Action, Credited, End, Message, Observation, Scored, Task, Trajectory, Turn, floats, ints
+from agentrl.store import (
+    Stored,
+    drop_trajectories_after,
+    iter_trajectories,
+    read_trajectories,
+    trajectory_path,
+    write_trajectories,
+)
+from agentrl.types import (
+    Action,
+    Credited,
+    End,
+    Message,
+    Observation,
+    Scored,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 texts = st.text(max_size=8)
 numbers = st.floats(allow_nan=False)
@@ -24,7 +43,10 @@ json_data = st.recursive(
     max_leaves=6,
 )
 messages = st.builds(
-    Message, st.sampled_from(["system", "user", "assistant", "tool"]), texts, st.lists(st.binary(max_size=5), max_size=2).map(tuple)
+    Message,
+    st.sampled_from(["system", "user", "assistant", "tool"]),
+    texts,
+    st.lists(st.binary(max_size=5), max_size=2).map(tuple),
 )
 few_texts = st.lists(texts, max_size=3).map(tuple)
 observations = st.builds(Observation, st.lists(messages, max_size=3).map(tuple), few_texts, few_texts)
@@ -36,11 +58,19 @@ def actions(draw):
     tokens = draw(st.lists(st.integers(0, 2**31 - 1), min_size=len(logprobs), max_size=len(logprobs)))
     prompt = draw(st.lists(st.integers(0, 2**31 - 1), max_size=4))
     return Action(
-        draw(texts), ints(prompt), ints(tokens), floats(logprobs), draw(st.integers(-1, 9)), draw(st.booleans()), draw(st.booleans())
+        draw(texts),
+        ints(prompt),
+        ints(tokens),
+        floats(logprobs),
+        draw(st.integers(-1, 9)),
+        draw(st.booleans()),
+        draw(st.booleans()),
     )
 
 
-turns = st.builds(Turn, observations, actions(), numbers, st.dictionaries(texts, numbers, max_size=3), st.floats(0, 9))
+turns = st.builds(
+    Turn, observations, actions(), numbers, st.dictionaries(texts, numbers, max_size=3), st.floats(0, 9)
+)
 sandboxes = st.none() | st.builds(
     SandboxSpec,
     image=texts,
@@ -62,10 +92,15 @@ trajectories = st.builds(
 @st.composite
 def scored_and_credited(draw):
     trajectory = draw(trajectories)
-    per_token = st.lists(st.floats(width=32), min_size=trajectory.num_tokens, max_size=trajectory.num_tokens).map(floats)
+    per_token = st.lists(
+        st.floats(width=32), min_size=trajectory.num_tokens, max_size=trajectory.num_tokens
+    ).map(floats)
     per_turn = st.lists(floats32, min_size=len(trajectory.turns), max_size=len(trajectory.turns)).map(floats)
     ledger = draw(st.dictionaries(texts, per_turn, max_size=2))
-    measured = {f"{name}_T": draw(st.none() | per_token) for name in ("values", "entropies", "old_logprobs", "ref_logprobs")}
+    measured = {
+        f"{name}_T": draw(st.none() | per_token)
+        for name in ("values", "entropies", "old_logprobs", "ref_logprobs")
+    }
     return Scored(trajectory, ledger, **measured), Credited(draw(per_token), draw(st.none() | per_token))
 
 
@@ -75,18 +110,25 @@ def same(a, b):
 
 def assert_same_scored(mine, theirs):
     assert theirs.trajectory == mine.trajectory
-    assert [turn.duration_s for turn in theirs.trajectory.turns] == [turn.duration_s for turn in mine.trajectory.turns]
+    assert [turn.duration_s for turn in theirs.trajectory.turns] == [
+        turn.duration_s for turn in mine.trajectory.turns
+    ]
     assert list(theirs.ledger) == list(mine.ledger)
     assert all(same(mine.ledger[name], theirs.ledger[name]) for name in mine.ledger)
     for name in ("values_T", "entropies_T", "old_logprobs_T", "ref_logprobs_T"):
         assert same(getattr(mine, name), getattr(theirs, name))
 
 
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+relaxed = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
 @relaxed
-@given(st.lists(st.lists(scored_and_credited(), min_size=1, max_size=2), max_size=2), st.lists(trajectories, max_size=1))
+@given(
+    st.lists(st.lists(scored_and_credited(), min_size=1, max_size=2), max_size=2),
+    st.lists(trajectories, max_size=1),
+)
 def test_what_is_read_back_equals_what_was_written(tmp_path_factory, pairs, failures):
     path = tmp_path_factory.mktemp("store") / "part-0.parquet"
     groups = [[scored for scored, _ in group] for group in pairs]
@@ -116,7 +158,9 @@ def won(task="game-a", sample=0, num_turns=2, success=1.0):
         )
         for n in range(num_turns)
     ]
-    return Trajectory(Task(task, {"seed": 3}), tuple(turn_list), End.TERMINATED, sample, final=Observation.text("won"))
+    return Trajectory(
+        Task(task, {"seed": 3}), tuple(turn_list), End.TERMINATED, sample, final=Observation.text("won")
+    )
 
 
 def paid(trajectory):
@@ -127,7 +171,13 @@ def paid(trajectory):
 def write_run(run, updates=3):
     for update in range(updates):
         pairs = [paid(won(sample=update * 2 + k, success=float(k <= update))) for k in range(2)]
-        write_trajectories(trajectory_path(run, update), [[s for s, _ in pairs]], [[c for _, c in pairs]], update=update, stage="rl")
+        write_trajectories(
+            trajectory_path(run, update),
+            [[s for s, _ in pairs]],
+            [[c for _, c in pairs]],
+            update=update,
+            stage="rl",
+        )
 
 
 def test_duckdb_answers_a_question_about_a_run(tmp_path):
@@ -161,7 +211,9 @@ def test_bare_trajectories_are_kept_too(tmp_path):
 
 def test_a_lone_surrogate_is_escaped_and_stops_nothing(tmp_path):
     path = tmp_path / "part-0.parquet"
-    write_trajectories(path, [[Trajectory(Task("a"), (), End.FAILED, error="bad \udc80 byte é")]], update=0, stage="rl")
+    write_trajectories(
+        path, [[Trajectory(Task("a"), (), End.FAILED, error="bad \udc80 byte é")]], update=0, stage="rl"
+    )
     assert read_trajectories(path)[0].trajectory.error == "bad \\udc80 byte é"
 
 
@@ -197,7 +249,9 @@ def test_a_flipped_bit_in_a_number_is_found_only_by_its_checksum(tmp_path):
     path = tmp_path / "part-0.parquet"
     random = np.random.default_rng(0)
     noise = Action("x", tokens=ints(np.arange(20_000)), logprobs=floats(random.normal(size=20_000)))
-    write_trajectories(path, [[Trajectory(Task("a"), (Turn(Observation(()), noise),), End.TERMINATED)]], update=0, stage="rl")
+    write_trajectories(
+        path, [[Trajectory(Task("a"), (Turn(Observation(()), noise),), End.TERMINATED)]], update=0, stage="rl"
+    )
     flipped = bytearray(path.read_bytes())
     flipped[len(flipped) // 3] ^= 1
     path.write_bytes(bytes(flipped))
@@ -240,7 +294,9 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
             writer.kill()
         (stored,) = read_trajectories(tmp_path / "part-0.parquet")
         assert stored.update >= wait - 1
-        assert [turn.observation for turn in stored.trajectory.turns] == [Observation.text(f"{stored.update} {n}") for n in range(50)]
+        assert [turn.observation for turn in stored.trajectory.turns] == [
+            Observation.text(f"{stored.update} {n}") for n in range(50)
+        ]
 
 
 def test_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):

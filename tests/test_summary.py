@@ -9,18 +9,25 @@ from agentrl.types import Action, Credited, End, Observation, Scored, Task, Traj
 
 
 def turn(num_tokens=2, *, reward=0.0, version=3, clipped=False, **info):
-    action = Action("x", ints([1, 2, 3]), ints([5] * num_tokens), floats([-1.0] * num_tokens), version, clipped=clipped)
+    action = Action(
+        "x", ints([1, 2, 3]), ints([5] * num_tokens), floats([-1.0] * num_tokens), version, clipped=clipped
+    )
     return Turn(Observation.text("o"), action, reward, {"success": 0.0, "valid": 1.0} | info)
 
 
 def test_a_summary_counts_what_happened():
     task = Task("a")
     won = Trajectory(task, (turn(version=3), turn(reward=1.0, success=1.0)), End.TERMINATED)
-    lost = Trajectory(task, (turn(version=1, valid=0.0), turn(clipped=True), turn(4), turn()), End.TRUNCATED, 1)
+    lost = Trajectory(
+        task, (turn(version=1, valid=0.0), turn(clipped=True), turn(4), turn()), End.TRUNCATED, 1
+    )
     full = Trajectory(Task("b"), (), End.TRUNCATED, 0, "the context is full")
     broken = Trajectory(task, (turn(),), End.FAILED, 2, "EnvError: gone")
     groups = [
-        (Scored(won, {"outcome": floats([0, 1]), "format": floats([0.5, 0])}), Scored(lost, {"outcome": floats([0] * 4)})),
+        (
+            Scored(won, {"outcome": floats([0, 1]), "format": floats([0.5, 0])}),
+            Scored(lost, {"outcome": floats([0] * 4)}),
+        ),
         (Scored(full, {}), Scored(full, {})),
     ]
     assert summarise(groups, failures=[broken], version=4) == {
@@ -50,7 +57,9 @@ def test_a_summary_counts_what_happened():
 
 def test_credit_and_the_critic_are_summarised_over_tokens():
     trajectory = Trajectory(Task("a"), (turn(2), turn(2)), End.TERMINATED)
-    scored = Scored(trajectory, {}, values_T=floats([0, 1, 2, 9]), old_logprobs_T=floats([-1.0, -1.0, -1.5, -1.0]))
+    scored = Scored(
+        trajectory, {}, values_T=floats([0, 1, 2, 9]), old_logprobs_T=floats([-1.0, -1.0, -1.5, -1.0])
+    )
     credit = Credited(floats([1, -1, 3, -3]), targets_T=floats([1, 2, 3, np.nan]))
     numbers = summarise([(scored,)], credited=[(credit,)])
     assert numbers["credit/advantage_mean"] == 0.0

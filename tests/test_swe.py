@@ -20,13 +20,20 @@ from agentrl.types import End, Task, Trajectory
 LIMITS = Limits(max_turns=50)
 
 
-def played(spec: Swe, *policies: Policy, task: int = 0, provider: SandboxProvider = swe_tasks.PROVIDER) -> list[Trajectory]:
+def played(
+    spec: Swe, *policies: Policy, task: int = 0, provider: SandboxProvider = swe_tasks.PROVIDER
+) -> list[Trajectory]:
     """Play an episode with each policy, all at once, on a task of the spec."""
     tasks = [found for split in spec.splits for found in spec.tasks(split)]
 
     async def run() -> list[Trajectory]:
         async with InProcess(spec, 120.0, provider) as host:
-            return await asyncio.gather(*[play(tasks[task], 0, policy=policy, host=host, seed=0, limits=LIMITS) for policy in policies])
+            return await asyncio.gather(
+                *[
+                    play(tasks[task], 0, policy=policy, host=host, seed=0, limits=LIMITS)
+                    for policy in policies
+                ]
+            )
 
     swe_tasks.provider()
     return asyncio.run(run())
@@ -41,7 +48,8 @@ def ends(trajectory: Trajectory) -> tuple[End, str]:
 
 
 @pytest.mark.parametrize(
-    ("tools", "prompt"), [pytest.param("editor", "full", marks=pytest.mark.slow), ("editor", "brief"), ("bash", "full")]
+    ("tools", "prompt"),
+    [pytest.param("editor", "full", marks=pytest.mark.slow), ("editor", "brief"), ("bash", "full")],
 )
 def test_the_experts_plan_resolves_a_real_bug(tools, prompt, tmp_path):
     spec = swe_tasks.spec(tmp_path, swe_tasks.h11(), tools=tools, prompt=prompt)
@@ -49,9 +57,9 @@ def test_the_experts_plan_resolves_a_real_bug(tools, prompt, tmp_path):
     assert ends(found) == (End.TERMINATED, "")
     assert found.success
     last = found.turns[-1].info
-    assert {name: last[name] for name in ("submitted", "nonempty", "applied", "fixed", "kept")} == dict.fromkeys(
-        ("submitted", "nonempty", "applied", "fixed", "kept"), 1.0
-    )
+    assert {
+        name: last[name] for name in ("submitted", "nonempty", "applied", "fixed", "kept")
+    } == dict.fromkeys(("submitted", "nonempty", "applied", "fixed", "kept"), 1.0)
     assert all(set(turn.info) == set(spec.signals) for turn in found.turns)
     assert found.signal("modified").sum() == 1.0
     assert swe_tasks.h11().patch.splitlines()[-3:] == found.final.messages[-1].content.splitlines()[-3:]
@@ -68,9 +76,15 @@ def test_signals_measure_what_the_gates_need(tmp_path):
         script("bash echo x >x.txt", *["bash true"] * 9),
     )
     assert (nothing.end, nothing.success) == (End.TERMINATED, False)
-    assert [nothing.turns[0].info[name] for name in ("submitted", "nonempty", "applied", "fixed")] == [1, 0, 0, 0]
+    assert [nothing.turns[0].info[name] for name in ("submitted", "nonempty", "applied", "fixed")] == [
+        1,
+        0,
+        0,
+        0,
+    ]
     signals = {
-        name: list(edited.signal(name)) for name in ("valid", "ran", "modified", "nonempty", "submitted", "applied", "kept", "fixed")
+        name: list(edited.signal(name))
+        for name in ("valid", "ran", "modified", "nonempty", "submitted", "applied", "kept", "fixed")
     }
     assert signals == {
         "valid": [0, 1, 1, 1, 1, 1],
@@ -132,7 +146,14 @@ def test_the_environment_keeps_the_contract(tmp_path):
     found: dict[str, Instance] = {}
     while len(found) < 3:
         found.setdefault(Swe().split_of(instance := next(places)), instance)
-    spec = swe_tasks.spec(tmp_path, *found.values(), swe_tasks.voluptuous(), held_out=("voluptuous",), prompt="brief", max_turns=12)
+    spec = swe_tasks.spec(
+        tmp_path,
+        *found.values(),
+        swe_tasks.voluptuous(),
+        held_out=("voluptuous",),
+        prompt="brief",
+        max_turns=12,
+    )
     check_env(spec, num_tasks=1, deadline_s=120.0, sandboxes=swe_tasks.provider())
 
 
@@ -169,7 +190,12 @@ def test_splits_are_by_what_is_taught_and_repositories_can_be_held_out(tmp_path)
     assert places["held-out"] == {"toolz-0", "toolz-1", "toolz-2"}
     assert len(places["train"]) > len(places["test"]) > 0
     for index in range(40):
-        assert len({split for split, ids in places.items() for one in (index, index + 40) if f"h11-{one}" in ids}) == 1
+        assert (
+            len(
+                {split for split, ids in places.items() for one in (index, index + 40) if f"h11-{one}" in ids}
+            )
+            == 1
+        )
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 

@@ -4,8 +4,12 @@ from agentrl_environments.swe.actions import OPTIONAL, PARAMETERS, Call, Refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40).filter(lambda text: "<" not in text)
-lines = st.lists(st.sampled_from(["x = 1\n", "y = '2'\n", "\n", "if x:\n", "    y\n"]), max_size=10).map("".join)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40).filter(
+    lambda text: "<" not in text
+)
+lines = st.lists(st.sampled_from(["x = 1\n", "y = '2'\n", "\n", "if x:\n", "    y\n"]), max_size=10).map(
+    "".join
+)
 
 
 @st.composite
@@ -15,7 +19,9 @@ def calls(draw: st.DrawFn) -> Call:
     left_out = draw(st.sampled_from([(), OPTIONAL.get(tool, ())]))
     numbers = st.integers(-1, 999).map(str)
     given_ = {
-        name: draw(numbers if name in ("start", "end", "insert_line") else texts) for name in PARAMETERS[tool] if name not in left_out
+        name: draw(numbers if name in ("start", "end", "insert_line") else texts)
+        for name in PARAMETERS[tool]
+        if name not in left_out
     }
     return Call(tool, given_)
 
@@ -24,7 +30,11 @@ def calls(draw: st.DrawFn) -> Call:
 def test_what_is_rendered_is_read_back(call, style):
     if style == "function":  # an empty or padded path survives in quotes only
         call = Call(
-            call.tool, {name: value.strip() or "x" if name in ("path", "search_term") else value for name, value in call.arguments.items()}
+            call.tool,
+            {
+                name: value.strip() or "x" if name in ("path", "search_term") else value
+                for name, value in call.arguments.items()
+            },
         )
     assert parse(render(call, style)) == call
 
@@ -40,9 +50,15 @@ def test_a_command_is_carried_to_the_letter(command, style):
 @pytest.mark.parametrize(
     ("text", "call"),
     [
-        ("I think.\n<function=bash>\n<parameter=command>\nls -la\n</parameter>\n</function>", Call("bash", {"command": "ls -la"})),
+        (
+            "I think.\n<function=bash>\n<parameter=command>\nls -la\n</parameter>\n</function>",
+            Call("bash", {"command": "ls -la"}),
+        ),
         ("<function=bash><parameter=command>ls</parameter>", Call("bash", {"command": "ls"})),
-        ("<function=execute_bash>\n<parameter=cmd>ls</parameter>\n</function>", Call("bash", {"command": "ls"})),
+        (
+            "<function=execute_bash>\n<parameter=cmd>ls</parameter>\n</function>",
+            Call("bash", {"command": "ls"}),
+        ),
         ("<function=finish><parameter=command>submit</parameter></function>", Call("submit", {})),
         (
             "<function=file_editor><parameter=command>view</parameter><parameter=path>a</parameter>"
@@ -52,7 +68,10 @@ def test_a_command_is_carried_to_the_letter(command, style):
         ("<think>submit or <function=bash>?</think>\nsubmit", Call("submit", {})),
         ("bash cat 'a\nb' | head\n", Call("bash", {"command": "cat 'a\nb' | head"})),
         ("Let me look.\n```bash\nls\npwd\n```\nThat is all.", Call("bash", {"command": "ls\npwd"})),
-        ("str_replace a.py 'x = \"1\"\ny' ''", Call("str_replace", {"path": "a.py", "old_str": 'x = "1"\ny', "new_str": ""})),
+        (
+            "str_replace a.py 'x = \"1\"\ny' ''",
+            Call("str_replace", {"path": "a.py", "old_str": 'x = "1"\ny', "new_str": ""}),
+        ),
         ("search needle", Call("search", {"search_term": "needle"})),
     ],
 )
@@ -65,7 +84,10 @@ def test_every_form_is_understood(text, call):
     [
         ("", "no call found"),
         ("I would look at the parser.", "no call found"),
-        ("<function=bash><parameter=command>a</parameter></function><function=submit></function>", "found 2 function calls"),
+        (
+            "<function=bash><parameter=command>a</parameter></function><function=submit></function>",
+            "found 2 function calls",
+        ),
         ("```bash\na\n```\n```bash\nb\n```", "found 2 command blocks"),
         ("<function=fly></function>", "there is no tool 'fly'"),
         ("<function=bash><parameter=command>a", "is not closed"),
@@ -73,7 +95,10 @@ def test_every_form_is_understood(text, call):
         ("<function=bash><parameter=command> </parameter></function>", "the command is empty"),
         ("bash ", "the command is empty"),
         ("bash a\0b", "NUL"),
-        ("<function=str_replace_editor><parameter=command>delete</parameter></function>", "no command 'delete'"),
+        (
+            "<function=str_replace_editor><parameter=command>delete</parameter></function>",
+            "no command 'delete'",
+        ),
         ("<function=search><parameter=term>x</parameter></function>", "no parameter 'term'"),
         ("view", "view needs 'path'"),
         ("view a.py one", "'start' must be a whole number, found 'one'"),
@@ -115,7 +140,9 @@ def test_the_experts_edits_turn_the_old_text_into_the_new(old, new):
 def test_the_expert_makes_and_removes_files_and_leaves_the_rest_to_git():
     new = expert.plan(diffs.unified("a.py", "", "x\n"), {}, "line")
     gone = expert.plan(diffs.unified("a.py", "x\n", ""), {"a.py": "x\n"}, "line")
-    moved = expert.plan("diff --git a/a b/b\nsimilarity index 100%\nrename from a\nrename to b\n", {"a": "x\n"}, "line")
+    moved = expert.plan(
+        "diff --git a/a b/b\nsimilarity index 100%\nrename from a\nrename to b\n", {"a": "x\n"}, "line"
+    )
     strange = expert.plan(diffs.unified("a.py", "x\n", "y\n"), {"a.py": "another\n"}, "line")
     assert new[0] == "create a.py 'x\n'"
     assert gone[0] == "bash git rm -q -- 'a.py'"

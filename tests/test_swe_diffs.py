@@ -5,7 +5,9 @@ from agentrl_environments.swe import diffs
 from hypothesis import given
 from hypothesis import strategies as st
 
-lines = st.lists(st.sampled_from(["a\n", "b\n", "-- x\n", "++ y\n", "\n", "\x0cform feed\n", "@@ -1 +1 @@\n"]), max_size=12)
+lines = st.lists(
+    st.sampled_from(["a\n", "b\n", "-- x\n", "++ y\n", "\n", "\x0cform feed\n", "@@ -1 +1 @@\n"]), max_size=12
+)
 texts = st.builds(lambda body, last: "".join(body) + last, lines, st.sampled_from(["", "no newline"]))
 PATCH = diffs.unified("pkg/a.py", "one\ntwo\nthree\n", "one\n2\nthree\n")
 
@@ -30,21 +32,28 @@ def test_a_diff_turns_the_old_text_into_the_new_and_its_reverse_turns_it_back(ol
     (back,) = diffs.parse(diffs.reverse(patch))
     assert patched(old, file) == new
     assert patched(new, back) == old
-    assert diffs.text(file) == patch.replace("@@ -1 ", "@@ -1,1 ").replace(" +1 @@", " +1,1 @@") or diffs.parse(diffs.text(file)) == (file,)
+    assert diffs.text(file) == patch.replace("@@ -1 ", "@@ -1,1 ").replace(
+        " +1 @@", " +1,1 @@"
+    ) or diffs.parse(diffs.text(file)) == (file,)
     assert diffs.reverse(diffs.reverse(patch)) == diffs.text(file)
 
 
 @given(texts, texts)
 def test_a_patch_of_two_files_is_read_as_both(one, two):
     patch = diffs.unified("a.py", one, one + "x\n") + diffs.unified("b/c.py", two, "y\n" + two)
-    assert [(file.old or file.new, file.new) for file in diffs.parse(patch)] == [("a.py", "a.py"), ("b/c.py", "b/c.py")]
+    assert [(file.old or file.new, file.new) for file in diffs.parse(patch)] == [
+        ("a.py", "a.py"),
+        ("b/c.py", "b/c.py"),
+    ]
     assert diffs.paths(patch) == ("a.py", "b/c.py")
 
 
 def test_git_agrees_with_the_reverse_of_its_own_diffs(tmp_path):
     def git(*argv: str, given: str = "") -> str:
         config = ("-c", "user.name=x", "-c", "user.email=x@x", "-c", "core.autocrlf=false")
-        return subprocess.run(["git", *config, *argv], cwd=tmp_path, input=given, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", *config, *argv], cwd=tmp_path, input=given, capture_output=True, text=True, check=True
+        ).stdout
 
     git("init", "-q", ".")
     (tmp_path / "kept.py").write_text("".join(f"line {number}\n" for number in range(40)))
@@ -52,7 +61,9 @@ def test_git_agrees_with_the_reverse_of_its_own_diffs(tmp_path):
     (tmp_path / "moved.py").write_text("".join(f"moved {number}\n" for number in range(20)))
     git("add", "-A")
     git("commit", "-q", "-m", "one")
-    (tmp_path / "kept.py").write_text("".join(f"line {number}\n" for number in range(40) if number % 17) + "end")
+    (tmp_path / "kept.py").write_text(
+        "".join(f"line {number}\n" for number in range(40) if number % 17) + "end"
+    )
     (tmp_path / "gone.py").unlink()
     (tmp_path / "new.py").write_text("new\n")
     (tmp_path / "new.py").chmod(0o755)

@@ -17,7 +17,9 @@ from agentrl_environments.swe.workspace import Trees, lay, tools_folder
 from agentrl.sandbox import Sandbox, SandboxSpec
 
 COMMAND = f"PYTHONPATH=.:/testbed-tools {rows.PYTEST}"
-SPEC = SandboxSpec(image=swe_tasks.IMAGE, workdir="/testbed", writable=(tools_folder("/testbed"), "/r2e_tests"))
+SPEC = SandboxSpec(
+    image=swe_tasks.IMAGE, workdir="/testbed", writable=(tools_folder("/testbed"), "/r2e_tests")
+)
 
 
 class Imaged:
@@ -35,8 +37,12 @@ class Imaged:
 
     async def fill(self) -> None:
         await self.box.put_tar("/testbed-tools", sources.tools())
-        await self.box.put_tar("/", sources.tar({path.removeprefix("/"): text.encode() for path, text in self.files.items()}))
-        script = "git init -q . && git add -A && git -c user.name=x -c user.email=x@x commit -qm fix && git tag v2"
+        await self.box.put_tar(
+            "/", sources.tar({path.removeprefix("/"): text.encode() for path, text in self.files.items()})
+        )
+        script = (
+            "git init -q . && git add -A && git -c user.name=x -c user.email=x@x commit -qm fix && git tag v2"
+        )
         assert (await self.box.exec(["bash", "-c", script])).exit_code == 0
 
 
@@ -77,16 +83,28 @@ USELESS = diffs.unified("notes.txt", "", "nothing\n")
 def test_a_swe_bench_row_is_graded_on_its_image():
     bug = swe_tasks.h11()
     row = {
-        **{"repo": "x/h11", "instance_id": "x__h11-1", "base_commit": "abc", "patch": bug.patch, "test_patch": bug.test_patch},
+        **{
+            "repo": "x/h11",
+            "instance_id": "x__h11-1",
+            "base_commit": "abc",
+            "patch": bug.patch,
+            "test_patch": bug.test_patch,
+        },
         **{"problem_statement": "x", "environment_setup_commit": "abc", "version": "1"},
         "FAIL_TO_PASS": json.dumps(bug.fail_to_pass),
         "PASS_TO_PASS": json.dumps(bug.pass_to_pass),
     }
     instance = rows.from_row(row)
-    assert instance.command.endswith("pytest --no-header -rA --tb=no -p no:cacheprovider h11/tests/test_util.py")
+    assert instance.command.endswith(
+        "pytest --no-header -rA --tb=no -p no:cacheprovider h11/tests/test_util.py"
+    )
     instance = replace(instance, setup="", command=f"{COMMAND} h11/tests/test_util.py")
     right, useless, cheat = graded(
-        instance, image(solved=False), bug.patch, USELESS, diffs.unified("conftest.py", "", "import os\nos._exit(0)\n") + bug.patch
+        instance,
+        image(solved=False),
+        bug.patch,
+        USELESS,
+        diffs.unified("conftest.py", "", "import os\nos._exit(0)\n") + bug.patch,
     )
     assert right.outcome is Outcome.RESOLVED
     assert (useless.outcome, useless.fixed, useless.kept) == (Outcome.UNRESOLVED, 0.0, 1.0)
@@ -96,7 +114,12 @@ def test_a_swe_bench_row_is_graded_on_its_image():
 def test_a_swe_smith_row_starts_from_its_bug_and_is_solved_by_the_reverse():
     bug = swe_tasks.h11()
     row = {
-        **{"instance_id": "x__h11.1", "repo": "swesmith/x__h11.1", "image_name": "x", "problem_statement": "x"},
+        **{
+            "instance_id": "x__h11.1",
+            "repo": "swesmith/x__h11.1",
+            "image_name": "x",
+            "problem_statement": "x",
+        },
         "patch": diffs.reverse(bug.patch),
         "FAIL_TO_PASS": list(bug.fail_to_pass),
         "PASS_TO_PASS": list(bug.pass_to_pass),
@@ -125,7 +148,11 @@ def test_an_r2e_gym_row_hides_its_tests_and_is_graded_by_its_exact_map():
     row = {
         **{"repo_name": "h11", "docker_image": "x", "commit_hash": "abc", "problem_statement": "x"},
         "parsed_commit_content": json.dumps(
-            {"file_diffs": [{"header": {"file": {"path": file.new}}, "old_file_content": old, "new_file_content": new}]}
+            {
+                "file_diffs": [
+                    {"header": {"file": {"path": file.new}}, "old_file_content": old, "new_file_content": new}
+                ]
+            }
         ),
         "expected_output_json": json.dumps({"test_all": "PASSED", "test_known_to_fail": "FAILED"}),
     }
@@ -139,7 +166,9 @@ def test_an_r2e_gym_row_hides_its_tests_and_is_graded_by_its_exact_map():
             box = Imaged(opened, files)
             await box.fill()
             await lay(opened, instance, Trees())
-            found = await opened.exec(["bash", "-c", "ls / /testbed /r2e_tests 2>/dev/null; git tag; git log --oneline | wc -l"])
+            found = await opened.exec(
+                ["bash", "-c", "ls / /testbed /r2e_tests 2>/dev/null; git tag; git log --oneline | wc -l"]
+            )
             return found.stdout.decode()
 
     text = asyncio.run(seen())
@@ -173,4 +202,6 @@ def test_rows_of_other_tools_read_ours_as_swe_bench(tmp_path):
     theirs = {name: value for name, value in row.items() if name != "agentrl"}
     instance = rows.from_row({**theirs, "base_commit": "abc"})
     assert (instance.patch, instance.fail_to_pass) == (swe_tasks.h11().patch, swe_tasks.h11().fail_to_pass)
-    subprocess.run(["git", "apply", "--stat", "-"], input=row["patch"], text=True, check=True, capture_output=True)
+    subprocess.run(
+        ["git", "apply", "--stat", "-"], input=row["patch"], text=True, check=True, capture_output=True
+    )

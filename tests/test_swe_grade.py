@@ -42,7 +42,15 @@ def test_all_fixed_and_all_kept_is_resolved():
         (GOOD.replace("SKIPPED t.py::p2", "FAILED t.py::p2"), 1.0, 0.5),
         (GOOD.replace("XFAIL t.py::p1", "ERROR t.py::p1"), 1.0, 0.5),
     ],
-    ids=["xfail counts", "skipped is not fixed", "missing is not fixed", "worst of a prefix", "missing is not kept", "failed", "error"],
+    ids=[
+        "xfail counts",
+        "skipped is not fixed",
+        "missing is not fixed",
+        "worst of a prefix",
+        "missing is not kept",
+        "failed",
+        "error",
+    ],
 )
 def test_a_status_counts_as_the_official_rule_has_it(text, fixed, kept):
     found = verdict(text, 1 if "FAILED" in text or "ERROR" in text else 0)
@@ -67,7 +75,10 @@ def test_the_test_that_must_fail_decides_only_on_what_else_would_be_resolved():
     assert verdict(GOOD + f"PASSED t.py::{name}\n", 0, canary=name).outcome is Outcome.REJECTED
     assert verdict(GOOD, 0, canary=name).outcome is Outcome.REJECTED
     assert verdict(GOOD + f"FAILED t.py::{name}\n", 0, canary=name).outcome is Outcome.REJECTED
-    assert verdict(GOOD.replace("PASSED t.py::f1", "FAILED t.py::f1"), 1, canary=name).outcome is Outcome.UNRESOLVED
+    assert (
+        verdict(GOOD.replace("PASSED t.py::f1", "FAILED t.py::f1"), 1, canary=name).outcome
+        is Outcome.UNRESOLVED
+    )
 
 
 def test_the_exact_rule_wants_the_same_tests_and_the_same_statuses():
@@ -80,11 +91,43 @@ def test_the_exact_rule_wants_the_same_tests_and_the_same_statuses():
 
 
 def test_what_steers_the_tests_is_known_by_its_path():
-    base = {"pkg/__init__.py", "pkg/a.py", "tests/test_a.py", "tests/help.py", "setup.cfg", "src/lib/__init__.py", "json/x.py"}
+    base = {
+        "pkg/__init__.py",
+        "pkg/a.py",
+        "tests/test_a.py",
+        "tests/help.py",
+        "setup.cfg",
+        "src/lib/__init__.py",
+        "json/x.py",
+    }
     instance = replace(INSTANCE, fail_to_pass=("tests/test_a.py::t",))
-    steering = ["tests/test_a.py", "tests/new.py", "tests/sub/new.py", "conftest.py", "pkg/conftest.py", "setup.cfg", "x.pth", "pytest.py"]
-    steering += ["src/_pytest/__init__.py", "src/json.py", "pkg/__pycache__/a.cpython-311.pyc", "sitecustomize.py", "re/__init__.py"]
-    harmless = ["pkg/a.py", "pkg/json.py", "pkg/new.py", "src/lib/types.py", "README.md", "docs/index.rst", "json/y.py", "new.py"]
+    steering = [
+        "tests/test_a.py",
+        "tests/new.py",
+        "tests/sub/new.py",
+        "conftest.py",
+        "pkg/conftest.py",
+        "setup.cfg",
+        "x.pth",
+        "pytest.py",
+    ]
+    steering += [
+        "src/_pytest/__init__.py",
+        "src/json.py",
+        "pkg/__pycache__/a.cpython-311.pyc",
+        "sitecustomize.py",
+        "re/__init__.py",
+    ]
+    harmless = [
+        "pkg/a.py",
+        "pkg/json.py",
+        "pkg/new.py",
+        "src/lib/types.py",
+        "README.md",
+        "docs/index.rst",
+        "json/y.py",
+        "new.py",
+    ]
     assert set(grading.steering(instance, [*steering, *harmless], base)) == set(steering)
     fix = replace(instance, patch=diffs.unified("setup.cfg", "a\n", "b\n"))
     assert set(grading.steering(fix, ["setup.cfg", "conftest.py"], base)) == {"conftest.py"}
@@ -92,13 +135,18 @@ def test_what_steers_the_tests_is_known_by_its_path():
 
 async def graded(instance: Instance, *patches: str, tests_s: float = 60.0) -> list[Verdict]:
     async with swe_tasks.sandbox(instance) as box:
-        return [await grade(box, instance, swe_tasks.trees(instance), patch.encode(), tests_s=tests_s) for patch in patches]
+        return [
+            await grade(box, instance, swe_tasks.trees(instance), patch.encode(), tests_s=tests_s)
+            for patch in patches
+        ]
 
 
 @pytest.mark.parametrize("make", [swe_tasks.h11, pytest.param(swe_tasks.voluptuous, marks=pytest.mark.slow)])
 def test_a_real_bug_is_resolved_by_its_fix_and_by_nothing_less(make):
     instance = make()
-    right, nothing, useless = asyncio.run(graded(instance, instance.patch, "", diffs.unified("notes.txt", "", "done\n")))
+    right, nothing, useless = asyncio.run(
+        graded(instance, instance.patch, "", diffs.unified("notes.txt", "", "done\n"))
+    )
     assert (right.outcome, right.fixed, right.kept) == (Outcome.RESOLVED, 1.0, 1.0)
     assert set(instance.fail_to_pass) < set(right.statuses)
     assert nothing.outcome is Outcome.EMPTY
@@ -113,7 +161,11 @@ def test_patches_are_applied_by_every_attempt_in_turn_and_never_outside_the_repo
     lines = list(hunk.lines)
     lines[0] = " something else stood here\n"
     fuzzy = diffs.text(replace(file, hunks=(replace(hunk, lines=tuple(lines)),)))
-    torn = diffs.text(replace(file, hunks=(replace(hunk, lines=tuple(line.replace("regex", "pattern") for line in hunk.lines)),)))
+    torn = diffs.text(
+        replace(
+            file, hunks=(replace(hunk, lines=tuple(line.replace("regex", "pattern") for line in hunk.lines)),)
+        )
+    )
     outside = fix.replace("h11/_util.py", "../h11/_util.py")
     hooks = diffs.unified(".git/hooks/post-checkout", "", "#!/bin/sh\n")
     hidden = hooks.replace("--- /dev/null\n+++ b/.git/hooks/post-checkout", "--- /dev/null\n+++ b/new.txt")
@@ -176,7 +228,10 @@ def test_a_sandbox_that_breaks_is_nobodys_failure():
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("conftest that passes", "own runner", "sources that print results")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("conftest that passes", "own runner", "sources that print results")
+        ),
         "sources that pass every test",
     ],
 )
@@ -187,7 +242,9 @@ def test_an_attack_would_work_by_the_official_rule_alone_and_does_not_here(name,
     async def attacked() -> Verdict:
         async with swe_tasks.sandbox(instance) as box:
             base = await lay(box, instance, swe_tasks.trees(instance))
-            done = await box.exec(["bash", "-c", call.arguments["command"]], env=environment(instance, "/testbed"))
+            done = await box.exec(
+                ["bash", "-c", call.arguments["command"]], env=environment(instance, "/testbed")
+            )
             assert done.exit_code == 0, done.stderr
             patch = await extract(box, base)
             return await grade(box, instance, swe_tasks.trees(instance), patch, tests_s=60)
@@ -200,7 +257,9 @@ def test_an_attack_would_work_by_the_official_rule_alone_and_does_not_here(name,
         return ""
 
     monkeypatch.setattr(grading, "_plant", plant_nothing)
-    monkeypatch.setattr(grading, "steering", lambda instance, changed, base: set(changed) & set(instance.test_files))
+    monkeypatch.setattr(
+        grading, "steering", lambda instance, changed, base: set(changed) & set(instance.test_files)
+    )
     assert asyncio.run(attacked()).resolved
 
 

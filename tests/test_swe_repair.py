@@ -14,14 +14,22 @@ from agentrl.types import Observation, Step
 
 pytest.importorskip("libcst", reason="the menu needs libcst")
 BUG = toy.bug("if value > high:", "if value < high:")
-FAILING = ("tests/test_calc.py::test_clamp_high", "tests/test_calc.py::test_clamp_inside[0]", "tests/test_calc.py::test_clamp_inside[50]")
+FAILING = (
+    "tests/test_calc.py::test_clamp_high",
+    "tests/test_calc.py::test_clamp_inside[0]",
+    "tests/test_calc.py::test_clamp_inside[50]",
+)
 BASE = BUG.apply({"toy/calc.py": toy.CALC})["toy/calc.py"]
 
 
 def row(bug: Candidate = BUG) -> Instance:
     failures = {test: Failure(type="AssertionError", message="") for test in FAILING}
-    made = build.instance(toy.tree(), Finding(candidate=bug, outcome=Outcome.VALID, fail_to_pass=FAILING, failures=failures))
-    return dataclasses.replace(build.narrowed(build.completed(made, "", (*FAILING, "tests/test_calc.py::test_total"))), repo="toolz")
+    made = build.instance(
+        toy.tree(), Finding(candidate=bug, outcome=Outcome.VALID, fail_to_pass=FAILING, failures=failures)
+    )
+    return dataclasses.replace(
+        build.narrowed(build.completed(made, "", (*FAILING, "tests/test_calc.py::test_total"))), repo="toolz"
+    )
 
 
 @pytest.fixture
@@ -31,7 +39,9 @@ def env(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Repair:
     monkeypatch.setattr(sources, "tools", toy.tools)
     toy.path_first(monkeypatch)
     two = toy.bug("return result", "return None", kind="change_return", function="total")
-    rows.write(tmp_path / "rows.jsonl", [dataclasses.replace(one, base_commit="0" * 40) for one in (row(), row(two))])
+    rows.write(
+        tmp_path / "rows.jsonl", [dataclasses.replace(one, base_commit="0" * 40) for one in (row(), row(two))]
+    )
     return Repair(rows=str(tmp_path / "rows.jsonl"))
 
 

@@ -58,8 +58,16 @@ R2E_GYM = {
     "parsed_commit_content": json.dumps(
         {
             "file_diffs": [
-                {"header": {"file": {"path": "pkg/a.py"}}, "old_file_content": "x = 1\n", "new_file_content": "x = 2\n"},
-                {"header": {"file": {"path": "tests/test_a.py"}}, "old_file_content": "", "new_file_content": "pass\n"},
+                {
+                    "header": {"file": {"path": "pkg/a.py"}},
+                    "old_file_content": "x = 1\n",
+                    "new_file_content": "x = 2\n",
+                },
+                {
+                    "header": {"file": {"path": "tests/test_a.py"}},
+                    "old_file_content": "",
+                    "new_file_content": "pass\n",
+                },
             ]
         }
     ),
@@ -92,8 +100,14 @@ def test_every_format_has_the_same_fix_in_normal_form(name):
 def test_what_is_special_about_each_format_is_kept():
     bench, gym, smith, r2e = (rows.from_row(row) for row in ALL.values())
     assert bench.image == "swebench/sweb.eval.x86_64.django_1776_django-1:latest"
-    assert bench.command.endswith("./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1 admin.test_x")
-    assert (bench.parser, bench.fail_to_pass, bench.difficulty) == ("unittest", ("test_x (admin.test_x.T)",), "<15 min fix")
+    assert bench.command.endswith(
+        "./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1 admin.test_x"
+    )
+    assert (bench.parser, bench.fail_to_pass, bench.difficulty) == (
+        "unittest",
+        ("test_x (admin.test_x.T)",),
+        "<15 min fix",
+    )
     assert gym.image == "xingyaoww/sweb.eval.x86_64.pandas-dev_s_pandas-7:latest"
     assert gym.command.endswith(" tests/test_a.py")
     assert smith.solved
@@ -115,7 +129,9 @@ def test_json_json_lines_and_parquet_hold_the_same(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([SWE_GYM]))
     (tmp_path / "a.jsonl").write_text(json.dumps(SWE_GYM) + "\n\n")
     pq.write_table(pa.Table.from_pylist([SWE_GYM]), tmp_path / "a.parquet")
-    assert rows.load(tmp_path / "a.json") == rows.load(tmp_path / "a.jsonl") == rows.load(tmp_path / "a.parquet")
+    assert (
+        rows.load(tmp_path / "a.json") == rows.load(tmp_path / "a.jsonl") == rows.load(tmp_path / "a.parquet")
+    )
 
 
 def test_a_file_that_changed_is_read_again(tmp_path):
@@ -128,7 +144,16 @@ def test_a_file_that_changed_is_read_again(tmp_path):
 @pytest.mark.parametrize("name", ALL)
 def test_every_missing_field_is_named_with_its_file_and_line(name, tmp_path):
     needed = {
-        "swe-bench": ("repo", "instance_id", "base_commit", "patch", "test_patch", "problem_statement", "FAIL_TO_PASS", "PASS_TO_PASS"),
+        "swe-bench": (
+            "repo",
+            "instance_id",
+            "base_commit",
+            "patch",
+            "test_patch",
+            "problem_statement",
+            "FAIL_TO_PASS",
+            "PASS_TO_PASS",
+        ),
         "swe-gym": ("instance_id", "patch", "FAIL_TO_PASS"),
         "swe-smith": ("instance_id", "repo", "patch", "FAIL_TO_PASS", "PASS_TO_PASS", "problem_statement"),
         "r2e-gym": ("repo_name", "docker_image", "commit_hash", "parsed_commit_content", "problem_statement"),
@@ -198,5 +223,7 @@ def test_the_digest_tells_contents_apart_and_the_split_key_does_not_tell_bugs_of
 
 
 def test_files_of_tests_come_from_the_test_patch_and_from_the_ids():
-    instance = replace(OURS, test_patch=TESTS, pass_to_pass=("src/x_test.py::T::test[a b]", "test_x (admin.T)"))
+    instance = replace(
+        OURS, test_patch=TESTS, pass_to_pass=("src/x_test.py::T::test[a b]", "test_x (admin.T)")
+    )
     assert instance.test_files == ("src/x_test.py", "tests/test_a.py")

@@ -30,7 +30,9 @@ def test_the_shipped_rows_are_many_small_and_of_known_packages() -> None:
     sample = rows.load(SAMPLE)
     pinned = {(package.name, package.version, package.sha256) for package in packages.PACKAGES}
     assert len(sample) >= 120
-    assert {(row.source.package, row.source.version, row.source.sha256) for row in sample if row.source} <= pinned
+    assert {
+        (row.source.package, row.source.version, row.source.sha256) for row in sample if row.source
+    } <= pinned
     assert len({row.repo for row in sample}) >= 6
 
 
@@ -51,7 +53,9 @@ def test_rows_are_whole_and_their_statements_give_nothing_away(shipped: tuple[In
         assert len(row.base_commit) == 40
         assert row.problem_statement.strip()
         assert not leaks(row.problem_statement, row.patch), row.id
-        assert not any("test" in Path(path).name or "tests" in Path(path).parts for path in diffs.paths(row.patch)), row.id
+        assert not any(
+            "test" in Path(path).name or "tests" in Path(path).parts for path in diffs.paths(row.patch)
+        ), row.id
 
 
 def test_no_function_is_in_two_splits(shipped: tuple[Instance, ...]) -> None:

@@ -17,13 +17,17 @@ def test_an_archive_is_a_function_of_its_files_alone():
     assert members == [("a.py", 0o644, 0, 0), ("b/run.sh", 0o755, 0, 0)]
 
 
-@pytest.mark.parametrize("get", [lambda cache: sources.archive(Source("nowhere", "1.0", "0" * 64), cache), sources.tools])
+@pytest.mark.parametrize(
+    "get", [lambda cache: sources.archive(Source("nowhere", "1.0", "0" * 64), cache), sources.tools]
+)
 def test_what_cannot_be_had_is_a_mistake_that_its_owner_can_mend(get, tmp_path, monkeypatch):
     def refuse(*_: object) -> bytes:
         raise packages.Refused("download", "pip could not fetch it: no network")
 
     monkeypatch.setattr(packages, "_download", refuse)
-    with pytest.raises(ConfigError, match=r"no network; give this machine's pip a network .* or copy the cache folder"):
+    with pytest.raises(
+        ConfigError, match=r"no network; give this machine's pip a network .* or copy the cache folder"
+    ):
         get(str(tmp_path))
 
 

@@ -16,7 +16,9 @@ SETUP = "ready=yes"
 SPEC = SandboxSpec(image=swe_tasks.IMAGE, workdir="/testbed")
 
 
-def in_sandbox(body: Callable[[Run, Sandbox], Awaitable[None]], *, shell: bool = True, command_s: float = 20.0) -> None:
+def in_sandbox(
+    body: Callable[[Run, Sandbox], Awaitable[None]], *, shell: bool = True, command_s: float = 20.0
+) -> None:
     """Run ``body`` with tools at work in a sandbox that holds a small file."""
 
     async def run() -> None:
@@ -56,7 +58,9 @@ def test_the_editor_edits_and_takes_back():
         assert (
             await run("str_replace pkg/a.py two 2")
         ).text == "edited pkg/a.py; lines 1 to 3 are now:\n     1\tone\n     2\t2\n     3\tone"
-        assert (await run("insert pkg/a.py 0 zero")).text.endswith("     1\tzero\n     2\tone\n     3\t2\n     4\tone")
+        assert (await run("insert pkg/a.py 0 zero")).text.endswith(
+            "     1\tzero\n     2\tone\n     3\t2\n     4\tone"
+        )
         assert await box.read("/testbed/pkg/a.py") == b"zero\none\n2\none\n"
         await run("undo_edit pkg/a.py")
         await run("undo_edit pkg/a.py")
@@ -99,9 +103,15 @@ def test_what_the_editor_cannot_do_is_answered_and_changes_nothing():
 
 def test_single_commands_have_shells_of_their_own_and_submit_by_what_they_print():
     async def body(run: Run, box: Sandbox) -> None:
-        assert await run("bash cd pkg; X=$ready; [ $X ] && pwd") == Result("<returncode>0</returncode>\n<output>\n/testbed/pkg\n</output>")
-        assert await run("bash pwd; echo $X >&2; exit 3") == Result("<returncode>3</returncode>\n<output>\n/testbed\n</output>")
-        assert (await run("bash sleep 30")) == Result("<returncode>stopped after 1 s</returncode>\n<output>\n\n</output>", False, True)
+        assert await run("bash cd pkg; X=$ready; [ $X ] && pwd") == Result(
+            "<returncode>0</returncode>\n<output>\n/testbed/pkg\n</output>"
+        )
+        assert await run("bash pwd; echo $X >&2; exit 3") == Result(
+            "<returncode>3</returncode>\n<output>\n/testbed\n</output>"
+        )
+        assert (await run("bash sleep 30")) == Result(
+            "<returncode>stopped after 1 s</returncode>\n<output>\n\n</output>", False, True
+        )
         assert (await run("bash echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")).submitted
         assert not (await run("bash echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT; false")).submitted
         assert not (await run("bash echo no; echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")).submitted
@@ -177,7 +187,9 @@ def test_the_base_is_the_same_commit_every_time():
 
 
 def test_an_image_with_a_history_is_laid_out_without_it_and_without_what_is_hidden():
-    image = swe_tasks.hard(swe_tasks.h11(), source=None, solved=False, hidden=("/testbed/secret.py", "/testbed/run_tests.sh"))
+    image = swe_tasks.hard(
+        swe_tasks.h11(), source=None, solved=False, hidden=("/testbed/secret.py", "/testbed/run_tests.sh")
+    )
 
     async def body() -> None:
         async with swe_tasks.PROVIDER.serve() as served, served.open(SPEC) as box:
@@ -189,7 +201,11 @@ def test_an_image_with_a_history_is_laid_out_without_it_and_without_what_is_hidd
             assert (await box.exec(["bash", "-c", script])).exit_code == 0
             await lay(box, image, Trees())
             listed = await box.exec(
-                ["bash", "-c", "git ls-files; git tag; git log --all --oneline | wc -l; git cat-file -e HEAD~1; git status -s; ls"]
+                [
+                    "bash",
+                    "-c",
+                    "git ls-files; git tag; git log --all --oneline | wc -l; git cat-file -e HEAD~1; git status -s; ls",
+                ]
             )
             assert listed.stdout.decode().split() == [
                 ".gitignore",

@@ -40,7 +40,9 @@ def run(plan: campaign.Plan, folder) -> campaign.Report:
 
 
 @pytest.mark.slow
-def test_a_campaign_makes_rows_that_stand_the_official_rule_and_goes_on_where_it_was_stopped(cache, tmp_path) -> None:
+def test_a_campaign_makes_rows_that_stand_the_official_rule_and_goes_on_where_it_was_stopped(
+    cache, tmp_path
+) -> None:
     plan = campaign.Plan(packages=(TOY, Package(name="absent", version="1.0")), per_package=8, workers=2)
     first = run(plan, tmp_path / "findings")
     assert len(first.rows) >= 7
@@ -55,13 +57,18 @@ def test_a_campaign_makes_rows_that_stand_the_official_rule_and_goes_on_where_it
         assert set(row.fail_to_pass).isdisjoint(row.pass_to_pass)
         assert not leaks(row.problem_statement, row.patch)
         for test in row.fail_to_pass:
-            assert f"+{'    ' * ('::TestStack' in test)}def {test.rpartition('::')[2].partition('[')[0]}(" in row.test_patch
+            assert (
+                f"+{'    ' * ('::TestStack' in test)}def {test.rpartition('::')[2].partition('[')[0]}("
+                in row.test_patch
+            )
     rows.write(tmp_path / "rows.jsonl", first.rows)
     assert rows.load(tmp_path / "rows.jsonl") == tuple(first.rows)
     journal = tmp_path / "findings" / "toy-1.0.jsonl"
     before = journal.read_text()
     journal.write_text(before[:-20])  # as if it had been killed in the middle of a line
-    (tmp_path / "findings" / "proofs.jsonl").write_text((tmp_path / "findings" / "proofs.jsonl").read_text()[:-20])
+    (tmp_path / "findings" / "proofs.jsonl").write_text(
+        (tmp_path / "findings" / "proofs.jsonl").read_text()[:-20]
+    )
     again = run(plan, tmp_path / "findings")
     assert again.rows == first.rows
     assert [json.loads(line)["id"] for line in journal.read_text().splitlines()[1:]] == [
@@ -70,18 +77,37 @@ def test_a_campaign_makes_rows_that_stand_the_official_rule_and_goes_on_where_it
 
 
 @pytest.mark.slow
-def test_the_command_line_makes_and_proves_rows_and_says_which_do_not_hold(cache, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_makes_and_proves_rows_and_says_which_do_not_hold(
+    cache, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
-    options = ["synth", str(out), "--package", "toy==1.0", "--per-package", "3", "--sandbox", "toy:CleanProvider"]
+    options = [
+        "synth",
+        str(out),
+        "--package",
+        "toy==1.0",
+        "--per-package",
+        "3",
+        "--sandbox",
+        "toy:CleanProvider",
+    ]
     made = CliRunner().invoke(app, options)
     assert made.exit_code == 0, made.output
     assert "3 rows in" in made.output
-    splits = [rows.load(out / f"{split}.jsonl") for split in Swe().splits if (out / f"{split}.jsonl").stat().st_size]
-    assert sorted(row.id for some in splits for row in some) == sorted(row.id for row in rows.load(out / "tasks.jsonl"))
+    splits = [
+        rows.load(out / f"{split}.jsonl") for split in Swe().splits if (out / f"{split}.jsonl").stat().st_size
+    ]
+    assert sorted(row.id for some in splits for row in some) == sorted(
+        row.id for row in rows.load(out / "tasks.jsonl")
+    )
     good, *_ = rows.load(out / "tasks.jsonl")
-    lying = dataclasses.replace(good, id="toy-lying", fail_to_pass=(*good.fail_to_pass, good.pass_to_pass[0]), pass_to_pass=())
+    lying = dataclasses.replace(
+        good, id="toy-lying", fail_to_pass=(*good.fail_to_pass, good.pass_to_pass[0]), pass_to_pass=()
+    )
     rows.write(tmp_path / "two.jsonl", [good, lying])
-    proved = CliRunner().invoke(app, ["verify", str(tmp_path / "two.jsonl"), "--sandbox", "toy:CleanProvider"])
+    proved = CliRunner().invoke(
+        app, ["verify", str(tmp_path / "two.jsonl"), "--sandbox", "toy:CleanProvider"]
+    )
     assert proved.exit_code == 1
     assert "1 of 2 rows hold" in proved.output
     assert "toy-lying: without the fix" in " ".join(proved.output.split())
@@ -90,8 +116,15 @@ def test_the_command_line_makes_and_proves_rows_and_says_which_do_not_hold(cache
 def finding(kind: str, number: int, *, tests: int = 1, function: str = "f", complexity: int = 1) -> Finding:
     bug = toy.bug("if value < low:", f"if value < low + {number}:", kind=kind, function=function)
     names = tuple(f"t.py::test_{index}" for index in range(tests))
-    failures = {name: Failure(type="KeyError", message="", frames=(("toy/calc.py", 10, "clamp"),)) for name in names}
-    return Finding(candidate=dataclasses.replace(bug, complexity=complexity), outcome=Outcome.VALID, fail_to_pass=names, failures=failures)
+    failures = {
+        name: Failure(type="KeyError", message="", frames=(("toy/calc.py", 10, "clamp"),)) for name in names
+    }
+    return Finding(
+        candidate=dataclasses.replace(bug, complexity=complexity),
+        outcome=Outcome.VALID,
+        fail_to_pass=names,
+        failures=failures,
+    )
 
 
 def test_the_choice_is_even_over_kinds_and_then_over_difficulties() -> None:
@@ -120,8 +153,15 @@ def test_a_row_hides_the_tests_that_its_bug_breaks_and_names_nothing_of_the_fix(
     tree = toy.tree()
     bug = toy.bug("if value > high:", "if value < high:")
     failing = ("tests/test_calc.py::test_clamp_high", "tests/test_calc.py::test_clamp_inside[0]")
-    failure = Failure(type="AssertionError", message="assert 500 == 100", frames=(("tests/test_calc.py", 10, "test_clamp_high"),))
-    row = build.instance(tree, Finding(candidate=bug, outcome=Outcome.VALID, fail_to_pass=failing, failures={failing[0]: failure}))
+    failure = Failure(
+        type="AssertionError",
+        message="assert 500 == 100",
+        frames=(("tests/test_calc.py", 10, "test_clamp_high"),),
+    )
+    row = build.instance(
+        tree,
+        Finding(candidate=bug, outcome=Outcome.VALID, fail_to_pass=failing, failures={failing[0]: failure}),
+    )
     assert "+def test_clamp_high" in row.test_patch
     assert "+def test_clamp_inside" in row.test_patch
     assert "test_clamp_low():" not in [line[1:] for line in row.test_patch.splitlines() if line[0] in "+-"]
@@ -135,9 +175,14 @@ def test_a_row_hides_the_tests_that_its_bug_breaks_and_names_nothing_of_the_fix(
 def test_no_function_is_in_two_splits() -> None:
     spec = Swe()
     base = Instance(id="", repo="toy", problem_statement="", patch="")
-    placed = {spec.split_of(dataclasses.replace(base, id=str(number), site="toy/calc.py::f")) for number in range(50)}
+    placed = {
+        spec.split_of(dataclasses.replace(base, id=str(number), site="toy/calc.py::f"))
+        for number in range(50)
+    }
     assert len(placed) == 1
-    everywhere = {spec.split_of(dataclasses.replace(base, site=f"toy/calc.py::f{number}")) for number in range(200)}
+    everywhere = {
+        spec.split_of(dataclasses.replace(base, site=f"toy/calc.py::f{number}")) for number in range(200)
+    }
     assert everywhere == {"train", "valid", "test"}
     assert spec.split_of(dataclasses.replace(base, repo="toolz", site="x")) == "held-out"
 
@@ -151,7 +196,9 @@ def test_rows_are_packed_to_the_same_bytes_and_read_back(tmp_path) -> None:
         failures={"tests/test_calc.py::test_clamp_high": failure},
     )
     row = build.completed(
-        build.instance(toy.tree(), bug), "0" * 40, ("tests/test_calc.py::test_total", "tests/test_calc.py::test_clamp_high")
+        build.instance(toy.tree(), bug),
+        "0" * 40,
+        ("tests/test_calc.py::test_total", "tests/test_calc.py::test_clamp_high"),
     )
     assert row.pass_to_pass == ("tests/test_calc.py::test_total",)
     for name in ("a.jsonl.gz", "b.jsonl.gz"):

@@ -22,7 +22,10 @@ def made(kind: str, body: str) -> set[str]:
     """Return the bodies that a kind makes of a function's."""
     text = "def f(x, y, g):\n" + "".join(f"    {line}\n" for line in body.split("\n"))
     found = candidates(of(text), seed=0, kinds=(kind,), per_function=99)
-    return {"\n".join(line[4:] for line in one.apply({"toy/calc.py": text})["toy/calc.py"].splitlines()[1:]) for one in found}
+    return {
+        "\n".join(line[4:] for line in one.apply({"toy/calc.py": text})["toy/calc.py"].splitlines()[1:])
+        for one in found
+    }
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,11 @@ def made(kind: str, body: str) -> set[str]:
         ("off_by_one", "return x < y", {"return x <= y"}),
         ("off_by_one", "return x[y:]", {"return x[y + 1:]"}),
         ("off_by_one", "return range(x)", {"return range(x - 1)"}),
-        ("invert_condition", "if x:\n    return 1\nelse:\n    return 2", {"if x:\n    return 2\nelse:\n    return 1"}),
+        (
+            "invert_condition",
+            "if x:\n    return 1\nelse:\n    return 2",
+            {"if x:\n    return 2\nelse:\n    return 1"},
+        ),
         ("invert_condition", "if(x):\n    y()", {"if not (x):\n    y()"}),
         ("invert_condition", "return x if y else g", {"return g if y else x"}),
         ("remove_conditional", "if x:\n    y()\nreturn y", {"return y", "y()\nreturn y"}),
@@ -70,10 +77,14 @@ def test_each_kind_makes_its_bugs_and_no_others(kind: str, body: str, expected: 
 def test_bases_and_methods_of_classes_are_taken_away() -> None:
     text = "class A(B, C):\n    def f(self):\n        return 1\n\n    def g(self):\n        return 2\n"
     bases = {
-        one.apply({"toy/calc.py": text})["toy/calc.py"].splitlines()[0] for one in candidates(of(text), seed=0, kinds=("change_bases",))
+        one.apply({"toy/calc.py": text})["toy/calc.py"].splitlines()[0]
+        for one in candidates(of(text), seed=0, kinds=("change_bases",))
     }
     assert bases == {"class A(C):", "class A(B):"}
-    methods = [one.apply({"toy/calc.py": text})["toy/calc.py"] for one in candidates(of(text), seed=0, kinds=("remove_method",))]
+    methods = [
+        one.apply({"toy/calc.py": text})["toy/calc.py"]
+        for one in candidates(of(text), seed=0, kinds=("remove_method",))
+    ]
     assert sorted("def f" in text for text in methods) == [False, True]
 
 
@@ -150,7 +161,9 @@ def test_combined_bugs_are_in_different_functions_and_hold_all_their_parts() -> 
 
 
 def test_complexity_counts_decisions() -> None:
-    function = ast.parse("def f(x):\n  for y in x:\n    if y and x or y:\n      return 1\n  try:\n    pass\n  except ValueError:\n    pass")
+    function = ast.parse(
+        "def f(x):\n  for y in x:\n    if y and x or y:\n      return 1\n  try:\n    pass\n  except ValueError:\n    pass"
+    )
     assert mutate.complexity(function) == 6
 
 
@@ -165,7 +178,9 @@ def test_the_places_of_one_function_are_those_of_the_whole_module_in_it(function
     from agentrl_environments.swe.synth.sites import find, find_in
 
     name = f"toy/calc.py::{function}"
-    wanted = [site.candidate() for site in find("toy/calc.py", toy.CALC, tuple(KINDS)) if site.function == name]
+    wanted = [
+        site.candidate() for site in find("toy/calc.py", toy.CALC, tuple(KINDS)) if site.function == name
+    ]
     found = [site.candidate() for site in find_in("toy/calc.py", toy.CALC, name, tuple(KINDS))]
     assert found == wanted
     assert bool(found) == (function not in ("nowhere", ""))

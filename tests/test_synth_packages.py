@@ -75,11 +75,21 @@ def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch
 
 def test_layouts_are_recognised_and_scripts_tests_and_documents_are_no_modules() -> None:
     files = {
-        path: b"" for path in ("src/a/__init__.py", "src/a/b.py", "tests/test_b.py", "docs/conf.py", "setup.py", "src/a/tests/test_c.py")
+        path: b""
+        for path in (
+            "src/a/__init__.py",
+            "src/a/b.py",
+            "tests/test_b.py",
+            "docs/conf.py",
+            "setup.py",
+            "src/a/tests/test_c.py",
+        )
     }
     tree = arrange(TOY, Source("toy", "1.0", ""), files)
     assert (tree.root, tree.modules) == ("src", ("src/a/__init__.py", "src/a/b.py"))
-    single = arrange(TOY, Source("toy", "1.0", ""), {"one.py": b"", "test_one.py": b"", "benchmarks/speed.py": b""})
+    single = arrange(
+        TOY, Source("toy", "1.0", ""), {"one.py": b"", "test_one.py": b"", "benchmarks/speed.py": b""}
+    )
     assert (single.root, single.modules) == (".", ("one.py",))
     assert single.command.startswith("PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} ")
     assert "python3 -S -m pytest" in single.command
@@ -87,14 +97,20 @@ def test_layouts_are_recognised_and_scripts_tests_and_documents_are_no_modules()
 
 def test_known_packages_are_pinned_by_hash_and_others_by_version() -> None:
     assert all(len(package.sha256) == 64 for package in PACKAGES)
-    assert {"h11", "voluptuous", "parse", "xmltodict", "semver", "cachetools", "toolz", "tomlkit"} <= {package.name for package in PACKAGES}
+    assert {"h11", "voluptuous", "parse", "xmltodict", "semver", "cachetools", "toolz", "tomlkit"} <= {
+        package.name for package in PACKAGES
+    }
     assert named("h11==0.16.0") is named("h11")
     assert named("six==1.16.0:" + "a" * 64).sha256 == "a" * 64
-    with pytest.raises(ConfigError, match=r"package 'six' is not known here .* pin a version, as in six==1\.0"):
+    with pytest.raises(
+        ConfigError, match=r"package 'six' is not known here .* pin a version, as in six==1\.0"
+    ):
         named("six")
 
 
-def test_what_is_in_the_cache_needs_no_network_and_what_was_altered_is_not_used(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_in_the_cache_needs_no_network_and_what_was_altered_is_not_used(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     data = toy.sdist()
     pinned = Package(name="toy", version="1.0", sha256=hashlib.sha256(data).hexdigest())
@@ -106,11 +122,15 @@ def test_what_is_in_the_cache_needs_no_network_and_what_was_altered_is_not_used(
     assert refused.value.reason == "download"
 
 
-def test_compiled_files_of_the_runner_are_read_by_this_interpreter(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_files_of_the_runner_are_read_by_this_interpreter(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = b"x = 1\n"
     (tmp_path / "agentrl_made.py").write_bytes(source)
     compiled = importlib.util.cache_from_source(str(tmp_path / "agentrl_made.py"))
     (tmp_path / "__pycache__").mkdir()
     Path(compiled).write_bytes(packages._compiled("agentrl_made.py", b"x = 2\n"))
     monkeypatch.syspath_prepend(tmp_path)
-    assert importlib.import_module("agentrl_made").x == 2, "the compiled file is what counts: it is not checked against the source"
+    assert importlib.import_module("agentrl_made").x == 2, (
+        "the compiled file is what counts: it is not checked against the source"
+    )

@@ -8,9 +8,17 @@ TESTS = {"tests/test_calc.py": toy.TESTS}
 
 
 def finding(
-    failures: dict[str, Failure], old: str = "if value > high:", new: str = "if value < high:", kind: str = "change_operator"
+    failures: dict[str, Failure],
+    old: str = "if value > high:",
+    new: str = "if value < high:",
+    kind: str = "change_operator",
 ) -> Finding:
-    return Finding(candidate=toy.bug(old, new, kind=kind), outcome=Outcome.VALID, fail_to_pass=tuple(failures), failures=failures)
+    return Finding(
+        candidate=toy.bug(old, new, kind=kind),
+        outcome=Outcome.VALID,
+        fail_to_pass=tuple(failures),
+        failures=failures,
+    )
 
 
 def told(one: Finding) -> str:
@@ -32,14 +40,23 @@ def line_of(text: str) -> int:
         (Failure(type="AssertionError", message="1 != 2"), "`1` and `2` should be equal, and are not."),
         (Failure(type="AssertionError", message="assert not True"), "What should hold does not: `not True`."),
         (Failure(type="AssertionError", message=""), "The assertion does not hold."),
-        (Failure(type="Failed", message="DID NOT RAISE <class 'ValueError'>"), "`ValueError` should be raised, and is not."),
+        (
+            Failure(type="Failed", message="DID NOT RAISE <class 'ValueError'>"),
+            "`ValueError` should be raised, and is not.",
+        ),
         (
             Failure(type="Failed", message="DID NOT RAISE <class 'h11._util.LocalProtocolError'>"),
             "`LocalProtocolError` should be raised, and is not.",
         ),
-        (Failure(type="TypeError", message="no `x`\nmore"), "It should work, but raises `TypeError: no 'x'`."),
+        (
+            Failure(type="TypeError", message="no `x`\nmore"),
+            "It should work, but raises `TypeError: no 'x'`.",
+        ),
         (Failure(type="KeyError", message=""), "It should work, but raises `KeyError`."),
-        (Failure(type="ValueError", message="<A at 0x7fa154675210>"), "It should work, but raises `ValueError: <A at 0x...>`."),
+        (
+            Failure(type="ValueError", message="<A at 0x7fa154675210>"),
+            "It should work, but raises `ValueError: <A at 0x...>`.",
+        ),
     ],
 )
 def test_what_happened_is_said_in_words(failure: Failure, words: str) -> None:
@@ -49,17 +66,25 @@ def test_what_happened_is_said_in_words(failure: Failure, words: str) -> None:
 def test_an_example_is_the_failing_line_and_what_it_depends_on() -> None:
     at = line_of("assert total(values) == 6")
     failure = Failure(type="AssertionError", message="", frames=(("tests/test_calc.py", at, "test_total"),))
-    assert example("tests/test_calc.py::test_total", failure, TESTS) == "values = [1, 2, 3]\nassert total(values) == 6"
+    assert (
+        example("tests/test_calc.py::test_total", failure, TESTS)
+        == "values = [1, 2, 3]\nassert total(values) == 6"
+    )
 
 
 def test_calls_on_what_is_needed_and_blocks_around_are_part_of_an_example() -> None:
     at = line_of("assert stack.pop() == 7")
-    failure = Failure(type="IndexError", message="", frames=(("tests/test_calc.py", at, "test_push_and_pop"),))
+    failure = Failure(
+        type="IndexError", message="", frames=(("tests/test_calc.py", at, "test_push_and_pop"),)
+    )
     code = example("tests/test_calc.py::TestStack::test_push_and_pop", failure, TESTS)
     assert code == "stack = Stack()\nstack.push(7)\nassert stack.pop() == 7"
     at = line_of("total([-1])")
     failure = Failure(type="Failed", message="", frames=(("tests/test_calc.py", at, "test_total_refuses"),))
-    assert example("tests/test_calc.py::test_total_refuses", failure, TESTS) == "with pytest.raises(ValueError):\n    total([-1])"
+    assert (
+        example("tests/test_calc.py::test_total_refuses", failure, TESTS)
+        == "with pytest.raises(ValueError):\n    total([-1])"
+    )
 
 
 def test_an_example_that_cannot_be_told_is_empty() -> None:
@@ -72,8 +97,14 @@ def test_an_example_that_cannot_be_told_is_empty() -> None:
 def test_a_statement_tells_call_expectation_and_result_once_each_and_counts_the_rest() -> None:
     at = line_of("assert clamp(500) == 100")
     message = "assert 500 == 100\n +  where 500 = clamp(500)"
-    first = Failure(type="AssertionError", message=message, frames=(("tests/test_calc.py", at, "test_clamp_high"),))
-    text = told(finding({"tests/test_calc.py::test_clamp_high": first, "tests/test_calc.py::test_clamp_inside[0]": first}))
+    first = Failure(
+        type="AssertionError", message=message, frames=(("tests/test_calc.py", at, "test_clamp_high"),)
+    )
+    text = told(
+        finding(
+            {"tests/test_calc.py::test_clamp_high": first, "tests/test_calc.py::test_clamp_inside[0]": first}
+        )
+    )
     assert "```python\nassert clamp(500) == 100\n```" in text
     assert text.count("Expected `100`, but got `500`") == 1
     assert "1 more check of this behaviour fails." in text
@@ -98,7 +129,9 @@ def test_a_missing_function_is_described_by_its_signature_and_its_own_words() ->
 
 
 def test_lines_that_say_nothing_do_not_leak() -> None:
-    fix = "--- a/m.py\n+++ b/m.py\n@@ -1,2 +1,2 @@\n-    return None\n-    else:\n+    return None\n+    pass\n"
+    fix = (
+        "--- a/m.py\n+++ b/m.py\n@@ -1,2 +1,2 @@\n-    return None\n-    else:\n+    return None\n+    pass\n"
+    )
     assert not leaks("it may return None, or else: pass", fix)
 
 

@@ -14,7 +14,9 @@ BUGS = {
     Outcome.DEAD: toy.bug("LIMIT = 100", "LIMIT = 1 / 0", function=""),
     Outcome.HUNG: toy.bug("return result", "while True:\n    pass", function="total"),
     Outcome.BROAD: toy.bug("return self.items.pop()", "import os\nos.abort()", function="Stack.pop"),
-    Outcome.FLAKY: toy.bug("return high", 'return 100 if sorted({"a", "b", "c", "d"}, key=lambda _: 0)[0] == FIRST else 0'),
+    Outcome.FLAKY: toy.bug(
+        "return high", 'return 100 if sorted({"a", "b", "c", "d"}, key=lambda _: 0)[0] == FIRST else 0'
+    ),
 }
 
 
@@ -24,10 +26,19 @@ def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.path_first(monkeypatch)
 
 
-def found(candidates: list[Candidate], tree: Tree | None = None, workers: int = 1, target: int = 99) -> tuple[list[Finding], Baseline]:
+def found(
+    candidates: list[Candidate], tree: Tree | None = None, workers: int = 1, target: int = 99
+) -> tuple[list[Finding], Baseline]:
     async def work() -> list[Finding]:
         async with toy.CleanProvider().serve() as sandboxes:
-            searching = validate.search(sandboxes, tree or toy.tree(), candidates, target=target, workers=workers, on_baseline=clean.append)
+            searching = validate.search(
+                sandboxes,
+                tree or toy.tree(),
+                candidates,
+                target=target,
+                workers=workers,
+                on_baseline=clean.append,
+            )
             return [finding async for finding in searching]
 
     clean: list[Baseline] = []
@@ -51,8 +62,15 @@ def test_a_bug_that_a_test_finds_is_valid_and_says_how_it_fails() -> None:
 
 
 def test_what_is_no_task_is_told_by_its_kind() -> None:
-    bugs = [BUGS[Outcome.SURVIVED], BUGS[Outcome.DEAD], BUGS[Outcome.HUNG], toy.bug("if value > high:", "if value < high:")]
-    (survived, dead, hung, after), clean = found(bugs, toy.tree({"tests/test_calc.py": (toy.TESTS + toy.LITTER).encode()}))
+    bugs = [
+        BUGS[Outcome.SURVIVED],
+        BUGS[Outcome.DEAD],
+        BUGS[Outcome.HUNG],
+        toy.bug("if value > high:", "if value < high:"),
+    ]
+    (survived, dead, hung, after), clean = found(
+        bugs, toy.tree({"tests/test_calc.py": (toy.TESTS + toy.LITTER).encode()})
+    )
     assert len(clean.tests) == 11, "a test that passes only in a clean folder passes again and again"
     assert [survived.outcome, dead.outcome, hung.outcome] == [Outcome.SURVIVED, Outcome.DEAD, Outcome.HUNG]
     assert after.outcome is Outcome.VALID, "what stood before must leave nothing behind"
@@ -72,16 +90,27 @@ def test_a_bug_that_breaks_most_tests_is_too_broad(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_bug_that_depends_on_the_order_of_a_set_is_flaky() -> None:
-    bugs = [toy.bug("return high", f'return 100 if next(iter({{"a", "b", "c", "d"}})) == "{letter}" else 0') for letter in "abcd"]
+    bugs = [
+        toy.bug("return high", f'return 100 if next(iter({{"a", "b", "c", "d"}})) == "{letter}" else 0')
+        for letter in "abcd"
+    ]
     outcomes = {finding.outcome for finding in found(bugs)[0]}
     assert outcomes <= {Outcome.FLAKY, Outcome.VALID, Outcome.SURVIVED}
     assert Outcome.FLAKY in outcomes
 
 
 def test_the_number_of_workers_changes_nothing_and_the_target_ends_the_search() -> None:
-    bugs = [BUGS[Outcome.SURVIVED], BUGS[Outcome.VALID], toy.bug("if value > high:", "if value < high:"), BUGS[Outcome.DEAD]]
+    bugs = [
+        BUGS[Outcome.SURVIVED],
+        BUGS[Outcome.VALID],
+        toy.bug("if value > high:", "if value < high:"),
+        BUGS[Outcome.DEAD],
+    ]
     one, two = (found(bugs, workers=workers, target=2)[0] for workers in (1, 2))
-    plain = [[(finding.candidate.id, finding.outcome, finding.fail_to_pass) for finding in findings] for findings in (one, two)]
+    plain = [
+        [(finding.candidate.id, finding.outcome, finding.fail_to_pass) for finding in findings]
+        for findings in (one, two)
+    ]
     assert plain[0] == plain[1]
     assert [finding.outcome for finding in one] == [Outcome.SURVIVED, Outcome.VALID, Outcome.VALID]
 
@@ -93,7 +122,10 @@ def test_what_is_known_is_not_run_again() -> None:
     async def work() -> list[Finding]:
         async with toy.CleanProvider().serve() as sandboxes:
             return [
-                finding async for finding in validate.search(sandboxes, toy.tree(), [bug], target=1, known=known, on_finding=made.append)
+                finding
+                async for finding in validate.search(
+                    sandboxes, toy.tree(), [bug], target=1, known=known, on_finding=made.append
+                )
             ]
 
     made: list[Finding] = []

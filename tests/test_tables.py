@@ -14,17 +14,44 @@ class Terminal(io.StringIO):
 
 def made(name, successes, *, lost=0):
     zero = {measure: (0.0 if measure == "truncated" else 2.0,) * len(successes[0]) for measure in MEASURES}
-    results = [TaskResult(f"t{n}", "c", zero | {"success": tuple(map(float, s))}) for n, s in enumerate(successes)]
-    return Report(name=name, panel="abc", seed=0, episodes_per_task=len(successes[0]), results=tuple(results), lost=lost)
+    results = [
+        TaskResult(f"t{n}", "c", zero | {"success": tuple(map(float, s))}) for n, s in enumerate(successes)
+    ]
+    return Report(
+        name=name, panel="abc", seed=0, episodes_per_task=len(successes[0]), results=tuple(results), lost=lost
+    )
 
 
 def test_results_are_aligned_lines_without_colour_codes():
     stream = io.StringIO()
-    show(results_table({"random": made("random", [[0]] * 9 + [[1]]), "after": made("after", [[1]] * 10, lost=1)}), stream)
+    show(
+        results_table(
+            {"random": made("random", [[0]] * 9 + [[1]]), "after": made("after", [[1]] * 10, lost=1)}
+        ),
+        stream,
+    )
     lines = stream.getvalue().splitlines()
     assert lines[0] == "results"
-    assert re.split(r"\s{2,}", lines[1]) == ["policy", "success", "return", "turns", "tokens", "invalid", "episodes", "lost"]
-    assert re.split(r"\s{2,}", lines[2]) == ["random", "0.10 [0.02, 0.40]", "2.00", "2.0", "2", "2.000", "10", "0"]
+    assert re.split(r"\s{2,}", lines[1]) == [
+        "policy",
+        "success",
+        "return",
+        "turns",
+        "tokens",
+        "invalid",
+        "episodes",
+        "lost",
+    ]
+    assert re.split(r"\s{2,}", lines[2]) == [
+        "random",
+        "0.10 [0.02, 0.40]",
+        "2.00",
+        "2.0",
+        "2",
+        "2.000",
+        "10",
+        "0",
+    ]
     assert lines[3].startswith("after   1.00 [0.72, 1.00]")
     assert len(lines[2]) == len(lines[3])
     assert "panel abc" in lines
@@ -47,7 +74,9 @@ def test_a_terminal_gets_a_drawn_table():
 def test_a_comparison_says_what_was_paired_and_what_was_not():
     text = plain(comparison_table(compare(made("before", [[0]] * 12 + [[1]] * 2), made("after", [[1]] * 13))))
     assert text.startswith("A = before, B = after")
-    assert re.search(r"success +0\.077 +1\.000 +\+0\.923 \[\+0\.\d+, \+1\.\d+\] +0\.0005 +McNemar, exact", text)
+    assert re.search(
+        r"success +0\.077 +1\.000 +\+0\.923 \[\+0\.\d+, \+1\.\d+\] +0\.0005 +McNemar, exact", text
+    )
     assert "left out: 1 tasks that only A played, 0 that only B played" in text
     assert "paired over 13 tasks" in text
 
@@ -66,12 +95,18 @@ def test_plain_output_is_a_line_per_update_and_report():
     with Reporter(stream) as reporter:
         for update in range(3):
             reporter.episode(Trajectory(Task("a"), (), End.FAILED))
-            reporter.update(update, "rl", {"rollout/success": 0.5, "learner/tokens_per_s": 12345.0, "credit/advantage_std": 1.0})
+            reporter.update(
+                update,
+                "rl",
+                {"rollout/success": 0.5, "learner/tokens_per_s": 12345.0, "credit/advantage_std": 1.0},
+            )
         reporter.report(made("after", [[1]] * 10, lost=2))
         reporter.say("warning: [torch] differs")
     lines = stream.getvalue().splitlines()
     assert lines[2] == "rl 2: success 0.50, tokens/s 12,345"
-    assert lines[3] == "evaluation after: success 1.00 [0.72, 1.00], return 2.00, turns 2.0, 10 episodes, 2 lost"
+    assert (
+        lines[3] == "evaluation after: success 1.00 [0.72, 1.00], return 2.00, turns 2.0, 10 episodes, 2 lost"
+    )
     assert lines[4:] == ["warning: [torch] differs"]
 
 

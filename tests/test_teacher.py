@@ -52,7 +52,9 @@ def test_distillation_follows_the_teacher_and_may_go_beyond_it():
 
 def test_information_comes_before_every_context_and_changes_no_action():
     record = trajectory([2, 0, 1], prompt=3)
-    turns = tuple(replace(turn, action=replace(turn.action, fresh=n == 2)) for n, turn in enumerate(record.turns))
+    turns = tuple(
+        replace(turn, action=replace(turn.action, fresh=n == 2)) for n, turn in enumerate(record.turns)
+    )
     one = replace(scored([0.0] * 3), trajectory=replace(record, turns=turns))
     told = informed(one, ints([91, 92])).trajectory.turns
     assert [turn.action.prompt.tolist() for turn in told] == [[91, 92, 7, 7, 7], [7, 7, 7], [91, 92, 7, 7, 7]]
@@ -61,7 +63,9 @@ def test_information_comes_before_every_context_and_changes_no_action():
 
 def test_what_an_expert_would_do_is_information():
     record = trajectory([1])
-    with_plan = replace(record, turns=(replace(record.turns[0], observation=Observation.text("door", plan=("a", "b"))),))
+    with_plan = replace(
+        record, turns=(replace(record.turns[0], observation=Observation.text("door", plan=("a", "b"))),)
+    )
     assert expert_plan(with_plan) == "plan: a; b\n"
     assert first_action(with_plan) == "hint: a\n"
     assert expert_plan(record) == first_action(replace(record, turns=())) == ""
@@ -72,7 +76,13 @@ def nothing(trajectory):
 
 
 STAGE = replace(
-    tiny.LEARN, evaluate=False, updates=3, credit=RLOO(), modifiers=(OPSD(beta=0.5),), objective=Objective(loss=Clip()), teacher=Teacher()
+    tiny.LEARN,
+    evaluate=False,
+    updates=3,
+    credit=RLOO(),
+    modifiers=(OPSD(beta=0.5),),
+    objective=Objective(loss=Clip()),
+    teacher=Teacher(),
 )
 
 
@@ -84,7 +94,10 @@ def test_a_teacher_that_is_told_nothing_agrees_with_itself(tmp_path):
 
 def test_a_teacher_that_is_told_the_plan_thinks_otherwise_and_is_stored(tmp_path):
     tiny.run(tiny.only(STAGE, env=Corridor(max_turns=2)), tmp_path)
-    gaps = [np.abs(one.scored.teacher_logprobs_T - one.scored.old_logprobs_T).max() for one in tiny.stored(tmp_path)]
+    gaps = [
+        np.abs(one.scored.teacher_logprobs_T - one.scored.old_logprobs_T).max()
+        for one in tiny.stored(tmp_path)
+    ]
     assert min(gaps) > 1e-4
 
 
@@ -93,15 +106,22 @@ def test_another_model_may_teach(tmp_path):
     (folder,) = (tmp_path / "first" / "checkpoints").glob("*/model")
     other = Teacher(information=nothing, model=replace(tiny.recipe.model, folder=str(folder), shape=None))
     recipe = tiny.only(
-        replace(STAGE, updates=2, teacher=other), model=replace(tiny.recipe.model, folder=str(folder), shape=None, tokenizer=None)
+        replace(STAGE, updates=2, teacher=other),
+        model=replace(tiny.recipe.model, folder=str(folder), shape=None, tokenizer=None),
     )
     tiny.run(recipe, tmp_path / "second")
-    first, second = ([one for one in tiny.stored(tmp_path / "second") if one.update == update] for update in (0, 1))
+    first, second = (
+        [one for one in tiny.stored(tmp_path / "second") if one.update == update] for update in (0, 1)
+    )
     for one in first:  # both are the model of the folder still
         np.testing.assert_allclose(one.scored.teacher_logprobs_T, one.scored.old_logprobs_T, atol=1e-5)
-    assert any(np.abs(one.scored.teacher_logprobs_T - one.scored.old_logprobs_T).max() > 1e-4 for one in second)
+    assert any(
+        np.abs(one.scored.teacher_logprobs_T - one.scored.old_logprobs_T).max() > 1e-4 for one in second
+    )
 
 
 def test_a_piece_that_needs_a_teacher_needs_one():
-    with pytest.raises(ConfigError, match=r"needs teacher_logprobs, and there is no teacher; set Stage\.teacher"):
+    with pytest.raises(
+        ConfigError, match=r"needs teacher_logprobs, and there is no teacher; set Stage\.teacher"
+    ):
         check(tiny.only(replace(STAGE, teacher=None)))

@@ -4,7 +4,11 @@ import pytest
 from agentrl.plugins import environments, make_environment
 from agentrl.testing import ContractViolation, check_env
 
-ELSEWHERE = ("textworld", "swe", "swe-repair")  # their own tests check them, with games and sandboxes made for the test
+ELSEWHERE = (
+    "textworld",
+    "swe",
+    "swe-repair",
+)  # their own tests check them, with games and sandboxes made for the test
 
 
 def test_a_sound_environment_passes():

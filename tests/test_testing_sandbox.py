@@ -41,7 +41,12 @@ class Meddling(PlainStream):
     """Changes a byte of what commands say."""
 
     async def receive(self) -> bytes:
-        return (await super().receive()).replace(b"f y", b"f z").replace(b"late", b"soon").replace(bytes(range(65, 90)), bytes(25))
+        return (
+            (await super().receive())
+            .replace(b"f y", b"f z")
+            .replace(b"late", b"soon")
+            .replace(bytes(range(65, 90)), bytes(25))
+        )
 
 
 class MeddlingBackend(Plain):
@@ -50,7 +55,11 @@ class MeddlingBackend(Plain):
 
 
 def test_output_that_is_changed_on_the_way_is_noticed():
-    assert broken_clauses(PlainProvider(MeddlingBackend), "exec output", "shells", "archives") == {"exec output", "shells", "archives"}
+    assert broken_clauses(PlainProvider(MeddlingBackend), "exec output", "shells", "archives") == {
+        "exec output",
+        "shells",
+        "archives",
+    }
 
 
 KEPT: list[subprocess.Popen[bytes]] = []
@@ -107,4 +116,6 @@ class MisspellingBackend(Plain):
 
 
 def test_a_guest_that_does_not_know_a_request_is_named_and_the_other_clauses_are_still_checked():
-    assert broken_clauses(PlainProvider(MisspellingBackend), "kill all", "at once", "endpoints") == {"kill all"}
+    assert broken_clauses(PlainProvider(MisspellingBackend), "kill all", "at once", "endpoints") == {
+        "kill all"
+    }

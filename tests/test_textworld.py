@@ -12,7 +12,15 @@ import pytest
 
 pytest.importorskip("textworld")
 
-from agentrl_environments.textworld import CoinCollector, Cooking, Ladder, TextWorld, TreasureHunter, engine, parse
+from agentrl_environments.textworld import (
+    CoinCollector,
+    Cooking,
+    Ladder,
+    TextWorld,
+    TreasureHunter,
+    engine,
+    parse,
+)
 from agentrl_environments.textworld.brief import Scene, structure_key
 from agentrl_environments.textworld.episode import clean
 from agentrl_environments.textworld.games import SHARES, Games
@@ -38,7 +46,9 @@ def cache(tmp_path_factory):
 
 
 def spec(game, cache, **options):
-    return TextWorld(game=game, cache=cache, **{"train": 8, "valid": 2, "test": 4, "ood": 0, "max_turns": 60, **options})
+    return TextWorld(
+        game=game, cache=cache, **{"train": 8, "valid": 2, "test": 4, "ood": 0, "max_turns": 60, **options}
+    )
 
 
 async def play(env, task, choose, shared=None) -> tuple[Observation, list[tuple[str, Step]]]:
@@ -62,7 +72,9 @@ def scripted(*actions):
 
 def wanderer(seed):
     dice = random.Random(seed)
-    return lambda first, observation, turn: "xyzzy" if dice.random() < 0.1 else dice.choice(observation.actions)
+    return lambda first, observation, turn: (
+        "xyzzy" if dice.random() < 0.1 else dice.choice(observation.actions)
+    )
 
 
 def run(env, task, choose, shared=None):
@@ -77,14 +89,22 @@ def run(env, task, choose, shared=None):
         st.builds(Ladder, st.integers(1, 30), st.integers(1, 100), st.integers(1, 30), st.booleans()),
         st.builds(CoinCollector, st.integers(9, 30), st.integers(8, 9), st.booleans()),
         st.builds(TreasureHunter, st.integers(1, 30)),
-        st.builds(Cooking, st.integers(3, 5), st.integers(0, 3), st.sampled_from([1, 6, 9, 12]), *[st.booleans()] * 4),
+        st.builds(
+            Cooking,
+            st.integers(3, 5),
+            st.integers(0, 3),
+            st.sampled_from([1, 6, 9, 12]),
+            *[st.booleans()] * 4,
+        ),
     )
 )
 def test_a_family_is_read_back_from_its_name(family):
     assert parse(str(family)) == family
 
 
-@pytest.mark.parametrize("name", ["w2-o3-q4", "coin-r8-q4", "coin-r1-q1", "treasure-l5", "treasure-l13", "cooking-r1-t1-g1"])
+@pytest.mark.parametrize(
+    "name", ["w2-o3-q4", "coin-r8-q4", "coin-r1-q1", "treasure-l5", "treasure-l13", "cooking-r1-t1-g1"]
+)
 def test_the_larger_world_of_a_family_is_another_world_of_the_same_family(name):
     family = parse(name)
     assert type(family.larger) is type(family)
@@ -163,16 +183,24 @@ def test_the_panel_is_the_one_recorded_here(cache):
 def test_the_files_do_not_depend_on_how_many_workers_made_them_or_where(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     monkeypatch.chdir(tmp_path)
-    here, there = spec("coin-r8-q4", cache, train=40, workers=1), spec("coin-r8-q4", str(tmp_path / "cache"), train=40, workers=2)
+    here, there = (
+        spec("coin-r8-q4", cache, train=40, workers=1),
+        spec("coin-r8-q4", str(tmp_path / "cache"), train=40, workers=2),
+    )
     assert panel_hash(here.tasks("train")) == panel_hash(there.tasks("train"))
-    contents = [{path.name: path.read_bytes() for path in Path(env.cache).rglob("coin-r8-q4/0/0000/*")} for env in (here, there)]
+    contents = [
+        {path.name: path.read_bytes() for path in Path(env.cache).rglob("coin-r8-q4/0/0000/*")}
+        for env in (here, there)
+    ]
     assert contents[0] == contents[1]
     assert len(contents[0]) > 20
 
 
 def test_the_out_of_distribution_panel_is_the_test_panel_of_the_larger_world(cache):
     env = spec("coin-r4-q2", cache, ood=3)
-    assert [task.id for task in env.tasks("ood")] == [task.id for task in spec("coin-r6-q3", cache, test=3).tasks("test")]
+    assert [task.id for task in env.tasks("ood")] == [
+        task.id for task in spec("coin-r6-q3", cache, test=3).tasks("test")
+    ]
 
 
 def test_a_largest_world_asks_for_the_name_of_its_out_of_distribution_world(cache):
@@ -181,7 +209,9 @@ def test_a_largest_world_asks_for_the_name_of_its_out_of_distribution_world(cach
 
 
 def test_a_world_with_too_few_games_says_how_many_there_are(cache):
-    with pytest.raises(ConfigError, match=r"too few different games for train=20: \d in \d+ seeds; set train=\d,"):
+    with pytest.raises(
+        ConfigError, match=r"too few different games for train=20: \d in \d+ seeds; set train=\d,"
+    ):
         spec("coin-r2-q2", cache, train=20).tasks("train")
 
 
@@ -219,11 +249,19 @@ def copy(cache, tmp_path):
     env = spec("coin-r8-q4", cache, train=1)
     [task] = env.tasks("train")
     shutil.copytree(Games("coin-r8-q4", 0, cache).folder, Games("coin-r8-q4", 0, str(tmp_path)).folder)
-    return replace(env, cache=str(tmp_path)), task, Games("coin-r8-q4", 0, str(tmp_path)).folder / task.data["file"]
+    return (
+        replace(env, cache=str(tmp_path)),
+        task,
+        Games("coin-r8-q4", 0, str(tmp_path)).folder / task.data["file"],
+    )
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes().replace(b"coin", b"coil", 1))]
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"coin", b"coil", 1)),
+    ],
 )
 def test_a_damaged_game_file_is_one_clear_error(copy, damage):
     env, task, path = copy
@@ -252,7 +290,11 @@ def test_the_expert_wins_every_game_and_is_paid_its_score(cache, name):
         assert (len(steps), last.terminated, last.info["success"]) == (len(first.plan), True, 1.0)
         assert all(step.info["valid"] == 1.0 and step.info["success"] == 0.0 for _, step in steps[:-1])
         game = engine.load(Games(name, 0, cache).load(task.data["file"]))
-        assert sum(step.reward for _, step in steps) == sum(step.info["score"] for _, step in steps) == game.max_score
+        assert (
+            sum(step.reward for _, step in steps)
+            == sum(step.info["score"] for _, step in steps)
+            == game.max_score
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -261,7 +303,9 @@ def test_every_declared_signal_and_no_other_is_reported(cache, name):
     _, steps = run(env, env.tasks("test")[0], wanderer(0))
     assert all(set(step.info) == set(env.signals) for _, step in steps)
     plain = spec(name, cache)
-    assert set(run(plain, plain.tasks("test")[0], wanderer(0))[1][0][1].info) == set(env.signals) - {"intermediate"}
+    assert set(run(plain, plain.tasks("test")[0], wanderer(0))[1][0][1].info) == set(env.signals) - {
+        "intermediate"
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -277,7 +321,9 @@ def test_states_are_those_of_the_package_and_remembering_them_changes_nothing(ca
             state = reference.reset()
             assert list(first.actions) == state["admissible_commands"]
             for action, step in steps:
-                if action == "prepare meal":  # the package's player of .json files differs from the compiled game here
+                if (
+                    action == "prepare meal"
+                ):  # the package's player of .json files differs from the compiled game here
                     break
                 state, score, _ = reference.step(action)
                 assert step.info["success"] == float(state["won"])
@@ -320,14 +366,28 @@ def test_taking_the_wrong_treasure_loses(cache):
     env = spec("treasure-l5", cache, test=8)
 
     def thief(first, observation, turn):
-        wrong = [action for action in observation.actions if action.startswith("take ") and action != first.plan[-1]]
-        return wrong[0] if wrong else dice.choice([action for action in observation.actions if action.startswith("go ")])
+        wrong = [
+            action
+            for action in observation.actions
+            if action.startswith("take ") and action != first.plan[-1]
+        ]
+        return (
+            wrong[0]
+            if wrong
+            else dice.choice([action for action in observation.actions if action.startswith("go ")])
+        )
 
     dice = random.Random(0)
     ends = [run(env, task, thief)[1][-1][1] for task in env.tasks("test")]
     lost = [step for step in ends if step.info["lost"]]
     assert len(lost) >= 4
-    assert all(step.terminated and step.reward == 0.0 and step.info["success"] == 0.0 and step.observation.actions == () for step in lost)
+    assert all(
+        step.terminated
+        and step.reward == 0.0
+        and step.info["success"] == 0.0
+        and step.observation.actions == ()
+        for step in lost
+    )
 
 
 def test_the_intermediate_signal_follows_the_plan_and_takes_back_what_a_detour_gains(cache):
@@ -348,17 +408,26 @@ def test_a_cookbook_tells_its_recipe_and_a_meal_needs_all_of_it(cache):
     _, steps = run(env, env.tasks("test")[0], scripted("examine cookbook", "prepare meal"))
     assert steps[0][1].observation.messages[0].content.startswith("recipe ")
     assert steps[0][1].observation.messages[0].content.split(" ; ")[0].endswith("prepare meal")
-    eager = lambda first, observation, turn: "prepare meal" if "prepare meal" in observation.actions else first.plan[turn]  # noqa: E731
+    eager = lambda first, observation, turn: (
+        "prepare meal" if "prepare meal" in observation.actions else first.plan[turn]
+    )  # noqa: E731
     for task in env.tasks("test"):
         _, steps = run(env, task, eager)
         tries = [step for action, step in steps if action == "prepare meal"]
         assert tries
-        assert all(step.info["valid"] and not step.info["success"] and "meal" not in step.observation.messages[0].content for step in tries)
+        assert all(
+            step.info["valid"]
+            and not step.info["success"]
+            and "meal" not in step.observation.messages[0].content
+            for step in tries
+        )
 
 
 def test_admissible_commands_are_in_the_text_only_where_asked_for(cache):
     task = spec("coin-r8-q4", cache).tasks("test")[0]
-    plain, listed = (run(spec("coin-r8-q4", cache, show_actions=show), task, expert)[0] for show in (False, True))
+    plain, listed = (
+        run(spec("coin-r8-q4", cache, show_actions=show), task, expert)[0] for show in (False, True)
+    )
     assert listed.messages[0].content == plain.messages[0].content + " ; can " + " , ".join(plain.actions)
     assert all(action not in plain.messages[0].content for action in plain.plan[:-1])
 
@@ -376,7 +445,15 @@ def fact(name, *things):
 
 
 def test_a_brief_observation_shows_what_a_player_sees():
-    labels = {"r_0": "kitchen", "r_1": "hall", "r_2": "yard", "d_0": "red door", "c_0": "chest", "c_1": "box", "s_0": "table"}
+    labels = {
+        "r_0": "kitchen",
+        "r_1": "hall",
+        "r_2": "yard",
+        "d_0": "red door",
+        "c_0": "chest",
+        "c_1": "box",
+        "s_0": "table",
+    }
     labels |= {"k_0": "key", "k_1": "coin", "f_0": "red apple", "P": "", "I": ""}
     facts = [
         fact("at", "P", "r_0"), fact("north_of", "r_1", "r_0"), fact("south_of", "r_0", "r_1"), fact("free", "r_0", "r_1"),
@@ -384,17 +461,33 @@ def test_a_brief_observation_shows_what_a_player_sees():
         fact("locked", "c_0"), fact("in", "k_0", "c_0"), fact("at", "c_1", "r_0"), fact("open", "c_1"), fact("in", "k_1", "c_1"),
         fact("at", "s_0", "r_0"), fact("on", "f_0", "s_0"), fact("raw", "f_0"), fact("edible", "f_0"), fact("match", "k_0", "c_0"),
     ]  # fmt: skip
-    shown = (
-        "kitchen ; exits north , west (closed red door) ; see box (open) , chest (locked) , coin in box , red apple on table (raw) , table"
-    )
+    shown = "kitchen ; exits north , west (closed red door) ; see box (open) , chest (locked) , coin in box , red apple on table (raw) , table"
     assert Scene(facts, labels).render() == shown
-    assert Scene(reversed([*facts, fact("in", "k_2", "I")]), {**labels, "k_2": "pin"}).render() == shown + " ; have pin"
+    assert (
+        Scene(reversed([*facts, fact("in", "k_2", "I")]), {**labels, "k_2": "pin"}).render()
+        == shown + " ; have pin"
+    )
 
 
 def test_the_structural_key_sees_through_room_names_and_ids_but_not_through_maps():
-    facts = [fact("at", "P", "r_0"), fact("north_of", "r_1", "r_0"), fact("free", "r_0", "r_1"), fact("at", "o_0", "r_1")]
-    renamed = [fact("at", "P", "r_7"), fact("north_of", "r_3", "r_7"), fact("free", "r_7", "r_3"), fact("at", "o_4", "r_3")]
-    other = [fact("at", "P", "r_0"), fact("east_of", "r_1", "r_0"), fact("free", "r_0", "r_1"), fact("at", "o_0", "r_1")]
+    facts = [
+        fact("at", "P", "r_0"),
+        fact("north_of", "r_1", "r_0"),
+        fact("free", "r_0", "r_1"),
+        fact("at", "o_0", "r_1"),
+    ]
+    renamed = [
+        fact("at", "P", "r_7"),
+        fact("north_of", "r_3", "r_7"),
+        fact("free", "r_7", "r_3"),
+        fact("at", "o_4", "r_3"),
+    ]
+    other = [
+        fact("at", "P", "r_0"),
+        fact("east_of", "r_1", "r_0"),
+        fact("free", "r_0", "r_1"),
+        fact("at", "o_0", "r_1"),
+    ]
     plan = ["go north", "take coin"]
     key = structure_key(facts, {"r_0": "kitchen", "r_1": "hall", "o_0": "coin"}, plan)
     assert structure_key(reversed(renamed), {"r_7": "attic", "r_3": "bar", "o_4": "coin"}, plan) == key
@@ -419,15 +512,27 @@ def test_a_library_forgets_the_games_played_longest_ago(cache):
 
 def assert_both_back_ends_play_the_same(env: TextWorld, task: Task, num_walks: int):
     compiled, raw = replace(env, backend="z8"), replace(env, backend="z8", observation="raw")
-    for choose in (lambda: expert, *(lambda seed=seed: wanderer(f"{task.id}{seed}") for seed in range(num_walks))):
+    for choose in (
+        lambda: expert,
+        *(lambda seed=seed: wanderer(f"{task.id}{seed}") for seed in range(num_walks)),
+    ):
         first, steps = run(env, task, choose())
         actions = scripted(*(action for action, _ in steps))
         assert run(compiled, task, actions) == (first, steps)
         opening, told = run(raw, task, actions)
-        measured = [(step.reward, step.terminated, step.truncated, step.info, step.observation.actions) for _, step in steps]
-        assert [(step.reward, step.terminated, step.truncated, step.info, step.observation.actions) for _, step in told] == measured
+        measured = [
+            (step.reward, step.terminated, step.truncated, step.info, step.observation.actions)
+            for _, step in steps
+        ]
+        assert [
+            (step.reward, step.terminated, step.truncated, step.info, step.observation.actions)
+            for _, step in told
+        ] == measured
         assert "-=" in opening.messages[0].content
-        for text in [opening.messages[0].content, *(step.observation.messages[0].content for _, step in told)]:
+        for text in [
+            opening.messages[0].content,
+            *(step.observation.messages[0].content for _, step in told),
+        ]:
             assert text == text.strip() != ""
             assert "\n>" not in text
             assert "$$$" not in text
@@ -449,11 +554,20 @@ def assert_the_package_plays_the_same(env: TextWorld, task: Task, num_walks: int
             state, new_score, over = reference.step(action)
             assert step.observation.messages[0].content == clean(state["feedback"])
             assert list(step.observation.actions) == ([] if over else state["admissible_commands"])
-            assert (step.terminated, step.info["success"], step.info["lost"]) == (over, float(state["won"]), float(state["lost"]))
-            assert (step.reward, step.info["valid"]) == (new_score - score, float(known or state["moves"] > moves))
+            assert (step.terminated, step.info["success"], step.info["lost"]) == (
+                over,
+                float(state["won"]),
+                float(state["lost"]),
+            )
+            assert (step.reward, step.info["valid"]) == (
+                new_score - score,
+                float(known or state["moves"] > moves),
+            )
             if env.intermediate and not over:
                 change = len(state["_winning_policy"] or ()) - len(plan or ())
-                assert step.info["intermediate"] == (-1.0 if state["_winning_policy"] is None else float(change < 0) - float(change > 0))
+                assert step.info["intermediate"] == (
+                    -1.0 if state["_winning_policy"] is None else float(change < 0) - float(change > 0)
+                )
             score, moves = new_score, state["moves"]
         reference.close()
 
@@ -475,7 +589,10 @@ def test_the_compiled_game_plays_as_in_the_package_in_every_family(cache, name):
 
 @pytest.mark.slow
 def test_the_contract_of_environments_is_kept_by_the_compiled_game(cache):
-    check_env(spec("coin-r8-q4", cache, backend="z8", observation="raw", train=1, valid=1, test=1, ood=1), num_tasks=1)
+    check_env(
+        spec("coin-r8-q4", cache, backend="z8", observation="raw", train=1, valid=1, test=1, ood=1),
+        num_tasks=1,
+    )
 
 
 def test_the_compiled_game_and_its_logic_play_the_same(cache):

@@ -42,7 +42,10 @@ LEARN = replace(tiny.LEARN, evaluate=False)
 def logged(folder):
     """Return the lines of the log, without what an accident is allowed to change: how many attempts it cost."""
     accidental = ("rollout/attempts", "rollout/failed")
-    return [{name: value for name, value in line.items() if name not in accidental} for line in read_metrics(folder / "metrics.jsonl")]
+    return [
+        {name: value for name, value in line.items() if name not in accidental}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
 
 
 def weights(folder, update):
@@ -54,20 +57,34 @@ VARIANTS = {
     "turn return": replace(LEARN, credit=TurnReturn(gamma=0.9), modifiers=(Whiten(),)),
     "turn rloo": replace(LEARN, credit=turn_rloo(), modifiers=(), objective=Objective(loss=PolicyGradient())),
     "grpo, dual clip": replace(
-        LEARN, credit=GRPO(), modifiers=(), objective=Objective(loss=Clip(0.2, 0.28, dual=3.0), aggregate=seq_mean_then_mean)
+        LEARN,
+        credit=GRPO(),
+        modifiers=(),
+        objective=Objective(loss=Clip(0.2, 0.28, dual=3.0), aggregate=seq_mean_then_mean),
     ),
-    "dr.grpo": replace(LEARN, credit=DrGRPO(), modifiers=(), objective=Objective(loss=Clip(), aggregate=SeqSumOver(3.0))),
+    "dr.grpo": replace(
+        LEARN, credit=DrGRPO(), modifiers=(), objective=Objective(loss=Clip(), aggregate=SeqSumOver(3.0))
+    ),
     "rloo, reference, entropy": replace(
-        LEARN, credit=RLOO(), modifiers=(), objective=Objective(loss=Clip(), regularisers=(KL(0.1, k3), EntropyBonus(0.01)))
+        LEARN,
+        credit=RLOO(),
+        modifiers=(),
+        objective=Objective(loss=Clip(), regularisers=(KL(0.1, k3), EntropyBonus(0.01))),
     ),
-    "kl in the reward": replace(LEARN, credit=KLPenalty(TurnReturn(), 0.1), objective=Objective(loss=Clip(), regularisers=(KL(0.1, k2),))),
+    "kl in the reward": replace(
+        LEARN,
+        credit=KLPenalty(TurnReturn(), 0.1),
+        objective=Objective(loss=Clip(), regularisers=(KL(0.1, k2),)),
+    ),
     "ppo over turns, critic first": replace(
         LEARN,
         credit=TurnGAE(),
         objective=Objective(loss=Clip(), value=ValueLoss(clip=0.2), aggregate=turn_mean),
         optimisation=Optimisation(lr=3e-3, value_lr=1e-2, freeze_policy_updates=2),
     ),
-    "ppo over tokens": replace(LEARN, credit=TokenGAE(), objective=Objective(loss=Clip(), value=ValueLoss(), aggregate=token_mean)),
+    "ppo over tokens": replace(
+        LEARN, credit=TokenGAE(), objective=Objective(loss=Clip(), value=ValueLoss(), aggregate=token_mean)
+    ),
     "off-policy, per token": replace(LEARN, objective=Objective(loss=Clip(), off_policy=TokenTIS())),
     "off-policy, per sequence": replace(LEARN, objective=Objective(loss=Clip(), off_policy=SequenceTIS())),
     "off-policy, rejected": replace(LEARN, objective=Objective(loss=Clip(), off_policy=TokenRejection())),
@@ -105,13 +122,21 @@ def test_what_nobody_needs_is_not_measured(tmp_path):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_learner_agree_on_every_token_of_real_episodes(temperature, tmp_path):
-    stage = replace(LEARN, updates=6, source=Rollouts(num_groups=8, group_size=2), objective=Objective(loss=Clip(), off_policy=TokenTIS()))
+    stage = replace(
+        LEARN,
+        updates=6,
+        source=Rollouts(num_groups=8, group_size=2),
+        objective=Objective(loss=Clip(), off_policy=TokenTIS()),
+    )
     tiny.run(tiny.only(stage, sampling=Sampling(max_tokens=3, temperature=temperature)), tmp_path)
     gaps = []
     for one in tiny.stored(tmp_path):
         sampled_T = np.concatenate([turn.action.logprobs for turn in one.trajectory.turns])
         gaps.append(np.abs(one.scored.old_logprobs_T - sampled_T).max())
-        assert any(len(turn.action.tokens) > 1 for turn in one.trajectory.turns) or one.trajectory.num_tokens == 3
+        assert (
+            any(len(turn.action.tokens) > 1 for turn in one.trajectory.turns)
+            or one.trajectory.num_tokens == 3
+        )
     assert len(gaps) == 6 * 16
     assert max(gaps) < 1e-4
     for name in ("rollout/logprob_gap", "learner/logprob_gap"):
@@ -120,7 +145,11 @@ def test_sampler_and_learner_agree_on_every_token_of_real_episodes(temperature, 
 
 def test_a_learner_at_another_temperature_than_the_sampler_would_be_seen(tmp_path, monkeypatch):
     update = Learner.update
-    monkeypatch.setattr(Learner, "update", lambda self, *args, **options: update(self, *args, **{**options, "temperature": 1.0}))
+    monkeypatch.setattr(
+        Learner,
+        "update",
+        lambda self, *args, **options: update(self, *args, **{**options, "temperature": 1.0}),
+    )
     tiny.run(tiny.only(LEARN, sampling=Sampling(max_tokens=1, temperature=0.7)), tmp_path)
     assert min(tiny.numbers(tmp_path, "learner/logprob_gap")) > 0.01
 
@@ -133,7 +162,10 @@ def test_the_version_that_acted_is_the_version_that_learns(tmp_path):
 
 
 AHEAD = replace(
-    LEARN, updates=6, source=Rollouts(num_groups=4, group_size=2, max_staleness=1), objective=Objective(loss=Clip(), off_policy=TokenTIS())
+    LEARN,
+    updates=6,
+    source=Rollouts(num_groups=4, group_size=2, max_staleness=1),
+    objective=Objective(loss=Clip(), off_policy=TokenTIS()),
 )
 
 
@@ -175,11 +207,16 @@ def order_of_events(recipe, folder, monkeypatch):
 
 def test_episodes_end_while_the_learner_learns_only_where_staleness_is_allowed(tmp_path, monkeypatch):
     def overlaps(events):
-        return sum("episode" in span.split("learning ends")[0] for span in " ".join(events).split("learning begins")[1:])
+        return sum(
+            "episode" in span.split("learning ends")[0]
+            for span in " ".join(events).split("learning begins")[1:]
+        )
 
     small = tiny.only(AHEAD, evaluation=replace(tiny.recipe.evaluation, baselines={}))
     assert overlaps(order_of_events(small, tmp_path / "ahead", monkeypatch)) >= 1
-    still = tiny.only(replace(AHEAD, source=replace(AHEAD.source, max_staleness=0)), evaluation=small.evaluation)
+    still = tiny.only(
+        replace(AHEAD, source=replace(AHEAD.source, max_staleness=0)), evaluation=small.evaluation
+    )
     assert overlaps(order_of_events(still, tmp_path / "still", monkeypatch)) == 0
 
 
@@ -203,19 +240,31 @@ def test_a_run_whose_environment_always_breaks_stops_and_says_what_broke(stalene
         model=replace(tiny.recipe.model, tokenizer=str(tmp_path / "tokenizer")),
     )
     with pytest.raises(
-        EnvError, match=r"every episode of update 0 of stage 'learn' failed; 24 attempts, .*the roof of corridor-\d+ fell in"
+        EnvError,
+        match=r"every episode of update 0 of stage 'learn' failed; 24 attempts, .*the roof of corridor-\d+ fell in",
     ):
         tiny.run(broken, tmp_path / "broken")
 
 
 @pytest.mark.parametrize("updates_before", [0, 2])
 def test_where_nothing_is_left_to_learn_from_the_weights_stay(updates_before, tmp_path):
-    impossible = replace(LEARN, name="impossible", updates=2, reward=Outcome(), filters=(DynamicSampling(),), source=Rollouts(num_groups=3))
+    impossible = replace(
+        LEARN,
+        name="impossible",
+        updates=2,
+        reward=Outcome(),
+        filters=(DynamicSampling(),),
+        source=Rollouts(num_groups=3),
+    )
     stages = (replace(LEARN, updates=updates_before),) if updates_before else ()
     env = Corridor(max_turns=12)  # nobody opens twelve doors in a row by chance
     limits = replace(tiny.recipe.limits, max_turns=12)
     recipe = replace(
-        tiny.recipe, env=env, limits=limits, stages=(*stages, impossible), checkpoints=replace(tiny.recipe.checkpoints, keep=5)
+        tiny.recipe,
+        env=env,
+        limits=limits,
+        stages=(*stages, impossible),
+        checkpoints=replace(tiny.recipe.checkpoints, keep=5),
     )
     tiny.run(recipe, tmp_path)
     lines = read_metrics(tmp_path / "metrics.jsonl")[-2:]
@@ -241,7 +290,11 @@ def test_numbers_depend_neither_on_workers_nor_on_accidents(tmp_path):
     dying = with_tokenizer_of(recipe, tmp_path / "one", dying)
     tiny.run(replace(recipe, num_workers=2), tmp_path / "two")
     tiny.run(dying, tmp_path / "dying")
-    assert tiny.numbers(tmp_path / "one", "rollout/failed") == tiny.numbers(tmp_path / "two", "rollout/failed") == [0, 0, 0]
+    assert (
+        tiny.numbers(tmp_path / "one", "rollout/failed")
+        == tiny.numbers(tmp_path / "two", "rollout/failed")
+        == [0, 0, 0]
+    )
     assert sum(tiny.numbers(tmp_path / "dying", "rollout/failed")) >= 1
     assert logged(tmp_path / "one") == logged(tmp_path / "two") == logged(tmp_path / "dying")
     assert weights(tmp_path / "one", 3) == weights(tmp_path / "two", 3) == weights(tmp_path / "dying", 3)
@@ -255,11 +308,17 @@ def test_failed_attempts_are_kept_apart_played_again_and_never_paid(tmp_path):
     kept = tiny.stored(tmp_path / "broken")
     failures = [one for one in kept if one.group == -1]
     assert failures
-    assert all(one.trajectory.end is End.FAILED and "the floor gave way" in one.trajectory.error for one in failures)
+    assert all(
+        one.trajectory.end is End.FAILED and "the floor gave way" in one.trajectory.error for one in failures
+    )
     assert all(one.scored is None and one.credited is None for one in failures)
     assert all(one.trajectory.end is not End.FAILED for one in kept if one.group >= 0)
     for failure in failures:
-        again = [(one.trajectory.task.id, one.trajectory.sample) for one in kept if one.group >= 0 and one.update == failure.update]
+        again = [
+            (one.trajectory.task.id, one.trajectory.sample)
+            for one in kept
+            if one.group >= 0 and one.update == failure.update
+        ]
         assert again.count((failure.trajectory.task.id, failure.trajectory.sample)) == 1
     assert sum(tiny.numbers(tmp_path / "broken", "rollout/failed")) == len(failures)
     assert logged(tmp_path / "broken") == logged(tmp_path / "sound")
@@ -297,7 +356,10 @@ def test_a_checkpoint_holds_the_sampler_as_it_was_when_its_groups_were_played(st
     stage = replace(AHEAD, source=replace(AHEAD.source, max_staleness=staleness, sampler=Counting()))
     tiny.run(tiny.only(stage, checkpoints=replace(tiny.recipe.checkpoints, keep=9)), tmp_path)
     kept = sorted((tmp_path / "checkpoints").glob("[0-9]*"))
-    counts = [json.loads((path / "learner.json").read_text())["extra"]["samplers"]["learn"]["count"] for path in kept]
+    counts = [
+        json.loads((path / "learner.json").read_text())["extra"]["samplers"]["learn"]["count"]
+        for path in kept
+    ]
     assert counts == [4 * update for update in range(1, stage.updates + 1)]
 
 

@@ -32,7 +32,11 @@ def test_a_credit_rule_is_one_file_of_less_than_sixty_lines():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "unbiased" in name else []) for name in re.findall(r"def (test_\w+)", TESTS)]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "unbiased" in name else [])
+        for name in re.findall(r"def (test_\w+)", TESTS)
+    ],
 )
 def test_the_pages_tests_pass(name):
     scope: dict[str, Any] = {}
@@ -63,7 +67,14 @@ def test_the_page_prints_what_it_says():
 def test_the_pages_recipe_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "median.py").write_text(RECIPE)
-    small = ["stages.learn.updates=1", "stages.learn.source.num_groups=2", "stages.learn.source.group_size=3", "evaluation.num_tasks=2"]
-    result = CliRunner().invoke(app, ["train", str(tmp_path / "median.py"), *small, "--out", str(tmp_path / "run")])
+    small = [
+        "stages.learn.updates=1",
+        "stages.learn.source.num_groups=2",
+        "stages.learn.source.group_size=3",
+        "evaluation.num_tasks=2",
+    ]
+    result = CliRunner().invoke(
+        app, ["train", str(tmp_path / "median.py"), *small, "--out", str(tmp_path / "run")]
+    )
     assert result.exit_code == 0, result.output
     assert "others_median:OthersMedian" in (tmp_path / "run" / "recipe.json").read_text()

@@ -7,14 +7,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.types import Action, End, Message, Observation, Scored, Task, Trajectory, Turn, floats, ints, seed_of
+from agentrl.types import (
+    Action,
+    End,
+    Message,
+    Observation,
+    Scored,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+    seed_of,
+)
 
 TEXT = st.text(max_size=20)
-MESSAGES = st.builds(Message, st.sampled_from(["system", "user", "assistant", "tool"]), TEXT, st.tuples(st.binary(max_size=5)))
-OBSERVATIONS = st.builds(Observation, st.tuples(MESSAGES), st.lists(TEXT, max_size=3).map(tuple), st.lists(TEXT, max_size=3).map(tuple))
+MESSAGES = st.builds(
+    Message, st.sampled_from(["system", "user", "assistant", "tool"]), TEXT, st.tuples(st.binary(max_size=5))
+)
+OBSERVATIONS = st.builds(
+    Observation,
+    st.tuples(MESSAGES),
+    st.lists(TEXT, max_size=3).map(tuple),
+    st.lists(TEXT, max_size=3).map(tuple),
+)
 TOKENS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-50, 0, width=32)), max_size=5)
 ACTIONS = st.builds(
-    lambda text, prompt, pairs, version: Action(text, ints(prompt), ints([p[0] for p in pairs]), floats([p[1] for p in pairs]), version),
+    lambda text, prompt, pairs, version: Action(
+        text, ints(prompt), ints([p[0] for p in pairs]), floats([p[1] for p in pairs]), version
+    ),
     TEXT,
     st.lists(st.integers(0, 1000), max_size=5),
     TOKENS,
@@ -22,7 +43,9 @@ ACTIONS = st.builds(
 )
 SIGNALS = st.dictionaries(st.sampled_from(["success", "valid", "score"]), st.floats(-9, 9))
 TURNS = st.builds(Turn, OBSERVATIONS, ACTIONS, st.floats(-9, 9), SIGNALS)
-TRAJECTORIES = st.builds(Trajectory, st.just(Task("t")), st.lists(TURNS, max_size=4).map(tuple), st.sampled_from(End))
+TRAJECTORIES = st.builds(
+    Trajectory, st.just(Task("t")), st.lists(TURNS, max_size=4).map(tuple), st.sampled_from(End)
+)
 
 
 @given(TRAJECTORIES)
@@ -70,21 +93,32 @@ def test_duration_does_not_tell_turns_apart():
     assert turn == Turn(Observation.text("x"), Action("y"), duration_s=2.0)
 
 
-@given(st.lists(st.one_of(st.integers(), TEXT), max_size=4), st.lists(st.one_of(st.integers(), TEXT), max_size=4))
+@given(
+    st.lists(st.one_of(st.integers(), TEXT), max_size=4), st.lists(st.one_of(st.integers(), TEXT), max_size=4)
+)
 def test_seeds_of_different_names_differ(one, two):
     assert 0 <= seed_of(*one) < 2**63
-    if [str(part) for part in one] != [str(part) for part in two] and "\x1f" not in "".join(map(str, one + two)):
+    if [str(part) for part in one] != [str(part) for part in two] and "\x1f" not in "".join(
+        map(str, one + two)
+    ):
         assert seed_of(*one) != seed_of(*two) or not (one or two) or {*map(str, one), *map(str, two)} == {""}
 
 
 def test_a_seed_is_the_same_in_every_process_and_forever():
     code = "from agentrl.types import seed_of; print(seed_of(0, 'task', 1))"
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "9"})
+    there = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "9"}
+    )
     assert int(there.stdout) == seed_of(0, "task", 1) == 7904526932975963967
 
 
 def test_a_ledger_adds_up_over_its_components():
-    turns = tuple(Turn(Observation.text("x"), Action("y", tokens=ints([1] * n), logprobs=floats([0.0] * n))) for n in (2, 0, 1))
-    scored = Scored(Trajectory(Task("t"), turns, End.TERMINATED), {"a": floats([1, 2, 3]), "b": floats([0, 0, -1])})
+    turns = tuple(
+        Turn(Observation.text("x"), Action("y", tokens=ints([1] * n), logprobs=floats([0.0] * n)))
+        for n in (2, 0, 1)
+    )
+    scored = Scored(
+        Trajectory(Task("t"), turns, End.TERMINATED), {"a": floats([1, 2, 3]), "b": floats([0, 0, -1])}
+    )
     assert scored.rewards_N.tolist() == [1.0, 2.0, 2.0]
     assert scored.num_tokens_N.tolist() == [2, 0, 1]

@@ -22,7 +22,9 @@ class Titled(Observation):
     "sent",
     [
         Step(
-            Observation((Message("user", "a door", (b"png",)), Message("tool", "")), ("open", "wait"), ("open",)),
+            Observation(
+                (Message("user", "a door", (b"png",)), Message("tool", "")), ("open", "wait"), ("open",)
+            ),
             0.5,
             True,
             False,
@@ -84,7 +86,9 @@ def test_a_socket_that_is_full_loses_nothing(hold_s):
     assert arrived == messages
 
 
-@pytest.mark.parametrize(("does", "status"), [("await asyncio.sleep(1.2)", 0), ("time.sleep(5)", -signal.SIGALRM)])
+@pytest.mark.parametrize(
+    ("does", "status"), [("await asyncio.sleep(1.2)", 0), ("time.sleep(5)", -signal.SIGALRM)]
+)
 def test_a_process_whose_loop_stands_still_ends_itself(does, status):
     program = f"""
 import asyncio, time

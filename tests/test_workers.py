@@ -41,7 +41,9 @@ def kinds_of_play(played: Played) -> set[End]:
     return {trajectory.end for group in played.groups for trajectory in group}
 
 
-async def playing(spec: Misbehaving, *actions: str, num_workers: int = 2, deadline_s: float = 20.0, episodes: int = 2) -> Played:
+async def playing(
+    spec: Misbehaving, *actions: str, num_workers: int = 2, deadline_s: float = 20.0, episodes: int = 2
+) -> Played:
     draws = [Draw(task, episodes, 0) for task in spec.tasks("train")]
     async with open_host(spec, num_workers=num_workers, deadline_s=deadline_s) as host:
         return await play_all(draws, policy=ScriptedPolicy(actions), host=host, seed=0, limits=LIMITS)
@@ -67,7 +69,11 @@ def test_killing_workers_changes_no_trajectory_and_loses_none():
         async with Workers(spec, 2, 20.0) as host:
             draws = [Draw(task, 4, 0) for task in spec.tasks("train")]
             return await play_all(
-                draws, policy=Assassin(("count",)), host=host, seed=0, limits=Limits(max_turns=3, concurrency=16, max_attempts=9)
+                draws,
+                policy=Assassin(("count",)),
+                host=host,
+                seed=0,
+                limits=Limits(max_turns=3, concurrency=16, max_attempts=9),
             )
 
     host = None
@@ -80,13 +86,17 @@ def test_killing_workers_changes_no_trajectory_and_loses_none():
 
 @pytest.mark.parametrize("accident", ["die once", "break once"])
 def test_an_accident_fails_its_worker_and_is_played_again(tmp_path, accident):
-    played = asyncio.run(playing(Misbehaving(marks=str(tmp_path)), accident, "count", num_workers=1, episodes=1))
+    played = asyncio.run(
+        playing(Misbehaving(marks=str(tmp_path)), accident, "count", num_workers=1, episodes=1)
+    )
     assert [len(group) for group in played.groups] == [1] * 16
     assert kinds_of_play(played) == {End.TERMINATED}
     assert 1 <= len(played.failures) <= 16
 
 
-@pytest.mark.parametrize(("kind", "accident"), [(Misbehaving, "die"), (Misbehaving, "break"), (Gentle, "break")])
+@pytest.mark.parametrize(
+    ("kind", "accident"), [(Misbehaving, "die"), (Misbehaving, "break"), (Gentle, "break")]
+)
 def test_episodes_that_always_break_what_others_use_cost_no_other_its_place(kind, accident):
     class Vandal(ScriptedPolicy):
         async def act(self, turns, observation, *, seed):
@@ -102,7 +112,9 @@ def test_episodes_that_always_break_what_others_use_cost_no_other_its_place(kind
 
     vandals = ("task-3", "task-7", "task-11")
     played = asyncio.run(run())
-    assert {group[0].task.id for group in played.groups} == {f"task-{index}" for index in range(16)} - set(vandals)
+    assert {group[0].task.id for group in played.groups} == {f"task-{index}" for index in range(16)} - set(
+        vandals
+    )
     attempts = collections.Counter(failure.task.id for failure in played.failures)
     assert {name: attempts[name] for name in vandals} == dict.fromkeys(vandals, LIMITS.max_attempts)
     assert sum(attempts.values()) > len(vandals) * LIMITS.max_attempts  # others were hit
@@ -137,7 +149,9 @@ def test_a_hung_worker_is_replaced_after_one_deadline(tmp_path):
             (old,) = host.pids
             draws = [Draw(spec.tasks("train")[0], 1, 0)]
             started = time.monotonic()
-            played = await play_all(draws, policy=ScriptedPolicy(("hang once", "count")), host=host, seed=0, limits=LIMITS)
+            played = await play_all(
+                draws, policy=ScriptedPolicy(("hang once", "count")), host=host, seed=0, limits=LIMITS
+            )
             return played, old, host.pids, time.monotonic() - started
 
     played, old, new, took_s = asyncio.run(run())
@@ -196,7 +210,9 @@ def test_an_environment_that_raises_fails_its_episode_only(kind):
     played = asyncio.run(playing(kind(), "count", "raise", episodes=1))
     assert not played.groups
     assert len(played.failures) == 16 * LIMITS.max_attempts
-    assert {failure.error.split(" ", 4)[-1] for failure in played.failures} == {"raised ValueError: the floor is lava"}
+    assert {failure.error.split(" ", 4)[-1] for failure in played.failures} == {
+        "raised ValueError: the floor is lava"
+    }
     assert {len(failure.turns) for failure in played.failures} == {1}
 
 
@@ -249,7 +265,10 @@ def test_a_replacement_is_tried_again(tmp_path):
 
 def test_the_body_of_an_episode_keeps_its_own_errors():
     async def run(spec):
-        async with open_host(spec, num_workers=1, deadline_s=20.0) as host, host.open(spec.tasks("train")[0]) as env:
+        async with (
+            open_host(spec, num_workers=1, deadline_s=20.0) as host,
+            host.open(spec.tasks("train")[0]) as env,
+        ):
             await env.step("count")
             raise KeyError("a mistake of the caller")
 
@@ -261,7 +280,11 @@ def test_the_body_of_an_episode_keeps_its_own_errors():
 def test_every_worker_hashes_alike():
     async def run():
         spec = Misbehaving()
-        async with Workers(spec, 2, 20.0) as host, host.open(spec.tasks("train")[0]) as one, host.open(spec.tasks("train")[1]) as two:
+        async with (
+            Workers(spec, 2, 20.0) as host,
+            host.open(spec.tasks("train")[0]) as one,
+            host.open(spec.tasks("train")[1]) as two,
+        ):
             pids = {(await env.step("pid")).observation.messages[0].content for env in (one, two)}
             hashes = {(await env.step("hash")).observation.messages[0].content for env in (one, two)}
             return pids, hashes
@@ -301,7 +324,10 @@ def test_two_hosts_do_not_see_each_other():
         one, two = Misbehaving(), Misbehaving(work_s=0.001)
         async with Workers(one, 1, 20.0) as first, Workers(two, 1, 20.0) as second:
             draws = [Draw(task, 2, 0) for task in one.tasks("train")]
-            plays = [play_all(draws, policy=ScriptedPolicy(("count",)), host=host, seed=0, limits=LIMITS) for host in (first, second)]
+            plays = [
+                play_all(draws, policy=ScriptedPolicy(("count",)), host=host, seed=0, limits=LIMITS)
+                for host in (first, second)
+            ]
             left, right = await asyncio.gather(*plays)
             return left, right, first.pids + second.pids
 
@@ -347,7 +373,9 @@ async def run():
 asyncio.run(run())
 """
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+    )
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 3
@@ -374,7 +402,10 @@ def test_bad_options_are_refused_before_any_work():
 @pytest.mark.parametrize("kind", [Misbehaving, Gentle])
 def test_a_task_that_needs_a_sandbox_is_refused_without_a_provider(kind):
     async def run():
-        async with open_host(kind(), num_workers=1, deadline_s=5.0) as host, host.open(Task("t", sandbox=SandboxSpec())):
+        async with (
+            open_host(kind(), num_workers=1, deadline_s=5.0) as host,
+            host.open(Task("t", sandbox=SandboxSpec())),
+        ):
             pass
 
     with pytest.raises(ConfigError, match="no provider is configured"):

@@ -111,17 +111,25 @@ def remains(folder: Path) -> dict[str, Any]:  # Any: bytes, tables and weights, 
         if path.is_dir() or name.startswith("tensorboard"):
             continue
         if path.suffix == ".parquet":
-            found[name] = repr(pq.read_table(path).drop_columns(["duration_s"]).to_pylist())  # as text NaN equals NaN
+            found[name] = repr(
+                pq.read_table(path).drop_columns(["duration_s"]).to_pylist()
+            )  # as text NaN equals NaN
         elif path.suffix == ".safetensors":
             found[name] = {key: (value.shape, value.tobytes()) for key, value in load_file(path).items()}
         elif name in ("timing.jsonl", "manifest.json"):
-            found[name] = [(record["update"], record["stage"]) for record in read_metrics(path)] if name == "timing.jsonl" else None
+            found[name] = (
+                [(record["update"], record["stage"]) for record in read_metrics(path)]
+                if name == "timing.jsonl"
+                else None
+            )
         else:
             found[name] = path.read_bytes()
     return found
 
 
-def in_background(method: Any, what: Recipe, folder: Path) -> Any:  # Any: a multiprocessing context, and its process
+def in_background(
+    method: Any, what: Recipe, folder: Path
+) -> Any:  # Any: a multiprocessing context, and its process
     """Start ``run`` in a process of its own."""
     process = method.Process(target=functools.partial(run, what, folder))
     process.start()

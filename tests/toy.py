@@ -135,7 +135,9 @@ def sdist(files: dict[str, bytes] | None = None) -> bytes:
     """Return the package as a source distribution."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as made:
-        for path, data in (FILES | (files or {}) | {"PKG-INFO": b"x", "toy.egg-info/top_level.txt": b"toy"}).items():
+        for path, data in (
+            FILES | (files or {}) | {"PKG-INFO": b"x", "toy.egg-info/top_level.txt": b"toy"}
+        ).items():
             info = tarfile.TarInfo(f"toy-1.0/{path}")
             info.size = len(data)
             made.addfile(info, io.BytesIO(data))
@@ -146,8 +148,16 @@ def sdist(files: dict[str, bytes] | None = None) -> bytes:
 def tools(cache: str = "") -> bytes:
     """Return this interpreter's pytest as the test runner's archive."""
     site = Path(pytest.__file__).parent.parent
-    paths = {path for name in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging") for path in (site / name).rglob("*.py")}
-    loaded = {Path(module.__file__ or "") for name, module in list(sys.modules.items()) if name.split(".")[0] in ("pygments", "py")}
+    paths = {
+        path
+        for name in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging")
+        for path in (site / name).rglob("*.py")
+    }
+    loaded = {
+        Path(module.__file__ or "")
+        for name, module in list(sys.modules.items())
+        if name.split(".")[0] in ("pygments", "py")
+    }
     for path in list(paths | loaded):
         paths.add(path)
         compiled = Path(importlib.util.cache_from_source(str(path)))
@@ -163,7 +173,13 @@ def bug(old: str, new: str, *, kind: str = "change_operator", function: str = "c
     indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
     put = tuple(indent + line + "\n" for line in new.split("\n"))
     edit = Edit(path="toy/calc.py", start=at, stop=at + 1, lines=put)
-    return Candidate(kind=kind, edits=(edit,), functions=(f"toy/calc.py::{function}",), spans=(("toy/calc.py", 8, 14),), complexity=3)
+    return Candidate(
+        kind=kind,
+        edits=(edit,),
+        functions=(f"toy/calc.py::{function}",),
+        spans=(("toy/calc.py", 8, 14),),
+        complexity=3,
+    )
 
 
 def path_first(monkeypatch: pytest.MonkeyPatch) -> None:

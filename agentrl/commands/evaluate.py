@@ -98,7 +98,9 @@ def settle(where: Place, asked: Asked) -> Settings:
     policy = asked.policy
     if policy is None or policy == "checkpoint":
         if where.checkpoint is None and (where.recipe_at is None or not where.recipe_at.is_dir()):
-            raise ConfigError("an evaluation needs a policy; give --policy random, expert, checkpoint:DIR or openai:MODEL@URL")
+            raise ConfigError(
+                "an evaluation needs a policy; give --policy random, expert, checkpoint:DIR or openai:MODEL@URL"
+            )
         assert where.recipe_at is not None
         policy = f"checkpoint:{where.checkpoint or newest_checkpoint(where.recipe_at)}"
     kind, _, named = policy.partition(":")
@@ -118,7 +120,9 @@ def settle(where: Place, asked: Asked) -> Settings:
     if settings.sampling.temperature < 0 or settings.sampling.max_tokens < 1:
         raise ConfigError("--temperature must not be negative and --max-tokens must be at least 1")
     if settings.split not in settings.env.splits:
-        raise ConfigError(f"the environment has no split {settings.split!r}; it has {', '.join(settings.env.splits)}")
+        raise ConfigError(
+            f"the environment has no split {settings.split!r}; it has {', '.join(settings.env.splits)}"
+        )
     return settings
 
 
@@ -161,7 +165,12 @@ async def measure(settings: Settings, out: Path, reporter: Reporter) -> Report:
             ended += trajectory.end is not End.FAILED
             reporter.progress("episodes", ended, total)
 
-        hosting = open_host(settings.env, num_workers=settings.workers, deadline_s=settings.limits.env_deadline_s, sandboxes=sandboxes)
+        hosting = open_host(
+            settings.env,
+            num_workers=settings.workers,
+            deadline_s=settings.limits.env_deadline_s,
+            sandboxes=sandboxes,
+        )
         async with hosting as host:
             report = await evaluate(
                 policy,
@@ -204,7 +213,9 @@ async def opened(settings: Settings) -> AsyncIterator[Policy]:
         async with OpenAIPolicy(url, model, sampling=settings.sampling) as endpoint:
             yield endpoint
     else:
-        raise ConfigError(f"no policy is called {settings.policy!r}; give random, expert, checkpoint:DIR or openai:MODEL@URL")
+        raise ConfigError(
+            f"no policy is called {settings.policy!r}; give random, expert, checkpoint:DIR or openai:MODEL@URL"
+        )
 
 
 @asynccontextmanager
@@ -233,7 +244,9 @@ async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]
         device=settings.device,
     )
     async with opening as acting:
-        await acting.load(read_weights(model), version=int(model.parent.name) if model.parent.name.isdigit() else 0)
+        await acting.load(
+            read_weights(model), version=int(model.parent.name) if model.parent.name.isdigit() else 0
+        )
         yield acting
 
 
@@ -252,7 +265,9 @@ def _out(target: str, settings: Settings) -> Path:
     name = f"{_name(settings.policy)}-{settings.split}"
     path = Path(target)
     run = run_of(path) if path.is_dir() else None
-    folder, name = (Path("evaluations"), f"{path.stem}-{name}") if run is None else (run / "evaluations", f"eval-{name}")
+    folder, name = (
+        (Path("evaluations"), f"{path.stem}-{name}") if run is None else (run / "evaluations", f"eval-{name}")
+    )
     return folder / (re.sub(r"[^\w.-]+", "-", name) + ".json")
 
 

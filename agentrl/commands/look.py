@@ -25,7 +25,11 @@ _ROOT = Path(__file__).parents[2]
 
 def catalogue() -> None:
     """Print the installed environments and sandboxes, and the recipes in reach."""
-    here = {path.resolve(): path for folder in (_ROOT / "recipes", Path("recipes")) for path in sorted(folder.glob("*.py"))}
+    here = {
+        path.resolve(): path
+        for folder in (_ROOT / "recipes", Path("recipes"))
+        for path in sorted(folder.glob("*.py"))
+    }
     for title, names in (("environments", environments()), ("sandboxes", sandboxes())):
         print(f"{title}\n  " + ("\n  ".join(names) or "none is installed"))
     print("recipes")
@@ -56,7 +60,11 @@ def info(name: str, options: Sequence[str]) -> None:
     cls = load_environment(name)
     spec = environment(name, options)
     print(f"{name}: {inspect.getdoc(cls) or cls.__name__}\n")
-    show(Table("options", ("option", "type", "value", "meaning"), tuple(_options(cls, spec)), left=(0, 1, 2, 3)))
+    show(
+        Table(
+            "options", ("option", "type", "value", "meaning"), tuple(_options(cls, spec)), left=(0, 1, 2, 3)
+        )
+    )
     print()
     show(Table("signals", ("signal", "meaning"), tuple(spec.signals.items()), left=(0, 1)))
     print()
@@ -84,7 +92,11 @@ def _field_docs(cls: type) -> dict[str, str]:
         except (OSError, SyntaxError):  # defined where there is no source
             continue
         for field, below in itertools.pairwise(body.body if isinstance(body, ast.ClassDef) else ()):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(below, ast.Expr)
+            ):
                 found[field.target.id] = str(ast.literal_eval(below.value))
     return found
 
@@ -97,7 +109,9 @@ def bench(name: str | None, arguments: Sequence[str]) -> int:
     """
     programs = {path.stem: path for path in sorted((_ROOT / "benchmarks").glob("*.py"))}
     if not programs:
-        raise ConfigError("benchmarks are programs of agentrl's source tree, and this is an installed package; run it in a checkout")
+        raise ConfigError(
+            "benchmarks are programs of agentrl's source tree, and this is an installed package; run it in a checkout"
+        )
     if name is None:
         width = max(map(len, programs))
         print("\n".join(f"{stem:{width}}  {_summary(path)}" for stem, path in programs.items()))

@@ -26,7 +26,10 @@ def sandbox(text: str) -> SandboxProvider:
 
 def run_of(path: Path) -> Path | None:
     """Return the run folder that ``path`` is, or is a checkpoint of."""
-    return next((folder for folder in (path, path.absolute().parent.parent) if (folder / "recipe.json").is_file()), None)
+    return next(
+        (folder for folder in (path, path.absolute().parent.parent) if (folder / "recipe.json").is_file()),
+        None,
+    )
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -37,7 +40,9 @@ def newest_checkpoint(run: Path) -> Path:
     """
     found = sorted((run / "checkpoints").glob("[0-9]*"))
     if not found:
-        raise CheckpointError(f"the run in {run} has no checkpoint yet; let it train until its first, or give --policy random or expert")
+        raise CheckpointError(
+            f"the run in {run} has no checkpoint yet; let it train until its first, or give --policy random or expert"
+        )
     return found[-1]
 
 
@@ -63,7 +68,9 @@ def place(target: str, options: Sequence[str]) -> Place:
 
         at = run_of(path) if path.is_dir() else path
         if at is None:
-            raise ConfigError(f"the folder {target} is neither a run of agentrl nor a checkpoint of one; give a folder below runs/")
+            raise ConfigError(
+                f"the folder {target} is neither a run of agentrl nor a checkpoint of one; give a folder below runs/"
+            )
         env = override(load(at).env, options)
         if path.is_file() or not path.is_dir():
             return Place(env=env, recipe_at=at)

@@ -25,7 +25,9 @@ HELP = "type an action; ? lists the admissible ones, ! shows what an expert woul
 _A_DAY_S = 86_400.0
 
 
-def run(target: str, options: Sequence[str], *, split: str, index: int, task: str | None, given: str | None = None) -> None:
+def run(
+    target: str, options: Sequence[str], *, split: str, index: int, task: str | None, given: str | None = None
+) -> None:
     """Play one episode and print what it measured and would be paid."""
     spec, provider = place(target, options).env, sandbox(given) if given else None
     with Reporter() as reporter:
@@ -43,7 +45,9 @@ def run(target: str, options: Sequence[str], *, split: str, index: int, task: st
         _tell(trajectory.turns[-1])
     if trajectory.final is not None:
         _print(trajectory.final)
-    print(f"{trajectory.end.value} after {len(trajectory.turns)} turns: {'solved' if trajectory.success else 'not solved'}\n")
+    print(
+        f"{trajectory.end.value} after {len(trajectory.turns)} turns: {'solved' if trajectory.success else 'not solved'}\n"
+    )
     show(ledger_table(spec, trajectory))
 
 
@@ -56,13 +60,17 @@ def choose(spec: EnvSpec, split: str, index: int, task: str | None) -> Task:
     if task is None:
         tasks = spec.tasks(split)
         if not 0 <= index < len(tasks):
-            raise ConfigError(f"split {split!r} has {len(tasks)} tasks, so --index goes from 0 to {len(tasks) - 1}; found {index}")
+            raise ConfigError(
+                f"split {split!r} has {len(tasks)} tasks, so --index goes from 0 to {len(tasks) - 1}; found {index}"
+            )
         return tasks[index]
     for name in spec.splits:
         for found in spec.tasks(name):
             if found.id == task:
                 return found
-    raise ConfigError(f"no task of {', '.join(spec.splits)} has the id {task!r}; the first of {split!r} is {spec.tasks(split)[0].id!r}")
+    raise ConfigError(
+        f"no task of {', '.join(spec.splits)} has the id {task!r}; the first of {split!r} is {spec.tasks(split)[0].id!r}"
+    )
 
 
 async def episode(spec: EnvSpec, task: Task, sandboxes: SandboxProvider | None = None) -> Trajectory:
@@ -88,7 +96,9 @@ class Person:
         while True:
             text = _read()
             if text == "?":
-                print("  " + ("\n  ".join(observation.actions) or "the environment lists no admissible actions"))
+                print(
+                    "  " + ("\n  ".join(observation.actions) or "the environment lists no admissible actions")
+                )
             elif text == "!":
                 print("  " + await _advice(turns, observation, seed))
             elif text is None or text == "q":
@@ -99,7 +109,11 @@ class Person:
 
 async def _advice(turns: Sequence[Turn], observation: Observation, seed: int) -> str:
     """Return what the plan says now; plans of earlier observations do not hold once a person went another way."""
-    return (await ExpertPolicy().act((), observation, seed=seed)).text if observation.plan else "no plan is known from here"
+    return (
+        (await ExpertPolicy().act((), observation, seed=seed)).text
+        if observation.plan
+        else "no plan is known from here"
+    )
 
 
 def _read() -> str | None:
@@ -134,12 +148,22 @@ def _tell(turn: Turn) -> None:
 def ledger_table(spec: EnvSpec, trajectory: Trajectory) -> Table:
     """Return what each turn would be paid by the common rewards, one column per component, and the sums."""
     extra = sorted(set(spec.signals) - set(STANDARD_SIGNALS))
-    reward = Sum((EnvReward(), Outcome(), Format(), *(Process(signal) for signal in extra if signal not in ("env", "outcome", "format"))))
+    reward = Sum(
+        (
+            EnvReward(),
+            Outcome(),
+            Format(),
+            *(Process(signal) for signal in extra if signal not in ("env", "outcome", "format")),
+        )
+    )
     ledger = reward(trajectory)
     names = ["env", "outcome", "format", *(name for name in extra if name in ledger)]
     rows = [
-        (str(index + 1), turn.action.text, *(f"{ledger[name][index]:g}" for name in names)) for index, turn in enumerate(trajectory.turns)
+        (str(index + 1), turn.action.text, *(f"{ledger[name][index]:g}" for name in names))
+        for index, turn in enumerate(trajectory.turns)
     ]
     total = ("", "sum", *(f"{float(ledger[name].sum()):g}" for name in names))
-    notes = ("env: the environment's own reward; outcome and format: as rewards.outcome pays them; the rest: Process of a signal",)
+    notes = (
+        "env: the environment's own reward; outcome and format: as rewards.outcome pays them; the rest: Process of a signal",
+    )
     return Table("ledger", ("turn", "action", *names), (*rows, total), notes, left=(0, 1))

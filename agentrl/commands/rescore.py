@@ -39,12 +39,18 @@ def run(folder: Path, asked: Asked) -> None:
     other = load(asked.like) if asked.like else own
     stages = [stage for stage in own.stages if asked.stage in (None, stage.name)]
     if not stages:
-        raise ConfigError(f"the run has no stage {asked.stage!r}; it has {', '.join(stage.name for stage in own.stages)}")
+        raise ConfigError(
+            f"the run has no stage {asked.stage!r}; it has {', '.join(stage.name for stage in own.stages)}"
+        )
     stored = list(iter_trajectories(folder))
     if not stored:
         raise ConfigError(f"the run in {folder} has stored no trajectories yet")
     for stage in stages:
-        found = list(rescore([one for one in stored if one.stage == stage.name], chain(_counterpart(other, stage), asked)))
+        found = list(
+            rescore(
+                [one for one in stored if one.stage == stage.name], chain(_counterpart(other, stage), asked)
+            )
+        )
         if found:
             _show(stage, found)
             if asked.out is not None:
@@ -73,7 +79,9 @@ def _named(name: str) -> Any:
     """Return what ``module:attribute`` stands for; a class is made with its defaults."""
     module, colon, attribute = name.partition(":")
     if not colon or not attribute:
-        raise ConfigError(f"{name!r} names no piece; give it as module:attribute, such as agentrl.rewards.outcome:EnvReward")
+        raise ConfigError(
+            f"{name!r} names no piece; give it as module:attribute, such as agentrl.rewards.outcome:EnvReward"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -86,7 +94,10 @@ def _named(name: str) -> Any:
 
 def _show(stage: Stage, found: Sequence[Rescored]) -> None:
     episodes = sum(len(group) for one in found for group in one.groups)
-    rows = [(row.component, f"{row.before:.4f}", f"{row.after:.4f}", f"{row.changed:.1%}") for row in ledger_differences(found)]
+    rows = [
+        (row.component, f"{row.before:.4f}", f"{row.after:.4f}", f"{row.changed:.1%}")
+        for row in ledger_differences(found)
+    ]
     columns = ("paid per episode", "stored", "rescored", "turns that differ")
     notes = (f"{episodes} episodes of {len(found)} updates", *_of_credit(credit_difference(found)))
     show(Table(f"stage {stage.name!r}", columns, tuple(rows), notes))
@@ -96,7 +107,11 @@ def _show(stage: Stage, found: Sequence[Rescored]) -> None:
 def _of_credit(difference: CreditDifference | None) -> list[str]:
     if difference is None:
         return ["no advantages were stored"]
-    alike = "undefined, as one of them does not vary" if math.isnan(difference.correlation) else f"{difference.correlation:.4f}"
+    alike = (
+        "undefined, as one of them does not vary"
+        if math.isnan(difference.correlation)
+        else f"{difference.correlation:.4f}"
+    )
     return [
         f"advantages of {difference.num_tokens} action tokens: correlation {alike}, "
         f"{difference.flipped:.1%} change their sign, largest difference {difference.largest:.4g}"

@@ -56,11 +56,17 @@ def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
     show(_memory_table(recipe, plan))
     if recipe.compute.device == "cpu":
         rate = flops_per_s()
-        print(f"\narithmetic   at most {plan.flops / 1e12:,.1f} TFLOP; matrix products reach {rate / 1e9:,.0f} GFLOP/s here:", end=" ")
+        print(
+            f"\narithmetic   at most {plan.flops / 1e12:,.1f} TFLOP; matrix products reach {rate / 1e9:,.0f} GFLOP/s here:",
+            end=" ",
+        )
         print(f"at most about {_duration(plan.flops / rate)} where they decide, evaluation aside")
     for split, content in panels.items():
         print(f"panel        {split} {content}")
-    print(f"run folder   {folder}" + ("  (exists: the run would go on)" if (folder / "recipe.json").exists() else ""))
+    print(
+        f"run folder   {folder}"
+        + ("  (exists: the run would go on)" if (folder / "recipe.json").exists() else "")
+    )
 
 
 def _panels(recipe: Recipe, folder: Path) -> Mapping[str, object]:
@@ -74,16 +80,30 @@ def _panels(recipe: Recipe, folder: Path) -> Mapping[str, object]:
 
 def _stage_table(plan: Plan) -> Table:
     rows = [
-        (row.name, row.source, *(f"{cell:,}" if cell is not None else "-" for cell in (row.updates, row.steps, row.episodes, row.tokens)))
+        (
+            row.name,
+            row.source,
+            *(
+                f"{cell:,}" if cell is not None else "-"
+                for cell in (row.updates, row.steps, row.episodes, row.tokens)
+            ),
+        )
         for row in plan.stages
     ]
     note = f"tokens: at most, every episode filling the context of {plan.max_context:,}"
-    return Table("stages", ("stage", "source", "updates", "optimiser steps", "episodes", "tokens per update"), tuple(rows), (note,))
+    return Table(
+        "stages",
+        ("stage", "source", "updates", "optimiser steps", "episodes", "tokens per update"),
+        tuple(rows),
+        (note,),
+    )
 
 
 def _memory_table(recipe: Recipe, plan: Plan) -> Table:
     rows = [(name.replace("_", " "), f"{size:,.0f}") for name, size in plan.memory_mib.items() if size]
-    notes = [f"{plan.parameters:,} parameters, vocabulary of at most {plan.vocab_size:,}, on {recipe.compute.device}"]
+    notes = [
+        f"{plan.parameters:,} parameters, vocabulary of at most {plan.vocab_size:,}, on {recipe.compute.device}"
+    ]
     if plan.grown_mib > plan.memory_mib["total"]:
         notes.append(f"when every context is as long as it can be: {plan.grown_mib:,.0f} MiB")
     return Table("memory", ("for", "MiB"), tuple(rows), tuple(notes))
@@ -116,7 +136,9 @@ def write(folder: Path, reports: Mapping[str, Report], tables: Sequence[Table]) 
         name: {
             "report": f"evaluations/{name}.json",
             "measures": {
-                measure: {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}
+                measure: {
+                    key: value if math.isfinite(value) else None for key, value in asdict(interval).items()
+                }
                 for measure, interval in report.measures().items()
             },
         }

@@ -39,6 +39,8 @@ class Modifier(Protocol):
         """Measurements that must be present on every ``Scored``."""
         ...
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the modified credit, in the same shape."""
         ...

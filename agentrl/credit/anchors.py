@@ -53,7 +53,9 @@ class GiGPO:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.similarity <= 1.0:
-            raise ConfigError(f"similarity is a share of matching characters, above 0 and at most 1; found {self.similarity}")
+            raise ConfigError(
+                f"similarity is a share of matching characters, above 0 and at most 1; found {self.similarity}"
+            )
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Credit each turn with its episode's and its place's advantage."""

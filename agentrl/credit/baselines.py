@@ -53,7 +53,10 @@ class OthersStart:
         """Return one number per member, at each of its turns."""
         if len(group) < 2:
             return list(returns_GN)
-        return [np.full(len(returns_N), start) for returns_N, start in zip(returns_GN, _others_start(returns_GN), strict=True)]
+        return [
+            np.full(len(returns_N), start)
+            for returns_N, start in zip(returns_GN, _others_start(returns_GN), strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

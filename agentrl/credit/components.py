@@ -32,7 +32,9 @@ class GDPO:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ConfigError("GDPO needs the weight of each component of the ledger that it is to compare; found none")
+            raise ConfigError(
+                "GDPO needs the weight of each component of the ledger that it is to compare; found none"
+            )
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Credit each episode with the sum of its components' standard scores."""
@@ -80,7 +82,10 @@ class MTGRPO:
         steps_GN = [component(scored, self.process) for scored in group]
         outcomes_G = self._compare([component(scored, self.outcome).sum() for scored in group])
         wholes_G = self._compare(
-            [component(scored, self.outcome).sum() + steps_N.sum() for scored, steps_N in zip(group, steps_GN, strict=True)]
+            [
+                component(scored, self.outcome).sum() + steps_N.sum()
+                for scored, steps_N in zip(group, steps_GN, strict=True)
+            ]
         )
         turns_GN = [np.zeros(len(rewarded_N)) for rewarded_N in rewarded_GN]
         for n in range(max(map(len, rewarded_GN), default=0)):
@@ -89,8 +94,14 @@ class MTGRPO:
             for i, score in zip(members, scores, strict=True):
                 turns_GN[i][n] = score
         credited = []
-        for scored, rewarded_N, turns_N, outcome, whole in zip(group, rewarded_GN, turns_GN, outcomes_G, wholes_G, strict=True):
-            paid_N = outcome + self.alpha * returns_to_go(turns_N, gamma=1.0) if any(rewarded_N) else np.full(len(turns_N), whole)
+        for scored, rewarded_N, turns_N, outcome, whole in zip(
+            group, rewarded_GN, turns_GN, outcomes_G, wholes_G, strict=True
+        ):
+            paid_N = (
+                outcome + self.alpha * returns_to_go(turns_N, gamma=1.0)
+                if any(rewarded_N)
+                else np.full(len(turns_N), whole)
+            )
             credited.append(per_turn(scored, paid_N))
         return tuple(credited)
 
@@ -125,7 +136,11 @@ class EpisodeAndSteps:
     def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         steps_GN = [component(scored, self.process) for scored in group]
         episodes_G = standardised(
-            np.array([(scored.rewards_N - steps_N).sum() for scored, steps_N in zip(group, steps_GN, strict=True)]), ddof=1, eps=self.eps
+            np.array(
+                [(scored.rewards_N - steps_N).sum() for scored, steps_N in zip(group, steps_GN, strict=True)]
+            ),
+            ddof=1,
+            eps=self.eps,
         )
         flat = standardised(np.concatenate([np.zeros(0), *steps_GN]), ddof=1, eps=self.eps)
         parts = np.split(flat, np.cumsum([len(steps_N) for steps_N in steps_GN])[:-1])
@@ -140,5 +155,7 @@ def component(scored: Scored, name: str) -> Array:
         ConfigError: nothing pays under that name.
     """
     if name not in scored.ledger:
-        raise ConfigError(f"credit asks for the component {name!r}, which nothing pays; the ledger has {', '.join(sorted(scored.ledger))}")
+        raise ConfigError(
+            f"credit asks for the component {name!r}, which nothing pays; the ledger has {', '.join(sorted(scored.ledger))}"
+        )
     return np.asarray(scored.ledger[name], dtype=np.float64)

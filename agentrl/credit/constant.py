@@ -22,7 +22,10 @@ class Constant:
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Ignore what was paid."""
-        return [tuple(Credited(floats(np.full(scored.trajectory.num_tokens, self.value))) for scored in group) for group in checked(groups)]
+        return [
+            tuple(Credited(floats(np.full(scored.trajectory.num_tokens, self.value))) for scored in group)
+            for group in checked(groups)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

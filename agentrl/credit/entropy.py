@@ -32,18 +32,28 @@ class EMPG:
     eps: float = 1e-8
     needs: ClassVar[frozenset[Need]] = frozenset({"entropies"})
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the modulated advantages; the critic's targets are untouched."""
         checked(groups, self.needs)
-        pairs = [pair for group, credit in zip(groups, credited, strict=True) for pair in zip(group, credit, strict=True)]
+        pairs = [
+            pair
+            for group, credit in zip(groups, credited, strict=True)
+            for pair in zip(group, credit, strict=True)
+        ]
         scales, bonuses = self._modulation([mean_entropies(scored) for scored, _ in pairs])
         modified: list[Array] = []
         lengths: list[Array] = []
         for (scored, one), scale_K, bonus_K in zip(pairs, scales, bonuses, strict=True):
             lengths_K = scored.num_tokens_N[scored.num_tokens_N > 0]
-            modified.append(np.repeat(scale_K, lengths_K) * one.advantages_T + self.zeta * np.repeat(bonus_K, lengths_K))
+            modified.append(
+                np.repeat(scale_K, lengths_K) * one.advantages_T + self.zeta * np.repeat(bonus_K, lengths_K)
+            )
             lengths.append(np.repeat(lengths_K, lengths_K).astype(np.float64))
-        centre = self._centre(np.concatenate([np.zeros(0), *modified]), np.concatenate([np.ones(0), *lengths]))
+        centre = self._centre(
+            np.concatenate([np.zeros(0), *modified]), np.concatenate([np.ones(0), *lengths])
+        )
         fresh = iter([floats(advantages_T - centre) for advantages_T in modified])
         return [tuple(replace(one, advantages_T=next(fresh)) for one in credit) for credit in credited]
 
@@ -56,7 +66,10 @@ class EMPG:
         levels = [(entropies_K - low) / (high - low + self.eps) for entropies_K in entropies]
         mean = float(np.exp(-self.kappa * np.concatenate(levels)).mean())
         scales = [np.exp(-self.kappa * levels_K) / mean for levels_K in levels]
-        bonuses = [np.append(np.exp(-self.kappa_future * levels_K[1:]), np.zeros(min(len(levels_K), 1))) for levels_K in levels]
+        bonuses = [
+            np.append(np.exp(-self.kappa_future * levels_K[1:]), np.zeros(min(len(levels_K), 1)))
+            for levels_K in levels
+        ]
         return scales, bonuses
 
     def _centre(self, values_T: Array, lengths_T: Array) -> float:

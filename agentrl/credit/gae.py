@@ -114,7 +114,9 @@ class BiLevelGAE:
         for end, length, at_end in zip(last, lengths, turns_K, strict=True):
             advantages_T[end] = advantage = float(at_end)
             for t in reversed(range(end - length + 1, end)):
-                advantages_T[t] = advantage = self.gamma * values_T[t + 1] - values_T[t] + self.gamma * self.lam * advantage
+                advantages_T[t] = advantage = (
+                    self.gamma * values_T[t + 1] - values_T[t] + self.gamma * self.lam * advantage
+                )
         return Credited(floats(advantages_T), floats(advantages_T + values_T))
 
 

@@ -85,7 +85,9 @@ class BNPO:
         returns = [np.array([scored.rewards_N.sum() for scored in group]) for group in checked(groups)]
         flat = np.concatenate([np.zeros(0), *returns])
         if len(flat) and not (flat.min() >= -1e-6 and flat.max() <= 1.0 + 1e-6):
-            raise ConfigError(f"BNPO needs returns in [0, 1]; found {flat.min():g} to {flat.max():g}; rescale the reward")
+            raise ConfigError(
+                f"BNPO needs returns in [0, 1]; found {flat.min():g} to {flat.max():g}; rescale the reward"
+            )
         means = np.array([returns_G.mean() for returns_G in returns if len(returns_G)])
         alpha, beta = self.fit(means)
         return [

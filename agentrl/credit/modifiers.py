@@ -58,7 +58,9 @@ class Whiten:
     eps: float = 1e-8
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return advantages with mean 0 and variance 1; fewer than two units give 0."""
         mean, variance = _moments(groups, credited, self.per)
         return _affine(credited, shift=-mean, factor=1.0 / float(np.sqrt(variance + self.eps)))
@@ -72,10 +74,16 @@ class UnitDeviation:
     eps: float = 1e-8
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return advantages with variance 1; a batch without variance is left alone."""
         _, variance = _moments(groups, credited, self.per)
-        return _affine(credited, shift=0.0, factor=1.0 / float(np.sqrt(variance + self.eps)) if 0.0 < variance < math.inf else 1.0)
+        return _affine(
+            credited,
+            shift=0.0,
+            factor=1.0 / float(np.sqrt(variance + self.eps)) if 0.0 < variance < math.inf else 1.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +93,44 @@ class Scale:
     factor: float
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return scaled advantages."""
         return _affine(credited, shift=0.0, factor=self.factor)
 
 
-def _affine(credited: Sequence[tuple[Credited, ...]], *, shift: float, factor: float) -> list[tuple[Credited, ...]]:
+def _affine(
+    credited: Sequence[tuple[Credited, ...]], *, shift: float, factor: float
+) -> list[tuple[Credited, ...]]:
     """Return ``(A + shift) * factor``, computed in float64; the critic's targets are untouched."""
     return [
-        tuple(replace(one, advantages_T=floats((one.advantages_T.astype(np.float64) + shift) * factor)) for one in group)
+        tuple(
+            replace(one, advantages_T=floats((one.advantages_T.astype(np.float64) + shift) * factor))
+            for one in group
+        )
         for group in credited
     ]
 
 
-def _moments(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]], per: Unit) -> tuple[float, float]:
+def _moments(
+    groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]], per: Unit
+) -> tuple[float, float]:
     """Return the mean, and the variance with Bessel's correction, over the batch's units; fewer than two have an infinite variance."""
     values: list[Array] = [np.zeros(0)]
     weights: list[Array] = [np.zeros(0)]
-    for scored, one in (pair for group, credit in zip(groups, credited, strict=True) for pair in zip(group, credit, strict=True)):
+    for scored, one in (
+        pair
+        for group, credit in zip(groups, credited, strict=True)
+        for pair in zip(group, credit, strict=True)
+    ):
         num_tokens_N = scored.num_tokens_N
         values.append(one.advantages_T.astype(np.float64))
-        weights.append(np.repeat(1.0 / np.maximum(num_tokens_N, 1), num_tokens_N) if per == "turn" else np.ones(len(one.advantages_T)))
+        weights.append(
+            np.repeat(1.0 / np.maximum(num_tokens_N, 1), num_tokens_N)
+            if per == "turn"
+            else np.ones(len(one.advantages_T))
+        )
     values_T, weights_T = np.concatenate(values), np.concatenate(weights)
     total = float(weights_T.sum())
     if total <= 0.0:
@@ -113,4 +138,6 @@ def _moments(groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, .
     shifted_T = values_T - values_T[0]  # equal values then have exactly no variance
     offset = float(weights_T @ shifted_T) / total
     squares = float(weights_T @ (shifted_T - offset) ** 2)
-    return float(values_T[0]) + offset, squares / (total - 1.0) if total > 1.5 else math.inf  # weights are sums of fractions
+    return float(values_T[0]) + offset, squares / (
+        total - 1.0
+    ) if total > 1.5 else math.inf  # weights are sums of fractions

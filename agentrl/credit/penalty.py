@@ -35,14 +35,22 @@ class KLPenalty:
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Assign credit for the penalised rewards."""
-        return self.credit([tuple(self._penalised(scored) for scored in group) for group in checked(groups, self.needs)])
+        return self.credit(
+            [tuple(self._penalised(scored) for scored in group) for group in checked(groups, self.needs)]
+        )
 
     def _penalised(self, scored: Scored) -> Scored:
         assert scored.ref_logprobs_T is not None
         turns = scored.trajectory.turns
-        sampled = [turn.action.logprobs for turn in turns] if scored.old_logprobs_T is None else [scored.old_logprobs_T]
+        sampled = (
+            [turn.action.logprobs for turn in turns]
+            if scored.old_logprobs_T is None
+            else [scored.old_logprobs_T]
+        )
         old_T: Array = np.concatenate([np.zeros(0), *sampled])
         ends = np.cumsum(scored.num_tokens_N)
-        until_T = np.concatenate([np.zeros(1), np.cumsum(np.clip(old_T - scored.ref_logprobs_T, -20.0, 20.0))])
+        until_T = np.concatenate(
+            [np.zeros(1), np.cumsum(np.clip(old_T - scored.ref_logprobs_T, -20.0, 20.0))]
+        )
         kl_N = until_T[ends] - until_T[ends - scored.num_tokens_N]
         return replace(scored, ledger={**scored.ledger, "kl": floats(-self.coef * kl_N)})

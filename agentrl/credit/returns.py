@@ -38,7 +38,9 @@ class TurnReturn:
         for group in checked(groups):
             returns_GN = [returns_to_go(scored.rewards_N, gamma=self.gamma) for scored in group]
             pairs = zip(group, returns_GN, self.baseline(group, returns_GN), strict=True)
-            credited.append(tuple(per_turn(scored, returns_N - baseline_N) for scored, returns_N, baseline_N in pairs))
+            credited.append(
+                tuple(per_turn(scored, returns_N - baseline_N) for scored, returns_N, baseline_N in pairs)
+            )
         return credited
 
 

@@ -55,7 +55,9 @@ class Stratified:
 
     def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         returns_G = np.array([scored.rewards_N.sum() for scored in group])
-        blend_G = self.alpha * self._within(group, returns_G) + (1.0 - self.alpha) * standardised(returns_G, ddof=1, eps=self.eps)
+        blend_G = self.alpha * self._within(group, returns_G) + (1.0 - self.alpha) * standardised(
+            returns_G, ddof=1, eps=self.eps
+        )
         return per_episode(group, blend_G)
 
     def _within(self, group: ScoredGroup, returns_G: Array) -> Array:

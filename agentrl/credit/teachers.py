@@ -27,10 +27,14 @@ class OPSD:
     beta: float = 0.25
     needs: ClassVar[frozenset[Need]] = frozenset({"old_logprobs", "teacher_logprobs"})
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the advantages with the teacher's opinion added."""
         checked(groups, self.needs)
-        return _mapped(groups, credited, lambda scored, advantages_T: advantages_T + self.beta * _preference(scored))
+        return _mapped(
+            groups, credited, lambda scored, advantages_T: advantages_T + self.beta * _preference(scored)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,9 @@ class Distil:
         wanted: set[Need] = {"old_logprobs", "teacher_logprobs"}
         return frozenset(wanted | ({"ref_logprobs"} if self.lam != 1.0 else set()))
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the teacher's advantages."""
         checked(groups, self.needs)
         return _mapped(groups, credited, lambda scored, _: self._advantages(scored))
@@ -74,12 +80,18 @@ class TowardStudent:
     beta: float = 0.25
     needs: ClassVar[frozenset[Need]] = frozenset({"old_logprobs"})
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the advantages with what the student thinks added; one without a student keeps its own."""
         checked(groups, self.needs)
         given = [one for group in groups for one in group if one.trajectory.given]
         students = {(one.trajectory.task.id, stand_in(one.trajectory.sample)): one for one in given}
-        return _mapped(groups, credited, lambda scored, advantages_T: advantages_T + self.beta * self._pull(scored, students))
+        return _mapped(
+            groups,
+            credited,
+            lambda scored, advantages_T: advantages_T + self.beta * self._pull(scored, students),
+        )
 
     def _pull(self, scored: Scored, students: Mapping[tuple[str, int], Scored]) -> Array:
         student = students.get((scored.trajectory.task.id, scored.trajectory.sample))
@@ -97,7 +109,9 @@ def _preference(scored: Scored) -> Array:
 
 
 def _mapped(
-    groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]], rule: Callable[[Scored, Array], Array]
+    groups: Sequence[ScoredGroup],
+    credited: Sequence[tuple[Credited, ...]],
+    rule: Callable[[Scored, Array], Array],
 ) -> list[tuple[Credited, ...]]:
     return [
         tuple(

@@ -68,13 +68,18 @@ def checked(groups: Sequence[ScoredGroup], needs: frozenset[Need] = frozenset())
         for need in needs:
             measured: FloatArray | None = getattr(scored, f"{need}_T")
             assert measured is not None, f"{need} were not measured for {name}"
-            assert len(measured) == scored.trajectory.num_tokens, f"{need} of {name} are not one per action token"
+            assert len(measured) == scored.trajectory.num_tokens, (
+                f"{need} of {name} are not one per action token"
+            )
     return groups
 
 
 def per_episode(group: ScoredGroup, advantages_G: Array) -> tuple[Credited, ...]:
     """Credit every token of an episode with the episode's advantage."""
-    return tuple(per_turn(scored, np.full(len(scored.trajectory.turns), a)) for scored, a in zip(group, advantages_G, strict=True))
+    return tuple(
+        per_turn(scored, np.full(len(scored.trajectory.turns), a))
+        for scored, a in zip(group, advantages_G, strict=True)
+    )
 
 
 def per_turn(scored: Scored, advantages_N: Array) -> Credited:

@@ -31,17 +31,25 @@ class Duration:
     min_s: float = 1e-6
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the weighted advantages."""
         taken = [[self._durations(scored) for scored in group] for group in groups]
         flat = np.concatenate([np.zeros(0), *(seconds_N for group in taken for seconds_N in group)])
         mean = float(flat.mean()) if len(flat) else 1.0
-        weights = iter([np.minimum(seconds_N / mean, self.max_weight) for group in taken for seconds_N in group])
+        weights = iter(
+            [np.minimum(seconds_N / mean, self.max_weight) for group in taken for seconds_N in group]
+        )
         return _weighted(groups, credited, lambda scored: spread(next(weights), scored.num_tokens_N))
 
     def _durations(self, scored: Scored) -> Array:
         turns = scored.trajectory.turns
-        seconds = [turn.duration_s for turn in turns] if not self.signal else [float(v) for v in scored.trajectory.signal(self.signal)]
+        seconds = (
+            [turn.duration_s for turn in turns]
+            if not self.signal
+            else [float(v) for v in scored.trajectory.signal(self.signal)]
+        )
         return np.maximum(np.array(seconds, dtype=np.float64), self.min_s)
 
 
@@ -58,13 +66,24 @@ class ConflictTokens:
     down: float = 0.0
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the weighted advantages; a group with one kind of episode only is left alone."""
-        weights = iter([weight for group, credit in zip(groups, credited, strict=True) for weight in self._weights(group, credit)])
+        weights = iter(
+            [
+                weight
+                for group, credit in zip(groups, credited, strict=True)
+                for weight in self._weights(group, credit)
+            ]
+        )
         return _weighted(groups, credited, lambda scored: next(weights))
 
     def _weights(self, group: ScoredGroup, credit: Sequence[Credited]) -> list[Array]:
-        tokens = [np.concatenate([np.zeros(0, np.int32), *(turn.action.tokens for turn in one.trajectory.turns)]) for one in group]
+        tokens = [
+            np.concatenate([np.zeros(0, np.int32), *(turn.action.tokens for turn in one.trajectory.turns)])
+            for one in group
+        ]
         signs = [float(np.sign(one.advantages_T.sum(dtype=np.float64))) for one in credit]
         weights = [np.ones(len(tokens_T)) for tokens_T in tokens]
         for i, sign in enumerate(signs):
@@ -89,9 +108,17 @@ class KeepVaried:
         if self.num < 2:
             raise ConfigError(f"a spread needs at least 2 episodes; found num={self.num}")
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the advantages of those that are kept, and zeros."""
-        kept = iter([float(i in most_varied(_means(credit), self.num)) for credit in credited for i in range(len(credit))])
+        kept = iter(
+            [
+                float(i in most_varied(_means(credit), self.num))
+                for credit in credited
+                for i in range(len(credit))
+            ]
+        )
         return _weighted(groups, credited, lambda scored: np.full(scored.trajectory.num_tokens, next(kept)))
 
 
@@ -104,9 +131,13 @@ class KeepTokens:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
-            raise ConfigError(f"the share of tokens to keep must be above 0 and at most 1; found {self.share}")
+            raise ConfigError(
+                f"the share of tokens to keep must be above 0 and at most 1; found {self.share}"
+            )
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the advantages of the tokens that are kept, and zeros; ties are decided by place."""
         checked(groups, self.needs)
         return [
@@ -139,9 +170,13 @@ class Attribution:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold < 1.0:
-            raise ConfigError(f"the threshold of an attribution must be at least 0 and below 1; found {self.threshold}; usual is 0.5")
+            raise ConfigError(
+                f"the threshold of an attribution must be at least 0 and below 1; found {self.threshold}; usual is 0.5"
+            )
 
-    def __call__(self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]) -> list[tuple[Credited, ...]]:
+    def __call__(
+        self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
+    ) -> list[tuple[Credited, ...]]:
         """Return the weighted advantages.
 
         Raises:
@@ -154,7 +189,9 @@ class Attribution:
     def _weights(self, scored: Scored, one: Credited) -> Array:
         opinions_N = component(scored, self.component)
         foretold_N = 0.5 + 0.5 * np.tanh(np.cumsum(opinions_N) / (2.0 * np.arange(1, len(opinions_N) + 1)))
-        good_T, bad_T = (spread(self._clear(share_N), scored.num_tokens_N) for share_N in (foretold_N, 1.0 - foretold_N))
+        good_T, bad_T = (
+            spread(self._clear(share_N), scored.num_tokens_N) for share_N in (foretold_N, 1.0 - foretold_N)
+        )
         return np.where(one.advantages_T > 0, good_T, bad_T)
 
     def _clear(self, share_N: Array) -> Array:
@@ -170,11 +207,15 @@ def most_varied(values: Array, num: int) -> list[int]:
     order = np.argsort(values, kind="stable")
     num = min(num, len(order))
     choices = [[*order[: num - high], *order[len(order) - high :]] for high in range(num + 1)]
-    return sorted(int(i) for i in max(choices, key=lambda chosen: float(values[chosen].var()) if chosen else 0.0))
+    return sorted(
+        int(i) for i in max(choices, key=lambda chosen: float(values[chosen].var()) if chosen else 0.0)
+    )
 
 
 def _means(credit: Sequence[Credited]) -> Array:
-    return np.array([float(one.advantages_T.mean(dtype=np.float64)) if len(one.advantages_T) else 0.0 for one in credit])
+    return np.array(
+        [float(one.advantages_T.mean(dtype=np.float64)) if len(one.advantages_T) else 0.0 for one in credit]
+    )
 
 
 def _common_ends(one_T: npt.NDArray[np.int32], other_T: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
@@ -186,7 +227,9 @@ def _common_ends(one_T: npt.NDArray[np.int32], other_T: npt.NDArray[np.int32]) -
 
 
 def _weighted(
-    groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]], weight: Callable[[Scored], npt.NDArray[np.floating]]
+    groups: Sequence[ScoredGroup],
+    credited: Sequence[tuple[Credited, ...]],
+    weight: Callable[[Scored], npt.NDArray[np.floating]],
 ) -> list[tuple[Credited, ...]]:
     """Multiply advantages with ``weight(scored)``, one number per token, called once for each trajectory in order."""
     return [

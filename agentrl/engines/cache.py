@@ -161,7 +161,15 @@ class SlotAttention:
     """
 
     def __init__(
-        self, *, num_layers: int, num_slots: int, max_context: int, num_heads: int, num_kv_heads: int, head_dim: int, like: Tensor
+        self,
+        *,
+        num_layers: int,
+        num_slots: int,
+        max_context: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        like: Tensor,
     ) -> None:
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         # half precision would round the scores of separate products, and a GPU has no bits to keep: the fused kernel serves both
@@ -216,7 +224,9 @@ class SlotAttention:
             slots_M=torch.from_numpy(slots_M).to(device),
             last_R=torch.from_numpy(last_R).to(device),
             queries=queries,
-            last_queries=queries if decoding else self._queries(slots_M[last_R], positions_M[last_R], np.ones_like(lengths)),
+            last_queries=queries
+            if decoding
+            else self._queries(slots_M[last_R], positions_M[last_R], np.ones_like(lengths)),
         )
 
     def _queries(self, slots_M: Index, positions_M: Index, lengths: Index) -> Queries:
@@ -238,7 +248,11 @@ class SlotAttention:
         blocks: list[Block] = []
         target_M, filled = np.zeros_like(slots_M), 0
         for rows in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
-            num_tokens = -(-QUERIES // (self.group * self._joined)) if sizes[rows[0]] == 1 else up(int(sizes[rows].max()), QUERIES)
+            num_tokens = (
+                -(-QUERIES // (self.group * self._joined))
+                if sizes[rows[0]] == 1
+                else up(int(sizes[rows].max()), QUERIES)
+            )
             length = up(int(seen[rows].max()) + 1, KEYS)
             most = max(1, SCORES // (self.num_heads * num_tokens * length))
             for part in (rows[first : first + most] for first in range(0, len(rows), most)):
@@ -257,7 +271,11 @@ class SlotAttention:
         hidden_BTL = np.arange(length) > positions_M[source_BT][:, :, None]
         mask_BTL = np.where(hidden_BTL, np.float32(-np.inf), np.float32(0.0))
         device = self.keys[0].device
-        return Block(slots_B, torch.from_numpy(source_BT).to(device), torch.from_numpy(mask_BTL).to(self.keys[0])[:, None, :, None])
+        return Block(
+            slots_B,
+            torch.from_numpy(source_BT).to(device),
+            torch.from_numpy(mask_BTL).to(self.keys[0])[:, None, :, None],
+        )
 
     def _select(self, slots_B: Index, in_place: bool) -> tuple[Tensor | slice, Index]:
         """Return an index of ascending slots, and the place of each in it; ``in_place``: a slice, which copies nothing."""
@@ -289,24 +307,35 @@ class SlotAttention:
         if joined == 1:
             return vectors
         whole = vectors.new_zeros(num_tokens, num_kv // joined, joined, group, joined, dim)
-        whole.diagonal(dim1=2, dim2=4).copy_(vectors.view(num_tokens, -1, joined, group, dim).permute(0, 1, 3, 4, 2))
+        whole.diagonal(dim1=2, dim2=4).copy_(
+            vectors.view(num_tokens, -1, joined, group, dim).permute(0, 1, 3, 4, 2)
+        )
         return whole.view(num_tokens, num_kv // joined, joined * group, joined * dim)
 
     def _product(self, layer: int, block: Block, vectors: Tensor) -> Tensor:
         """Return attention over the block's slots, ``[B * T, K * G * D]``, for joined queries."""
         num_rows, num_tokens = block.source_BT.shape
         (num_joint, group, width), length = vectors.shape[1:], block.mask.shape[-1]
-        queries = vectors[block.source_BT].transpose(1, 2).reshape(num_rows * num_joint, num_tokens * group, width)
+        queries = (
+            vectors[block.source_BT].transpose(1, 2).reshape(num_rows * num_joint, num_tokens * group, width)
+        )
         keys, values = self.keys[layer][..., :length], self.values[layer][:, :, :length]
         if isinstance(block.slots_B, slice):
             keys, values = keys[block.slots_B].flatten(0, 1), values[block.slots_B].flatten(0, 1)
         else:
-            keys, values = keys.index_select(0, block.slots_B).flatten(0, 1), values.index_select(0, block.slots_B).flatten(0, 1)
+            keys, values = (
+                keys.index_select(0, block.slots_B).flatten(0, 1),
+                values.index_select(0, block.slots_B).flatten(0, 1),
+            )
         if self._fused:
             mask = block.mask.expand(-1, -1, -1, group, -1).flatten(2, 3)
             whole = (num_rows, num_joint, -1, width)
             out = functional.scaled_dot_product_attention(
-                queries.view(whole), keys.mT.contiguous().view(whole), values.view(whole), attn_mask=mask, scale=1.0
+                queries.view(whole),
+                keys.mT.contiguous().view(whole),
+                values.view(whole),
+                attn_mask=mask,
+                scale=1.0,
             )
         else:
             scores = torch.bmm(queries, keys)
@@ -326,7 +355,11 @@ def _joined(group: int, num_kv_heads: int, head_dim: int) -> int:
     A lone query needs that many rows in its product anyway; better those of another head than repetitions.
     """
     return max(
-        (joined for joined in range(1, QUERIES // group + 1) if num_kv_heads % joined == 0 and joined * head_dim <= SUMMED),
+        (
+            joined
+            for joined in range(1, QUERIES // group + 1)
+            if num_kv_heads % joined == 0 and joined * head_dim <= SUMMED
+        ),
         default=1,
     )
 
@@ -334,7 +367,9 @@ def _joined(group: int, num_kv_heads: int, head_dim: int) -> int:
 def _is_dense(slots_B: Index, seen_B: Index) -> bool:
     """Return whether it is cheaper to read all slots between the first and the last, as far as the longest, than to copy those in use."""
     in_use = np.unique(slots_B)
-    return len(in_use) == len(slots_B) and bool((in_use[-1] + 1 - in_use[0]) * seen_B.max() <= 2 * (seen_B + SPAN // 2).sum())
+    return len(in_use) == len(slots_B) and bool(
+        (in_use[-1] + 1 - in_use[0]) * seen_B.max() <= 2 * (seen_B + SPAN // 2).sum()
+    )
 
 
 def up(number: int, multiple: int) -> int:

@@ -83,7 +83,11 @@ class LlamaForward:
             and config.hidden_act == "silu"
             and rope.get("rope_type", "default") in ("default", "linear", "llama3")
             and not getattr(model.lm_head, "bias", None)
-            and all(type(module) is nn.Linear for module in model.model.layers.modules() if isinstance(module, nn.Linear))
+            and all(
+                type(module) is nn.Linear
+                for module in model.model.layers.modules()
+                if isinstance(module, nn.Linear)
+            )
         )
 
     def __call__(self, step: Step) -> Tensor:
@@ -96,7 +100,10 @@ class LlamaForward:
             projected = layer.qkv(layer.norm_in(hidden)).view(len(hidden), -1, dim)
             queries_keys, values = projected[:, : num_heads + num_kv], projected[:, num_heads + num_kv :]
             if layer.norm_q is not None and layer.norm_k is not None:  # qwen3
-                queries_keys = torch.cat([layer.norm_q(queries_keys[:, :num_heads]), layer.norm_k(queries_keys[:, num_heads:])], dim=1)
+                queries_keys = torch.cat(
+                    [layer.norm_q(queries_keys[:, :num_heads]), layer.norm_k(queries_keys[:, num_heads:])],
+                    dim=1,
+                )
             turned = _rotate(queries_keys, cos, sin)
             attention.write(index, step, turned[:, num_heads:], values)
             vectors, queries = turned[:, :num_heads].view(-1, num_kv, attention.group, dim), step.queries
@@ -119,7 +126,10 @@ class _FusedLayer:
         self.gate_up = _Product(mlp.gate_proj, mlp.up_proj)
         self.out, self.down = _Product(attention.o_proj), _Product(mlp.down_proj)
         self.norm_in, self.norm_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.norm_q, self.norm_k = (_Norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm"))
+        self.norm_q, self.norm_k = (
+            _Norm(getattr(attention, name)) if hasattr(attention, name) else None
+            for name in ("q_norm", "k_norm")
+        )
         self.scale = float(attention.scaling)
 
 
@@ -132,20 +142,30 @@ class _Product:
 
     def __init__(self, *linears: nn.Linear) -> None:
         self._weight = torch.cat([linear.weight.detach() for linear in linears]).t().contiguous()
-        self._bias = torch.cat([linear.bias.detach() for linear in linears]) if linears[0].bias is not None else None
+        self._bias = (
+            torch.cat([linear.bias.detach() for linear in linears]) if linears[0].bias is not None else None
+        )
         first = 0
         for linear in linears:
             rows = slice(first, first := first + linear.out_features)
             linear.weight.data = self._weight[:, rows].t()
             if self._bias is not None:
                 linear.bias.data = self._bias[rows]
-        packs = self._weight.device.type == "cpu" and self._weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        packs = (
+            self._weight.device.type == "cpu"
+            and self._weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        )  # type: ignore[no-untyped-call]
         self._packs = packs and torch.backends.cpu.get_cpu_capability() == "AVX512"
         self.refresh()
 
     def refresh(self) -> None:
         """Lay out the weights as they are now."""
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.t().contiguous(), ROWS) if self._packs else None
+        self._packed = (
+            torch.ops.mkldnn._reorder_linear_weight(self._weight.t().contiguous(), ROWS)
+            if self._packs
+            else None
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed is not None:
@@ -188,14 +208,22 @@ def _slot_attention(
 ) -> tuple[Tensor, None]:
     """Attention function of transformers: ``query`` ``[1, heads, M, D]``, keys and values likewise; returns ``[1, M, heads, D]``."""
     attention, step = _current.get()
-    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < attention.limit):
+    if (
+        softcap is not None
+        or s_aux is not None
+        or (sliding_window is not None and sliding_window < attention.limit)
+    ):
         raise ConfigError(
             f"{type(module).__name__} uses a sliding window, soft caps or sinks, which slots cannot hold; serve it with another engine"
         )
     layer = module.layer_idx
     attention.write(layer, step, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    vectors = query[0].transpose(0, 1).reshape(-1, attention.num_kv_heads, attention.group, attention.head_dim)
-    seen = attention.attend(layer, step.queries, vectors, scale=attention.head_dim**-0.5 if scaling is None else scaling)
+    vectors = (
+        query[0].transpose(0, 1).reshape(-1, attention.num_kv_heads, attention.group, attention.head_dim)
+    )
+    seen = attention.attend(
+        layer, step.queries, vectors, scale=attention.head_dim**-0.5 if scaling is None else scaling
+    )
     return seen.view(1, len(vectors), attention.num_heads, attention.head_dim), None
 
 
@@ -275,5 +303,7 @@ def _difference(forward: Forward, probe: Tensor, wanted: Tensor) -> float:
     for size in (16, 7, 1):
         logits = forward(forward.attention.plan([Feed(0, start, tokens[start : start + size])]))
         start += size
-        worst = max(worst, float((torch.log_softmax(logits[0].float(), dim=-1) - wanted[start - 1]).abs().max()))
+        worst = max(
+            worst, float((torch.log_softmax(logits[0].float(), dim=-1) - wanted[start - 1]).abs().max())
+        )
     return worst

@@ -108,7 +108,9 @@ class LocalEngine:
     async def __aenter__(self) -> LocalEngine:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop; actions under way are cancelled."""
         runner, self._runner = self._runner, None
         if runner is not None and not runner.done():
@@ -137,7 +139,9 @@ class LocalEngine:
         """
         return await self.act_with(turns, observation, seed=seed, sampling=self._sampling)
 
-    async def act_with(self, turns: Sequence[Turn], observation: Observation, *, seed: int, sampling: Sampling) -> Action:
+    async def act_with(
+        self, turns: Sequence[Turn], observation: Observation, *, seed: int, sampling: Sampling
+    ) -> Action:
         """``act``, with a sampling of its own."""
         check_drift(turns, self.renderer, first=len(turns) - 1)
         prompt = self.renderer.prompt(turns, observation)
@@ -237,7 +241,9 @@ class LocalEngine:
         feeds: list[Feed] = []
         ready: list[tuple[int, _Request]] = []
         begun: dict[bytes, int] = {}  # contexts that begin with this step -> their feed
-        copies: defaultdict[int, list[int]] = defaultdict(list)  # a feed -> further slots that begin with its context
+        copies: defaultdict[int, list[int]] = defaultdict(
+            list
+        )  # a feed -> further slots that begin with its context
         for request in self._active:
             content = b"" if request.filled else request.pending.tobytes()
             if content in begun:
@@ -335,9 +341,15 @@ def _copy_weights(model: Any, weights: Mapping[str, Any]) -> None:
     missing = sorted({name for name, _ in model.named_parameters()} - set(weights))
     unknown = sorted(set(weights) - set(own))
     if missing or unknown:
-        raise ConfigError(f"the weights do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} (of {len(weights)} given)")
+        raise ConfigError(
+            f"the weights do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} (of {len(weights)} given)"
+        )
     new = {name: torch.as_tensor(value) for name, value in weights.items()}
-    wrong = [f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}" for name, value in new.items() if value.shape != own[name].shape]
+    wrong = [
+        f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
+        for name, value in new.items()
+        if value.shape != own[name].shape
+    ]
     if wrong:
         raise ConfigError(f"the weights do not fit the model: {', '.join(wrong[:3])}")
     for name, value in new.items():

@@ -58,12 +58,16 @@ class OpenAIPolicy:
             )
         key = os.environ.get(self.api_key_env, "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.AsyncClient(headers=headers, timeout=self.timeout_s, limits=httpx.Limits(max_connections=None))
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=self.timeout_s, limits=httpx.Limits(max_connections=None)
+        )
 
     async def __aenter__(self) -> OpenAIPolicy:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the connections."""
         await self._client.aclose()
 
@@ -90,7 +94,9 @@ class OpenAIPolicy:
             choice = answer["choices"][0]
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (LookupError, TypeError) as problem:
-            raise EngineError(f"{self._url} answered without choices[0].message.content: {str(answer)[:300]}") from problem
+            raise EngineError(
+                f"{self._url} answered without choices[0].message.content: {str(answer)[:300]}"
+            ) from problem
         return Action((text or "").strip(), clipped=reason == "length")
 
     @property
@@ -101,7 +107,10 @@ class OpenAIPolicy:
         messages = [Message("system", self.system)] if self.system else []
         for turn in turns:
             messages += [*turn.observation.messages, Message("assistant", turn.action.text)]
-        return [{"role": message.role, "content": _content(message)} for message in (*messages, *observation.messages)]
+        return [
+            {"role": message.role, "content": _content(message)}
+            for message in (*messages, *observation.messages)
+        ]
 
     async def _post(self, body: Mapping[str, Any]) -> Any:
         problem = ""
@@ -124,9 +133,13 @@ class OpenAIPolicy:
 
     def _refusal(self, status: int, problem: str) -> Exception:
         if status in (401, 403):
-            return ConfigError(f"{self._url} refuses the key: {problem}. Put a valid one into the environment variable {self.api_key_env}")
+            return ConfigError(
+                f"{self._url} refuses the key: {problem}. Put a valid one into the environment variable {self.api_key_env}"
+            )
         if status == 404:
-            return ConfigError(f"{self._url} does not know the model {self.model!r} or the path: {problem}. Check model and base_url")
+            return ConfigError(
+                f"{self._url} does not know the model {self.model!r} or the path: {problem}. Check model and base_url"
+            )
         if "context" in problem and ("length" in problem or "long" in problem):
             return ContextFull(f"{self._url} has no room for this context: {problem}")
         return EngineError(f"{self._url} refuses the request: {problem}")
@@ -137,14 +150,19 @@ def _content(message: Message) -> object:
     if not message.images:
         return message.content
     images = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in message.images]
-    return [{"type": "text", "text": message.content}, *({"type": "image_url", "image_url": {"url": url}} for url in images)]
+    return [
+        {"type": "text", "text": message.content},
+        *({"type": "image_url", "image_url": {"url": url}} for url in images),
+    ]
 
 
 def _json(answer: httpx.Response) -> Any:
     try:
         return answer.json()
     except ValueError as problem:
-        raise EngineError(f"{answer.url} answered with something that is not JSON: {answer.text[:200]!r}") from problem
+        raise EngineError(
+            f"{answer.url} answered with something that is not JSON: {answer.text[:200]!r}"
+        ) from problem
 
 
 def _retry_after_s(answer: httpx.Response) -> float | None:

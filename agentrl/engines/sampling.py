@@ -70,7 +70,9 @@ def _truncate(logprobs_SV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     return torch.log_softmax(kept_SV, dim=-1)
 
 
-def draw(logprobs_RV: Tensor, uniforms_R: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def draw(
+    logprobs_RV: Tensor, uniforms_R: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Draw one token per row by inverse transform, and return the tokens and their log-probabilities.
 
     The token is the first whose cumulated probability passes ``u`` times the row's total; a token of probability 0 is never drawn.
@@ -78,7 +80,9 @@ def draw(logprobs_RV: Tensor, uniforms_R: npt.NDArray[np.float64]) -> tuple[npt.
     cumulated_RV = logprobs_RV.double().exp().cumsum(-1)
     total_R1 = cumulated_RV[:, -1:]
     threshold_R1 = torch.from_numpy(uniforms_R).to(logprobs_RV.device)[:, None] * total_R1
-    threshold_R1 = torch.minimum(threshold_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))  # the product may round up
+    threshold_R1 = torch.minimum(
+        threshold_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1))
+    )  # the product may round up
     tokens_R1 = torch.searchsorted(cumulated_RV, threshold_R1, right=True)
     logprobs_R1 = logprobs_RV.gather(1, tokens_R1)
     return tokens_R1[:, 0].cpu().numpy(), logprobs_R1[:, 0].cpu().numpy()

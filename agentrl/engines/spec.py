@@ -39,11 +39,15 @@ class Local:
         return self._open(model, vocab_size, renderer, sampling, device)
 
     @asynccontextmanager
-    async def _open(self, spec: ModelSpec, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str) -> AsyncIterator[Engine]:
+    async def _open(
+        self, spec: ModelSpec, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
+    ) -> AsyncIterator[Engine]:
         from agentrl.engines.local import LocalEngine  # to name an engine in a recipe is not to load it
 
         plain = dataclasses.replace(spec, lora=None, gradient_checkpointing=False, dtype="float32")
         model = build_model(plain, vocab_size, 0, device)
         limit = self.max_context or int(model.config.max_position_embeddings)
-        async with LocalEngine(model, renderer, sampling, num_slots=self.num_slots, max_context=limit) as engine:
+        async with LocalEngine(
+            model, renderer, sampling, num_slots=self.num_slots, max_context=limit
+        ) as engine:
             yield engine

@@ -41,18 +41,29 @@ class Lesson:
     seed: int
     update: int
 
-    async def play(self, draws: Sequence[Draw], *, policy: Policy | None = None, part: object = "") -> dict[tuple[str, int], Scored]:
+    async def play(
+        self, draws: Sequence[Draw], *, policy: Policy | None = None, part: object = ""
+    ) -> dict[tuple[str, int], Scored]:
         """Play ``draws`` (by the agent, unless ``policy`` says otherwise) and return what ended, paid, by task and number."""
         ground = self.ground
         seed = seed_of(self.seed, part)
         played = await play_all(
-            draws, policy=policy or ground.agent, host=ground.host, seed=seed, limits=ground.limits, on_end=ground.on_end
+            draws,
+            policy=policy or ground.agent,
+            host=ground.host,
+            seed=seed,
+            limits=ground.limits,
+            on_end=ground.on_end,
         )
         self.collected.failures += played.failures
         judged, counts = await self.payment.inquire(played.groups)
         for name, count in counts.items():
             self.count(name, count)
-        return {place(scored): scored for group in self.payment.score(judged, self.collected.gauges) for scored in group}
+        return {
+            place(scored): scored
+            for group in self.payment.score(judged, self.collected.gauges)
+            for scored in group
+        }
 
     def count(self, name: str, number: float = 1.0) -> None:
         """Add to a metric of the update."""
@@ -95,7 +106,9 @@ class Guided(ABC):
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the groups that are trained on, in the place of those that were played."""
 
-    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+    async def collect(
+        self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
+    ) -> Collected:
         """Collect the source's groups, guide, then filter what was not given."""
         within = replace(payment, filters=())
         collected = await self.source.collect(ground, within, name=name, update=update, min_group=min_group)
@@ -116,7 +129,9 @@ def place(scored: Scored) -> tuple[str, int]:
 def again(scored: Scored, *, told: str = "") -> Draw:
     """Return the draw of an episode that stands for ``scored``: the same task from the same start, with something told."""
     trajectory = scored.trajectory
-    start = tuple(turn.action.text for turn in takewhile(lambda turn: not len(turn.action.tokens), trajectory.turns))
+    start = tuple(
+        turn.action.text for turn in takewhile(lambda turn: not len(turn.action.tokens), trajectory.turns)
+    )
     replayed = start if trajectory.num_tokens else ()  # who is no language model has no tokens anywhere
     return Draw(trajectory.task, 1, stand_in(trajectory.sample), replayed, told)
 
@@ -135,7 +150,9 @@ def untold(trajectory: Trajectory, text: str, renderer: Renderer) -> Trajectory:
             turn = replace(turn, observation=_without(turn.observation, text))
         if len(turn.action.tokens):
             prompt = renderer.prompt(turns, turn.observation)
-            turn = replace(turn, action=replace(turn.action, prompt=prompt.tokens, fresh=prompt.fresh, version=-1))
+            turn = replace(
+                turn, action=replace(turn.action, prompt=prompt.tokens, fresh=prompt.fresh, version=-1)
+            )
         turns.append(turn)
     return replace(trajectory, turns=tuple(turns))
 

@@ -48,7 +48,11 @@ class DemonstrationGate(Guided):
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Replace the groups that a demonstration is there for."""
-        gated = [group for group in groups if self.imitates(sum(scored.trajectory.success for scored in group), len(group))]
+        gated = [
+            group
+            for group in groups
+            if self.imitates(sum(scored.trajectory.success for scored in group), len(group))
+        ]
         found = await lesson.play([again(group[0]) for group in gated], policy=self.policy)
         if gated and not found:
             raise ConfigError(

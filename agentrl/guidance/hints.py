@@ -58,7 +58,11 @@ class Scaffold(Guided):
         result = list(groups)
         if lesson.update < self.since:
             return result
-        stuck = [index for index, group in enumerate(groups) if not any(scored.trajectory.success for scored in group)]
+        stuck = [
+            index
+            for index, group in enumerate(groups)
+            if not any(scored.trajectory.success for scored in group)
+        ]
         lesson.count("guidance/stuck", len(stuck))
         lesson.count("guidance/hinted", 0)
         hinted = 0

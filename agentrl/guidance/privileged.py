@@ -51,11 +51,15 @@ class Privileged(Guided):
             yield f"{type(stage.source).__name__} stands around Privileged; it must be the outermost source"
         yield from needs_origin(self, stage)
 
-    async def collect(self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int) -> Collected:
+    async def collect(
+        self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
+    ) -> Collected:
         """Collect the teacher's groups, and add the students'."""
         told = replace(ground, host=Telling(ground.host, self._tell))
         collected = await self.source.collect(told, payment, name=name, update=update, min_group=min_group)
-        untold_episodes = [scored for group in collected.groups for scored in group if not self._told(scored.trajectory)]
+        untold_episodes = [
+            scored for group in collected.groups for scored in group if not self._told(scored.trajectory)
+        ]
         if collected.groups and len(untold_episodes) == sum(map(len, collected.groups)):
             raise ConfigError(
                 f"there is no information for any episode of update {update}, such as of task {untold_episodes[0].trajectory.task.id!r}: "
@@ -63,7 +67,9 @@ class Privileged(Guided):
             )
         collected.counts["guidance/untold"] = float(len(untold_episodes))
         collected.groups = [
-            each for group in collected.groups for each in (group, tuple(self._student(scored, ground.renderer) for scored in group))
+            each
+            for group in collected.groups
+            for each in (group, tuple(self._student(scored, ground.renderer) for scored in group))
         ]
         return collected
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def last_attempt(trajectory: Trajectory) -> str:
     """Criticise by the environment's own signals alone: what was done, what of it was refused, and that it failed."""
-    said = [turn.action.text + (" (refused)" if turn.info.get("valid", 1.0) <= 0.0 else "") for turn in trajectory.turns]
+    said = [
+        turn.action.text + (" (refused)" if turn.info.get("valid", 1.0) <= 0.0 else "")
+        for turn in trajectory.turns
+    ]
     return "failed before: " + "; ".join(said) + "\n" if said else ""
 
 
@@ -43,9 +46,17 @@ class Refined(Guided):
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Add them at the end of their groups."""
-        failed = [[scored for scored in group if not scored.trajectory.success][: self.refinements] for group in groups]
+        failed = [
+            [scored for scored in group if not scored.trajectory.success][: self.refinements]
+            for group in groups
+        ]
         texts = {place(scored): self.critique(scored.trajectory) for chosen in failed for scored in chosen}
-        draws = [again(scored, told=texts[place(scored)]) for chosen in failed for scored in chosen if texts[place(scored)]]
+        draws = [
+            again(scored, told=texts[place(scored)])
+            for chosen in failed
+            for scored in chosen
+            if texts[place(scored)]
+        ]
         found = await lesson.play(draws)
         result = []
         for group, chosen in zip(groups, failed, strict=True):

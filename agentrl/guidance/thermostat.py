@@ -60,10 +60,16 @@ class Thermostat(Guided):
         if entropy is None:
             return list(groups)
         if lesson.ground.at is None:
-            raise ConfigError("a thermostat needs an agent that can be sampled at another temperature; Playground.at is not set")
+            raise ConfigError(
+                "a thermostat needs an agent that can be sampled at another temperature; Playground.at is not set"
+            )
         temperature = self.temperature(entropy)
         draws = [
-            replace(again(group[0]), num_episodes=len(group), first_sample=stand_in(max(scored.trajectory.sample for scored in group)))
+            replace(
+                again(group[0]),
+                num_episodes=len(group),
+                first_sample=stand_in(max(scored.trajectory.sample for scored in group)),
+            )
             for group in groups[: self.num_groups]
         ]
         found = await lesson.play(draws, policy=lesson.ground.at(temperature))
@@ -81,7 +87,13 @@ class Thermostat(Guided):
 
 def sampled_entropy(trajectories: Sequence[Trajectory]) -> float | None:
     """Return the mean negative log-probability, in nats, of all tokens that the agent sampled; ``None`` where it sampled none."""
-    logprobs = [turn.action.logprobs for one in trajectories if not one.given for turn in one.turns if len(turn.action.tokens)]
+    logprobs = [
+        turn.action.logprobs
+        for one in trajectories
+        if not one.given
+        for turn in one.turns
+        if len(turn.action.tokens)
+    ]
     return -float(np.mean(np.concatenate(logprobs), dtype=np.float64)) if logprobs else None
 
 

@@ -61,7 +61,9 @@ def nested_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
     array([0.25 , 0.125, 0.125, 0.5  ])
     """
     sequences = [kept for turns in turn_lengths if (kept := [length for length in turns if length > 0])]
-    per_turn = [(length, 1.0 / (len(sequences) * len(turns) * length)) for turns in sequences for length in turns]
+    per_turn = [
+        (length, 1.0 / (len(sequences) * len(turns) * length)) for turns in sequences for length in turns
+    ]
     return np.concatenate([np.zeros(0), *(np.full(length, weight) for length, weight in per_turn)])
 
 

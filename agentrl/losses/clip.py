@@ -49,5 +49,9 @@ class Clip:
             loss_A = torch.where(cut_A, ceiling_A, loss_A)
             clipped_A = clipped_A | cut_A
         with torch.no_grad():
-            measured = {"ratio": ratio_A.detach(), "clip_fraction": clipped_A.to(ratio_A.dtype), "approx_kl": ratio_A - 1.0 - log_ratio_A}
+            measured = {
+                "ratio": ratio_A.detach(),
+                "clip_fraction": clipped_A.to(ratio_A.dtype),
+                "approx_kl": ratio_A - 1.0 - log_ratio_A,
+            }
         return loss_A, measured

@@ -42,12 +42,16 @@ class Alpha:
 
     def __post_init__(self) -> None:
         if self.a in (0.0, 1.0):
-            raise ConfigError(f"the alpha divergence is not defined at {self.a:g}; its limits there are the two KL divergences")
+            raise ConfigError(
+                f"the alpha divergence is not defined at {self.a:g}; its limits there are the two KL divergences"
+            )
 
     def __call__(self, log_ratio_A: Tensor) -> Tensor:
         """Return the generator at each token."""
         ratio_A = log_ratio_A.exp()
-        return (torch.exp((1.0 - self.a) * log_ratio_A) - (1.0 - self.a) * ratio_A - self.a) / (self.a * (self.a - 1.0))
+        return (torch.exp((1.0 - self.a) * log_ratio_A) - (1.0 - self.a) * ratio_A - self.a) / (
+            self.a * (self.a - 1.0)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +106,6 @@ class EntropyTarget:
     def __call__(self, x: LossInputs) -> Terms:
         """Return the penalty; measured: ``entropy``."""
         assert x.entropies_A is not None, "entropies were not measured"
-        return self.coef * ((x.entropies_A - self.target).abs() - self.slack).clamp(min=0.0), {"entropy": x.entropies_A.detach()}
+        return self.coef * ((x.entropies_A - self.target).abs() - self.slack).clamp(min=0.0), {
+            "entropy": x.entropies_A.detach()
+        }

@@ -41,7 +41,9 @@ class EPO:
 
     def __post_init__(self) -> None:
         if self.updates < 1 or not 0.0 <= self.low <= self.high:
-            raise ConfigError(f"EPO needs the stage's updates and a band 0 <= low <= high; found {self.updates}, {self.low} to {self.high}")
+            raise ConfigError(
+                f"EPO needs the stage's updates and a band 0 <= low <= high; found {self.updates}, {self.low} to {self.high}"
+            )
 
     def phase(self, update: int) -> float:
         """Return the weight of the smoothing at an update.
@@ -61,9 +63,14 @@ class EPO:
         assert x.entropies_A is not None, "entropies were not measured"
         entropies_A = x.entropies_A
         if not self.history:
-            return -self.coef * entropies_A, {"entropy": entropies_A.detach(), "outside_band": torch.zeros_like(entropies_A)}
+            return -self.coef * entropies_A, {
+                "entropy": entropies_A.detach(),
+                "outside_band": torch.zeros_like(entropies_A),
+            }
         mean = fmean(self.history)
-        beyond_A = (self.low * mean - entropies_A).clamp(min=0.0) + (entropies_A - self.high * mean).clamp(min=0.0)
+        beyond_A = (self.low * mean - entropies_A).clamp(min=0.0) + (entropies_A - self.high * mean).clamp(
+            min=0.0
+        )
         on_edge_A = (entropies_A == self.low * mean) | (entropies_A == self.high * mean)
         outside_A = ((beyond_A > 0) | (on_edge_A & self.release)).to(entropies_A.dtype)
         penalty_A = self.alpha * (outside_A if self.release else beyond_A)

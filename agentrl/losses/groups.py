@@ -56,7 +56,9 @@ class NFT:
             )
         log_ratio_A = log_ratio(x)
         good_A = x.advantages_A > 0
-        share_A = torch.where(good_A, 1.0 - x.advantages_A, -x.advantages_A).clamp(self.bound, 1.0 - self.bound)
+        share_A = torch.where(good_A, 1.0 - x.advantages_A, -x.advantages_A).clamp(
+            self.bound, 1.0 - self.bound
+        )
         implied_A = (1.0 - share_A * log_ratio_A.exp()) / (1.0 - share_A)
         below_A = implied_A.detach() < self.floor
         floored_A = implied_A + (implied_A.clamp(min=self.floor) - implied_A).detach()
@@ -82,7 +84,9 @@ class OREAL:
 
     def __post_init__(self) -> None:
         if not (self.positive >= 0.0 and self.negative >= 0.0):
-            raise ConfigError(f"OREAL's weights must not be negative; found {self.positive} and {self.negative}; usual are 1.0 and 0.5")
+            raise ConfigError(
+                f"OREAL's weights must not be negative; found {self.positive} and {self.negative}; usual are 1.0 and 0.5"
+            )
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the weighted loss; measured: ``nll`` (of successes, unweighted; others count 0)."""
@@ -143,7 +147,9 @@ class DisCO:
 
     def __post_init__(self) -> None:
         if self.tau is not None and not self.tau > 0.0:
-            raise ConfigError(f"DisCO needs a tau above 0, or None for the plain difference of means; found {self.tau}; usual is 10")
+            raise ConfigError(
+                f"DisCO needs a tau above 0, or None for the plain difference of means; found {self.tau}; usual is 10"
+            )
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the loss; measured: ``margin`` (the group's objective), ``one_sided`` (in groups without both kinds), ``approx_kl``."""
@@ -159,11 +165,17 @@ class DisCO:
             bad_share_S = bad_S / num_bad_S.clamp(min=1.0)
             worst_S = groups.share(bad_share_S * score_S)
         else:
-            top_S = groups.largest(torch.where(bad_S > 0, score_S / self.tau, -torch.inf)).nan_to_num(neginf=0.0)
-            tilted_S = torch.where(bad_S > 0, torch.exp(score_S / self.tau - top_S), torch.zeros_like(score_S))
+            top_S = groups.largest(torch.where(bad_S > 0, score_S / self.tau, -torch.inf)).nan_to_num(
+                neginf=0.0
+            )
+            tilted_S = torch.where(
+                bad_S > 0, torch.exp(score_S / self.tau - top_S), torch.zeros_like(score_S)
+            )
             total_S = groups.share(tilted_S)
             bad_share_S = tilted_S / torch.where(num_bad_S > 0, total_S, 1.0)
-            worst_S = self.tau * (top_S + torch.where(num_bad_S > 0, total_S / num_bad_S.clamp(min=1.0), 1.0).log())
+            worst_S = self.tau * (
+                top_S + torch.where(num_bad_S > 0, total_S / num_bad_S.clamp(min=1.0), 1.0).log()
+            )
         margin_S = both_S * (groups.share(good_share_S * score_S) - worst_S)
         coefficient_S = both_S * groups.sizes_S * (good_share_S - bad_share_S)
         loss_A = _with_gradient(-margin_S[groups.sequence_A], -coefficient_S[groups.sequence_A] * score_A)
@@ -199,7 +211,9 @@ class KLBound:
         divergence_A = torch.expm1(log_ratio_A) - log_ratio_A
         mean_S = groups.share(groups.sums(divergence_A.detach())) / groups.share(groups.lengths_S)
         force_S = (self.beta * (mean_S - self.delta)).clamp(min=0.0)
-        return force_S[groups.sequence_A] * divergence_A, {"bound_exceeded": (force_S > 0)[groups.sequence_A].to(divergence_A.dtype)}
+        return force_S[groups.sequence_A] * divergence_A, {
+            "bound_exceeded": (force_S > 0)[groups.sequence_A].to(divergence_A.dtype)
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,7 +251,9 @@ class _Groups:
 
     def largest(self, values_S: Tensor) -> Tensor:
         """Return at each sequence the largest value of its group."""
-        return values_S.new_full((len(values_S),), -torch.inf).scatter_reduce(0, self.group_S, values_S, "amax")[self.group_S]
+        return values_S.new_full((len(values_S),), -torch.inf).scatter_reduce(
+            0, self.group_S, values_S, "amax"
+        )[self.group_S]
 
 
 def _with_gradient(value_A: Tensor, slope_A: Tensor) -> Tensor:

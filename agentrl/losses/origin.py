@@ -41,7 +41,10 @@ class ByOrigin:
         given_A = torch.zeros_like(x.logprobs_A, dtype=torch.bool) if x.given_A is None else x.given_A
         loss_A = torch.zeros_like(x.logprobs_A)
         measured: dict[str, Tensor] = {}
-        for loss, weight, mask_A in ((self.own, self.own_weight, ~given_A), (self.given, self.given_weight, given_A)):
+        for loss, weight, mask_A in (
+            (self.own, self.own_weight, ~given_A),
+            (self.given, self.given_weight, given_A),
+        ):
             if mask_A.any():
                 part_P, found = loss(_only(x, mask_A))
                 loss_A = loss_A.masked_scatter(mask_A, weight * part_P)
@@ -73,5 +76,9 @@ class FromTeacher:
 
 def _only(x: LossInputs, mask_A: Tensor) -> LossInputs:
     """Return the inputs of the tokens in the mask."""
-    chosen = {field.name: tensor_A[mask_A] for field in fields(x) if (tensor_A := getattr(x, field.name)) is not None}
+    chosen = {
+        field.name: tensor_A[mask_A]
+        for field in fields(x)
+        if (tensor_A := getattr(x, field.name)) is not None
+    }
     return replace(x, **chosen)

@@ -36,7 +36,9 @@ class GSPO:
         """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
         log_ratio_A = log_ratio(x)
         mean_A = sequence_means(log_ratio_A.detach(), x.sequence_A)
-        ratio_A = torch.exp(mean_A + log_ratio_A - log_ratio_A.detach())  # its value is s, its gradient s * grad log pi
+        ratio_A = torch.exp(
+            mean_A + log_ratio_A - log_ratio_A.detach()
+        )  # its value is s, its gradient s * grad log pi
         free_A = -ratio_A * x.advantages_A
         bound_A = -ratio_A.clamp(1.0 - self.low, 1.0 + self.high) * x.advantages_A
         return torch.maximum(free_A, bound_A), measure(mean_A.exp(), log_ratio_A, bound_A > free_A)
@@ -72,7 +74,9 @@ class SAPO:
 
     def __post_init__(self) -> None:
         if not (self.positive > 0.0 and self.negative > 0.0):
-            raise ConfigError(f"SAPO's temperatures must be above 0; found {self.positive} and {self.negative}; usual are 1.0 and 1.05")
+            raise ConfigError(
+                f"SAPO's temperatures must be above 0; found {self.positive} and {self.negative}; usual are 1.0 and 1.05"
+            )
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the gated loss; measured: ``ratio``, ``gate`` (its slope, 1 on-policy), ``approx_kl``."""
@@ -81,7 +85,10 @@ class SAPO:
         tau_A = torch.where(x.advantages_A > 0, self.positive, self.negative).to(ratio_A.dtype)
         gate_A = torch.sigmoid(tau_A * (ratio_A - 1.0))
         measured = measure(ratio_A.detach(), log_ratio_A, torch.zeros_like(gate_A, dtype=torch.bool))
-        return -gate_A * (4.0 / tau_A) * x.advantages_A, {**measured, "gate": (4.0 * gate_A * (1.0 - gate_A)).detach()}
+        return -gate_A * (4.0 / tau_A) * x.advantages_A, {
+            **measured,
+            "gate": (4.0 * gate_A * (1.0 - gate_A)).detach(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +104,9 @@ class GMPO:
 
     def __post_init__(self) -> None:
         if not self.log_clip > 0.0:
-            raise ConfigError(f"GMPO clips log-ratios at a positive number of nats; found {self.log_clip}; usual is 0.4")
+            raise ConfigError(
+                f"GMPO clips log-ratios at a positive number of nats; found {self.log_clip}; usual is 0.4"
+            )
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
@@ -126,8 +135,12 @@ class TOPR:
         log_ratio_A = log_ratio(x)
         behaviour_A = (x.logprobs_A - x.behaviour_logprobs_A).detach()
         sums_A = sequence_sums(behaviour_A, x.sequence_A)
-        weight_A = torch.where(x.advantages_A > 0, torch.ones_like(sums_A), sums_A.clamp(-MAX_LOG_RATIO * 4, 0.0).exp())
-        measured = measure(log_ratio_A.detach().exp(), log_ratio_A, torch.zeros_like(weight_A, dtype=torch.bool))
+        weight_A = torch.where(
+            x.advantages_A > 0, torch.ones_like(sums_A), sums_A.clamp(-MAX_LOG_RATIO * 4, 0.0).exp()
+        )
+        measured = measure(
+            log_ratio_A.detach().exp(), log_ratio_A, torch.zeros_like(weight_A, dtype=torch.bool)
+        )
         return -weight_A * x.advantages_A * x.logprobs_A, {**measured, "taper": weight_A}
 
 

@@ -94,7 +94,9 @@ class TokenRejection:
 
 def _check_cap(cap: float) -> None:
     if not cap >= 1.0:
-        raise ConfigError(f"the cap of an importance weight must be at least 1, the weight of on-policy data; found {cap}; usual is 2 to 5")
+        raise ConfigError(
+            f"the cap of an importance weight must be at least 1, the weight of on-policy data; found {cap}; usual is 2 to 5"
+        )
 
 
 def _ratio(log_ratio: Tensor) -> Tensor:

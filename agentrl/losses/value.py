@@ -10,7 +10,9 @@ from torch import Tensor
 from agentrl.errors import ConfigError
 
 
-def value_loss(values_A: Tensor, old_values_A: Tensor, targets_A: Tensor, *, clip: float | None = None) -> Tensor:
+def value_loss(
+    values_A: Tensor, old_values_A: Tensor, targets_A: Tensor, *, clip: float | None = None
+) -> Tensor:
     """``(V - target)**2 / 2`` per token, 0 where the target is NaN.
 
     With ``clip`` the larger of that and the error of ``V`` held within ``clip`` of ``old_values_A`` (as in the PPO release, Dhariwal
@@ -34,7 +36,9 @@ class ValueLoss:
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"the value clip must be positive; found {self.clip}; leave it None to not clip")
+            raise ConfigError(
+                f"the value clip must be positive; found {self.clip}; leave it None to not clip"
+            )
 
     def __call__(self, values_A: Tensor, old_values_A: Tensor, targets_A: Tensor) -> Tensor:
         """Return the weighted loss per token ``[A]``."""

@@ -28,7 +28,9 @@ class Sum:
         names = Counter(name for part in self.parts for name in part.components)
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
-            raise ConfigError(f"reward components need names of their own; more than one part pays {', '.join(twice)}; rename one")
+            raise ConfigError(
+                f"reward components need names of their own; more than one part pays {', '.join(twice)}; rename one"
+            )
 
     @property
     def signals(self) -> frozenset[str]:
@@ -72,7 +74,10 @@ class Scaled:
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
         """Return the scaled ledger."""
-        return {name: floats(paid_N.astype(np.float64) * self.factor) for name, paid_N in self.reward(trajectory).items()}
+        return {
+            name: floats(paid_N.astype(np.float64) * self.factor)
+            for name, paid_N in self.reward(trajectory).items()
+        }
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
         """Let the reward ask where it does."""

@@ -33,7 +33,9 @@ def epic_distance(one: Numbers, other: Numbers) -> float:
     """
     a, b = (np.asarray(values, dtype=np.float64).ravel() for values in (one, other))
     if a.shape != b.shape or not len(a):
-        raise ValueError(f"a distance needs what both rewards pay for the same steps; found {len(a)} and {len(b)} numbers")
+        raise ValueError(
+            f"a distance needs what both rewards pay for the same steps; found {len(a)} and {len(b)} numbers"
+        )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("a distance needs finite rewards; found NaN or infinity")
     if np.array_equal(a, b):
@@ -47,10 +49,21 @@ def reward_distance(one: Reward, other: Reward, trajectories: Sequence[Trajector
 
     As StateFactory measures it: over the successes and failures of a task together.
     """
-    return epic_distance(*(np.concatenate([np.zeros(0), *(_paid(pay(trajectory)) for trajectory in trajectories)]) for pay in (one, other)))
+    return epic_distance(
+        *(
+            np.concatenate([np.zeros(0), *(_paid(pay(trajectory)) for trajectory in trajectories)])
+            for pay in (one, other)
+        )
+    )
 
 
-def canonical(rewards_SAS: npt.NDArray[Any], *, gamma: float, weights_S: Numbers | None = None, weights_A: Numbers | None = None) -> Array:
+def canonical(
+    rewards_SAS: npt.NDArray[Any],
+    *,
+    gamma: float,
+    weights_S: Numbers | None = None,
+    weights_A: Numbers | None = None,
+) -> Array:
     """Return ``R(s,a,s') + E[gamma R(s',A,S') - R(s,A,S') - gamma R(S,A,S')]``, the same for rewards that differ by a potential.
 
     Axes: state, action, next state. ``S`` and ``S'`` are drawn from ``weights_S`` and ``A`` from ``weights_A``, independently (uniform
@@ -59,9 +72,13 @@ def canonical(rewards_SAS: npt.NDArray[Any], *, gamma: float, weights_S: Numbers
     table = np.asarray(rewards_SAS, dtype=np.float64)
     states, actions = table.shape[:2]
     states_S = np.full(states, 1.0 / states) if weights_S is None else np.asarray(weights_S, dtype=np.float64)
-    actions_A = np.full(actions, 1.0 / actions) if weights_A is None else np.asarray(weights_A, dtype=np.float64)
+    actions_A = (
+        np.full(actions, 1.0 / actions) if weights_A is None else np.asarray(weights_A, dtype=np.float64)
+    )
     mean_S = np.einsum("sat,a,t->s", table, actions_A, states_S)
-    return np.asarray(table + gamma * mean_S[None, None, :] - mean_S[:, None, None] - gamma * float(states_S @ mean_S))
+    return np.asarray(
+        table + gamma * mean_S[None, None, :] - mean_S[:, None, None] - gamma * float(states_S @ mean_S)
+    )
 
 
 def _unit(values: Array) -> Array:
@@ -76,4 +93,6 @@ def _unit(values: Array) -> Array:
 
 
 def _paid(ledger: Ledger) -> Array:
-    return np.asarray(sum(np.asarray(paid_N, dtype=np.float64) for paid_N in ledger.values()), dtype=np.float64)
+    return np.asarray(
+        sum(np.asarray(paid_N, dtype=np.float64) for paid_N in ledger.values()), dtype=np.float64
+    )

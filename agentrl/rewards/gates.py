@@ -51,7 +51,9 @@ class Gates:
     def __post_init__(self) -> None:
         names = [name for level in self.levels for name in level.components]
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"gates need levels that name each component once; found {[level.components for level in self.levels]}")
+            raise ConfigError(
+                f"gates need levels that name each component once; found {[level.components for level in self.levels]}"
+            )
 
     @property
     def components(self) -> frozenset[str]:
@@ -82,13 +84,24 @@ class Gates:
     def _passed(self, trajectory: Trajectory, ledger: Ledger) -> list[bool]:
         """Return whether each level reached its own threshold."""
         if unknown := sorted(self.components - set(ledger)):
-            raise ConfigError(f"gates name {', '.join(unknown)}, which nothing pays; the ledger has {', '.join(sorted(ledger))}")
-        totals = [sum(float(ledger[name].sum(dtype=np.float64)) for name in level.components) for level in self.levels]
+            raise ConfigError(
+                f"gates name {', '.join(unknown)}, which nothing pays; the ledger has {', '.join(sorted(ledger))}"
+            )
+        totals = [
+            sum(float(ledger[name].sum(dtype=np.float64)) for name in level.components)
+            for level in self.levels
+        ]
         passed = [
-            total >= level.threshold if self.inclusive else total > level.threshold or level.threshold == -math.inf
+            total >= level.threshold
+            if self.inclusive
+            else total > level.threshold or level.threshold == -math.inf
             for total, level in zip(totals, self.levels, strict=True)
         ]
-        if trajectory.end is End.TRUNCATED and not self.truncated_passes and self.levels[0].threshold > -math.inf:
+        if (
+            trajectory.end is End.TRUNCATED
+            and not self.truncated_passes
+            and self.levels[0].threshold > -math.inf
+        ):
             passed[0] = False
         return passed
 

@@ -45,7 +45,11 @@ class _Told:
                 try:
                     record = json.loads(line)
                     self.answers[record["key"]] = record["answer"]
-                except (ValueError, KeyError, TypeError):  # a kill in the middle of a line: that answer is asked for again
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                ):  # a kill in the middle of a line: that answer is asked for again
                     continue
 
     def add(self, key: str, answer: str) -> None:
@@ -97,7 +101,9 @@ class Judged:
 
     def __post_init__(self) -> None:
         if self.deadline_s <= 0 or self.attempts < 1 or self.concurrency < 1 or self.budget < 0:
-            raise ConfigError("a judge needs a deadline above 0, at least one attempt and one question at a time, and no negative budget")
+            raise ConfigError(
+                "a judge needs a deadline above 0, at least one attempt and one question at a time, and no negative budget"
+            )
 
     @property
     def components(self) -> frozenset[str]:
@@ -139,7 +145,10 @@ class Judged:
         """
         num_turns = len(trajectory.turns)
         if self.rubric.scope == "turn":
-            paid = [self._answered(self.rubric.question([transcript(trajectory, until=n)]), trajectory) for n in range(num_turns)]
+            paid = [
+                self._answered(self.rubric.question([transcript(trajectory, until=n)]), trajectory)
+                for n in range(num_turns)
+            ]
             return {self.name: floats(paid)}
         paid_N = np.zeros(num_turns)
         if num_turns:
@@ -161,7 +170,11 @@ class Judged:
 
     def _questions(self, group: Group) -> list[str]:
         if self.rubric.scope == "turn":
-            return [self.rubric.question([transcript(one, until=n)]) for one in group for n in range(len(one.turns))]
+            return [
+                self.rubric.question([transcript(one, until=n)])
+                for one in group
+                for n in range(len(one.turns))
+            ]
         if self.rubric.scope == "episode":
             return [self.rubric.question([transcript(one)]) for one in group if one.turns]
         return [self.rubric.question([transcript(group[i]), transcript(group[j])]) for i, j in pairs(group)]
@@ -178,7 +191,9 @@ class Judged:
             if known and len(known) == len(found):
                 self._wins[f"{one.task.id}\n{transcript(one)}"] = sum(known) / len(known)
 
-    async def _ask(self, judge: Asked, question: str, turnstile: asyncio.Semaphore, counts: Counter[str]) -> None:
+    async def _ask(
+        self, judge: Asked, question: str, turnstile: asyncio.Semaphore, counts: Counter[str]
+    ) -> None:
         """Ask until an answer can be read; what cannot be had is counted."""
         async with turnstile:
             reason = "failed"
@@ -187,7 +202,9 @@ class Judged:
                 try:
                     async with asyncio.timeout(self.deadline_s):
                         with boundary(Unjudged, "the judge"):
-                            action = await judge.act((), Observation.text(question), seed=seed_of(question, attempt))
+                            action = await judge.act(
+                                (), Observation.text(question), seed=seed_of(question, attempt)
+                            )
                 except ConfigError:
                     raise
                 except TimeoutError:

@@ -69,7 +69,10 @@ class Lagrangian:
         Raises:
             ConfigError: nothing pays a component that is named.
         """
-        weighed = {name: floats(weight * component_of(ledger, name).astype(np.float64)) for name, weight in self.weights.items()}
+        weighed = {
+            name: floats(weight * component_of(ledger, name).astype(np.float64))
+            for name, weight in self.weights.items()
+        }
         return {**ledger, **weighed}
 
     def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
@@ -122,9 +125,13 @@ class Hypervolume:
 
     def __post_init__(self) -> None:
         if not self.components or len(set(self.components)) < len(self.components):
-            raise ConfigError(f"a hypervolume needs the names of different components; found {', '.join(self.components) or 'none'}")
+            raise ConfigError(
+                f"a hypervolume needs the names of different components; found {', '.join(self.components) or 'none'}"
+            )
         if not (self.low > 0.0 and self.span >= 0.0):
-            raise ConfigError(f"a hypervolume needs low > 0 and span >= 0; found {self.low} and {self.span}; usual are 0.5 and 1.5")
+            raise ConfigError(
+                f"a hypervolume needs low > 0 and span >= 0; found {self.low} and {self.span}; usual are 0.5 and 1.5"
+            )
 
     @property
     def weight(self) -> float:
@@ -141,7 +148,9 @@ class Hypervolume:
         Raises:
             ConfigError: nothing pays a component that is named.
         """
-        return {"hypervolume/weight": self.weight} | {f"hypervolume/{name}_return": _total(ledger, name) for name in self.components}
+        return {"hypervolume/weight": self.weight} | {
+            f"hypervolume/{name}_return": _total(ledger, name) for name in self.components
+        }
 
     def observe(self, means: Mapping[str, float]) -> None:
         """Add the update's point; an update without episodes has none."""
@@ -152,13 +161,19 @@ class Hypervolume:
         if not self.reference:
             self.reference = point
             return
-        self.gain = max(hypervolume([*self.front, point], self.reference) - hypervolume(self.front, self.reference), 0.0)
+        self.gain = max(
+            hypervolume([*self.front, point], self.reference) - hypervolume(self.front, self.reference), 0.0
+        )
         if self.gain > 0.0:
             self.front = [*(other for other in self.front if not all(map(operator.ge, point, other))), point]
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the reference, the front and the last gain."""
-        return {"reference": list(self.reference), "front": [list(point) for point in self.front], "gain": self.gain}
+        return {
+            "reference": list(self.reference),
+            "front": [list(point) for point in self.front],
+            "gain": self.gain,
+        }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Take them back."""
@@ -173,7 +188,9 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     >>> round(hypervolume([(0.6, 0.4), (0.4, 0.7)], (0.2, 0.2)), 12)
     0.14
     """
-    above = sorted((point for point in points if all(map(operator.gt, point, reference))), key=lambda point: -point[-1])
+    above = sorted(
+        (point for point in points if all(map(operator.gt, point, reference))), key=lambda point: -point[-1]
+    )
     if len(reference) == 1 or not above:
         return above[0][0] - reference[0] if above else 0.0
     ends = [*(point[-1] for point in above[1:]), reference[-1]]

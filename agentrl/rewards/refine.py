@@ -75,12 +75,16 @@ class PAR:
         """
         found = trajectory.task.data.get(self.references)
         if not isinstance(found, Sequence) or isinstance(found, str) or not found:
-            raise ConfigError(f"PAR needs reference rewards in task.data[{self.references!r}]; task {trajectory.task.id!r} has {found!r}")
+            raise ConfigError(
+                f"PAR needs reference rewards in task.data[{self.references!r}]; task {trajectory.task.id!r} has {found!r}"
+            )
         references_M = np.array(found, dtype=np.float64)
 
         def shaped(scores_N: Array) -> Array:
             paid_N = np.zeros(len(scores_N))
-            paid_N[-1:] = [np.mean(1.0 / (1.0 + np.exp(-self.kappa * (score - references_M)))) for score in scores_N[-1:]]
+            paid_N[-1:] = [
+                np.mean(1.0 / (1.0 + np.exp(-self.kappa * (score - references_M)))) for score in scores_N[-1:]
+            ]
             return paid_N
 
         return _mapped(ledger, self.component, shaped)
@@ -101,7 +105,9 @@ class Ensemble:
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
         """Return the ledger with the members replaced by their ensemble."""
         scores_MN = np.array([component_of(ledger, member) for member in self.members], dtype=np.float64)
-        joint_N = scores_MN.min(0) if self.penalty is None else scores_MN.mean(0) - self.penalty * scores_MN.var(0)
+        joint_N = (
+            scores_MN.min(0) if self.penalty is None else scores_MN.mean(0) - self.penalty * scores_MN.var(0)
+        )
         rest = {name: paid_N for name, paid_N in ledger.items() if name not in self.members}
         return {**rest, self.name: floats(joint_N)}
 
@@ -121,7 +127,9 @@ class Overlong:
 
     def __post_init__(self) -> None:
         if not 0 < self.buffer <= self.limit:
-            raise ConfigError(f"the buffer of overlong shaping must be above 0 and at most the limit; found {self.buffer} of {self.limit}")
+            raise ConfigError(
+                f"the buffer of overlong shaping must be above 0 and at most the limit; found {self.buffer} of {self.limit}"
+            )
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
         """Return the ledger with the charge as a component of its own."""
@@ -164,7 +172,9 @@ class Milestones:
         if trajectory.signal(self.scored).any():
             paid_N[-1:] = -score if self.lower_is_better else score
         else:
-            paid_N[-1:] = self.failure + self.each * float(trajectory.signal(self.milestones).sum(dtype=np.float64))
+            paid_N[-1:] = self.failure + self.each * float(
+                trajectory.signal(self.milestones).sum(dtype=np.float64)
+            )
         return {self.name: floats(paid_N)}
 
 
@@ -175,7 +185,9 @@ def threshold_for(scores: Sequence[float], *, share: float = 0.7) -> float:
     0.8
     """
     if not scores or not 0.0 <= share <= 1.0:
-        raise ConfigError(f"a threshold needs scores and a share in [0, 1]; found {len(scores)} scores and {share}")
+        raise ConfigError(
+            f"a threshold needs scores and a share in [0, 1]; found {len(scores)} scores and {share}"
+        )
     ordered = sorted(scores, reverse=True)
     return float(ordered[max(round(share * len(ordered)) - 1, 0)])
 
@@ -187,5 +199,7 @@ def _mapped(ledger: Ledger, component: str, function: Callable[[Array], Array]) 
 def component_of(ledger: Ledger, name: str) -> FloatArray:
     """Return what ``name`` pays; raises ``ConfigError`` where nothing pays under that name."""
     if name not in ledger:
-        raise ConfigError(f"a transform rewrites {name!r}, which nothing pays; the ledger has {', '.join(sorted(ledger)) or 'nothing'}")
+        raise ConfigError(
+            f"a transform rewrites {name!r}, which nothing pays; the ledger has {', '.join(sorted(ledger)) or 'nothing'}"
+        )
     return ledger[name]

@@ -48,7 +48,9 @@ class Pointwise:
 
     def __post_init__(self) -> None:
         if not self.low < self.high or self.scope == "pair":
-            raise ConfigError(f"a score needs low < high and one record; found {self.low:g} to {self.high:g}, scope {self.scope!r}")
+            raise ConfigError(
+                f"a score needs low < high and one record; found {self.low:g} to {self.high:g}, scope {self.scope!r}"
+            )
 
     def question(self, shown: Sequence[str]) -> str:
         """Return the question."""
@@ -79,7 +81,9 @@ class Checklist:
 
     def __post_init__(self) -> None:
         if not self.items or self.scope == "pair":
-            raise ConfigError(f"a checklist needs items and one record; found {len(self.items)} items, scope {self.scope!r}")
+            raise ConfigError(
+                f"a checklist needs items and one record; found {len(self.items)} items, scope {self.scope!r}"
+            )
 
     def question(self, shown: Sequence[str]) -> str:
         """Return the question."""
@@ -89,10 +93,14 @@ class Checklist:
 
     def read(self, answer: str) -> float | None:
         """Return the share of yes; an item without an answer makes it none."""
-        found: list[tuple[str, str]] = re.findall(r"^\W*(\d+)\W+(yes|no)\b", answer, re.IGNORECASE | re.MULTILINE)
+        found: list[tuple[str, str]] = re.findall(
+            r"^\W*(\d+)\W+(yes|no)\b", answer, re.IGNORECASE | re.MULTILINE
+        )
         said = {int(number): word.lower() == "yes" for number, word in found}
         wanted = range(1, len(self.items) + 1)
-        return sum(said[number] for number in wanted) / len(self.items) if said.keys() >= set(wanted) else None
+        return (
+            sum(said[number] for number in wanted) / len(self.items) if said.keys() >= set(wanted) else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +137,26 @@ def transcript(trajectory: Trajectory, *, until: int | None = None, max_chars: i
     turns = trajectory.turns if until is None else trajectory.turns[: until + 1]
     parts = []
     for turn in turns:
-        parts += [f"<{message.role}>\n{message.content}\n</{message.role}>" for message in turn.observation.messages]
+        parts += [
+            f"<{message.role}>\n{message.content}\n</{message.role}>" for message in turn.observation.messages
+        ]
         parts.append(f"<agent>\n{turn.action.text}\n</agent>")
     if until is None and trajectory.final is not None:
-        parts += [f"<{message.role}>\n{message.content}\n</{message.role}>" for message in trajectory.final.messages]
+        parts += [
+            f"<{message.role}>\n{message.content}\n</{message.role}>" for message in trajectory.final.messages
+        ]
     text = "\n".join(parts)
     if len(text) > max_chars:
         cut = len(text) - max_chars
-        text = f"{text[: max_chars // 2]}\n[{cut} characters left out]\n{text[-(max_chars - max_chars // 2) :]}"
+        text = (
+            f"{text[: max_chars // 2]}\n[{cut} characters left out]\n{text[-(max_chars - max_chars // 2) :]}"
+        )
     return text
 
 
 def pairs(group: Group) -> list[tuple[int, int]]:
     """Return every pair of members, each once; which comes first depends on what they did and not on their places."""
     said = [transcript(one) for one in group]
-    return [(i, j) if said[i] <= said[j] else (j, i) for i in range(len(group)) for j in range(i + 1, len(group))]
+    return [
+        (i, j) if said[i] <= said[j] else (j, i) for i in range(len(group)) for j in range(i + 1, len(group))
+    ]

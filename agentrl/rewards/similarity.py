@@ -105,8 +105,13 @@ class Shown:
             ConfigError: nobody kept what the last turn led to.
         """
         if trajectory.final is None:
-            raise ConfigError(f"task {trajectory.task.id!r}: the trajectory has no final observation, so nobody knows its last state")
-        return [self.read(observation) for observation in (*(turn.observation for turn in trajectory.turns), trajectory.final)]
+            raise ConfigError(
+                f"task {trajectory.task.id!r}: the trajectory has no final observation, so nobody knows its last state"
+            )
+        return [
+            self.read(observation)
+            for observation in (*(turn.observation for turn in trajectory.turns), trajectory.final)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,11 @@ class StateSimilarity:
 
     def _goal(self, trajectory: Trajectory) -> State:
         found: Json = trajectory.task.data.get(self.goal)
-        if isinstance(found, Mapping) and found and all(isinstance(attributes, Mapping) for attributes in found.values()):
+        if (
+            isinstance(found, Mapping)
+            and found
+            and all(isinstance(attributes, Mapping) for attributes in found.values())
+        ):
             return tuple(
                 Thing(name, tuple((key, str(value)) for key, value in attributes.items()))
                 for name, attributes in found.items()

@@ -31,7 +31,9 @@ class Draw:
 class Sampler(Protocol):
     """Chooses what to play."""
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Return the draws of an update."""
         ...
 

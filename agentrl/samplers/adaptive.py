@@ -63,21 +63,27 @@ class SEC:
     floor: float = 0.02
     values: dict[str, float] = field(default_factory=dict)
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Draw a kind for each group, and a task of it."""
         return _by_kind(tasks, self.kind, self.shares, update, num_groups, group_size, seed)
 
     def shares(self, kinds: Sequence[str]) -> list[float]:
         """Return the probability of each kind."""
         if self.floor * len(kinds) >= 1.0:
-            raise ConfigError(f"{len(kinds)} kinds cannot each have a share of at least {self.floor}; lower the floor")
+            raise ConfigError(
+                f"{len(kinds)} kinds cannot each have a share of at least {self.floor}; lower the floor"
+            )
         found = softmax([self.values.get(kind, 0.0) for kind in kinds], self.temperature)
         return [self.floor + (1.0 - self.floor * len(kinds)) * share for share in found]
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         """Move the value of each kind that was played towards its mean learnability."""
         for kind, found in _learned(groups, self.kind).items():
-            self.values[kind] = self.rate * float(np.mean(found)) + (1.0 - self.rate) * self.values.get(kind, 0.0)
+            self.values[kind] = self.rate * float(np.mean(found)) + (1.0 - self.rate) * self.values.get(
+                kind, 0.0
+            )
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the values."""
@@ -101,16 +107,27 @@ class DUMP:
     recent: dict[str, list[float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Draw a kind for each group, and a task of it."""
-        return _by_kind(tasks, self.kind, lambda kinds: softmax(self.bounds(kinds), self.temperature), update, num_groups, group_size, seed)
+        return _by_kind(
+            tasks,
+            self.kind,
+            lambda kinds: softmax(self.bounds(kinds), self.temperature),
+            update,
+            num_groups,
+            group_size,
+            seed,
+        )
 
     def bounds(self, kinds: Sequence[str]) -> list[float]:
         """Return the upper confidence bound of each kind."""
         total = sum(self.counts.values())
         means = [float(np.mean(self.recent[kind])) if self.recent.get(kind) else 0.0 for kind in kinds]
         return [
-            mean + math.sqrt(2.0 * math.log(total + 1) / (self.counts.get(kind, 0) + 1)) for kind, mean in zip(kinds, means, strict=True)
+            mean + math.sqrt(2.0 * math.log(total + 1) / (self.counts.get(kind, 0) + 1))
+            for kind, mean in zip(kinds, means, strict=True)
         ]
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
@@ -121,11 +138,16 @@ class DUMP:
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return what was seen."""
-        return {"recent": {kind: list(found) for kind, found in self.recent.items()}, "counts": dict(self.counts)}
+        return {
+            "recent": {kind: list(found) for kind, found in self.recent.items()},
+            "counts": dict(self.counts),
+        }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Take it back."""
-        self.recent = {kind: list(found) for kind, found in cast("Mapping[str, list[float]]", state["recent"]).items()}
+        self.recent = {
+            kind: list(found) for kind, found in cast("Mapping[str, list[float]]", state["recent"]).items()
+        }
         self.counts = dict(cast("Mapping[str, int]", state["counts"]))
 
 
@@ -146,21 +168,30 @@ class Knapsack:
     rates: dict[str, float] = field(default_factory=dict)
     order: Sampler = field(default_factory=Uniform)
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Return the draws of ``order`` with the budget divided among them."""
         draws = self.order.draw(tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed)
         first = update * MAX_EPISODES
         if update < self.warm_up:
             return [Draw(draw.task, draw.num_episodes, first) for draw in draws]
         rates = [self.rates.get(draw.task.id, 0.5) for draw in draws]
-        sizes = divide([rate or self.unsolved for rate in rates], num_groups * group_size, least=self.least, most=self.most)
+        sizes = divide(
+            [rate or self.unsolved for rate in rates],
+            num_groups * group_size,
+            least=self.least,
+            most=self.most,
+        )
         return [Draw(draw.task, size, first) for draw, size in zip(draws, sizes, strict=True)]
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         """Remember the success rate of each task."""
         for group in groups:
             if group:
-                self.rates[group[0].trajectory.task.id] = float(np.mean([one.trajectory.success for one in group]))
+                self.rates[group[0].trajectory.task.id] = float(
+                    np.mean([one.trajectory.success for one in group])
+                )
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the success rates."""
@@ -178,7 +209,9 @@ def divide(rates: Sequence[float], budget: int, *, least: int = 2, most: int = 1
     [12, 11, 7, 2]
     """
     if not least * len(rates) <= budget <= most * len(rates):
-        raise ConfigError(f"a budget of {budget} episodes does not fit {len(rates)} tasks of {least} to {most} each")
+        raise ConfigError(
+            f"a budget of {budget} episodes does not fit {len(rates)} tasks of {least} to {most} each"
+        )
     sizes = [least] * len(rates)
     for _ in range(budget - sum(sizes)):
         gains = [_gain(p, n) if n < most else -1.0 for p, n in zip(rates, sizes, strict=True)]
@@ -201,11 +234,15 @@ class VarianceAware:
     mix: float = 0.5
     rates: dict[str, float] = field(default_factory=dict)
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Draw tasks without repeating one within an update."""
         chance = random.Random(seed_of(seed, "variance", update))
         shares = self.shares([self.rates.get(task.id, 0.5) for task in tasks])
-        keys = [(chance.random() ** (1.0 / share) if share > 0 else -1.0, i) for i, share in enumerate(shares)]
+        keys = [
+            (chance.random() ** (1.0 / share) if share > 0 else -1.0, i) for i, share in enumerate(shares)
+        ]
         chosen = sorted(keys, reverse=True)[:num_groups]
         return [Draw(tasks[i], group_size, update * MAX_EPISODES) for _, i in chosen]
 
@@ -225,7 +262,9 @@ class VarianceAware:
         """Remember the success rate of each task."""
         for group in groups:
             if group:
-                self.rates[group[0].trajectory.task.id] = float(np.mean([one.trajectory.success for one in group]))
+                self.rates[group[0].trajectory.task.id] = float(
+                    np.mean([one.trajectory.success for one in group])
+                )
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the success rates."""
@@ -249,9 +288,13 @@ class Phases:
 
     def __post_init__(self) -> None:
         if not self.phases or self.phases[0][0] != 0 or list(self.phases) != sorted(self.phases):
-            raise ConfigError(f"phases are pairs (since, limit), in order and the first since 0; found {self.phases}")
+            raise ConfigError(
+                f"phases are pairs (since, limit), in order and the first since 0; found {self.phases}"
+            )
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Draw from the tasks of the phase.
 
         Raises:
@@ -260,8 +303,12 @@ class Phases:
         limit = [limit for since, limit in self.phases if since <= update][-1]
         allowed = [task for task in tasks if self.size(task) <= limit]
         if not allowed:
-            raise ConfigError(f"no task is of size {limit:g} or less; the smallest is {min(map(self.size, tasks)):g}")
-        return self.sampler.draw(allowed, update=update, num_groups=num_groups, group_size=group_size, seed=seed)
+            raise ConfigError(
+                f"no task is of size {limit:g} or less; the smallest is {min(map(self.size, tasks)):g}"
+            )
+        return self.sampler.draw(
+            allowed, update=update, num_groups=num_groups, group_size=group_size, seed=seed
+        )
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         """Let the inner sampler learn."""

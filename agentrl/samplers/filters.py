@@ -44,7 +44,9 @@ class DynamicSampling:
         Raises:
             ConfigError: a ledger has no such component.
         """
-        return [group for group in groups if len({self._total(group, member) for member in range(len(group))}) > 1]
+        return [
+            group for group in groups if len({self._total(group, member) for member in range(len(group))}) > 1
+        ]
 
     def _total(self, group: ScoredGroup, member: int) -> float:
         ledger = group[member].ledger
@@ -68,12 +70,16 @@ class MostVaried:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
-            raise ConfigError(f"the share of groups to keep must be above 0 and at most 1; found {self.share}")
+            raise ConfigError(
+                f"the share of groups to keep must be above 0 and at most 1; found {self.share}"
+            )
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the kept groups in their order."""
         spreads = [_deviation(group) for group in groups]
-        order = sorted((i for i, spread in enumerate(spreads) if spread > 0.0), key=lambda i: (-spreads[i], i))
+        order = sorted(
+            (i for i, spread in enumerate(spreads) if spread > 0.0), key=lambda i: (-spreads[i], i)
+        )
         kept = sorted(order[: max(round(self.share * len(groups)), 1)])
         return [groups[i] for i in kept]
 

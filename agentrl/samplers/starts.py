@@ -36,12 +36,21 @@ class Prefixes:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0 or any(not 0.0 < cut < 1.0 for cut in self.cuts):
-            raise ConfigError(f"share lies in [0, 1] and cuts between 0 and 1; found {self.share} and {self.cuts}")
+            raise ConfigError(
+                f"share lies in [0, 1] and cuts between 0 and 1; found {self.share} and {self.cuts}"
+            )
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Return the inner sampler's draws, some of them with a start."""
-        draws = self.sampler.draw(tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed)
-        return [self._started(draw, random.Random(seed_of(seed, "prefix", update, place))) for place, draw in enumerate(draws)]
+        draws = self.sampler.draw(
+            tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed
+        )
+        return [
+            self._started(draw, random.Random(seed_of(seed, "prefix", update, place)))
+            for place, draw in enumerate(draws)
+        ]
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         """Remember the shortest success of each task, and let the inner sampler learn."""
@@ -52,7 +61,10 @@ class Prefixes:
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the successes that are known."""
-        return {"traces": {name: list(actions) for name, actions in self.traces.items()}, "sampler": dict(self.sampler.state_dict())}
+        return {
+            "traces": {name: list(actions) for name, actions in self.traces.items()},
+            "sampler": dict(self.sampler.state_dict()),
+        }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Take them back."""
@@ -64,7 +76,9 @@ class Prefixes:
         known = self.traces.get(draw.task.id, ())
         if chance.random() >= self.share or len(known) < 2:
             return draw
-        turns = round(chance.choice(self.cuts) * len(known)) if self.cuts else chance.randint(1, len(known) - 1)
+        turns = (
+            round(chance.choice(self.cuts) * len(known)) if self.cuts else chance.randint(1, len(known) - 1)
+        )
         return replace(draw, prefix=known[: min(max(turns, 1), len(known) - 1)])
 
 

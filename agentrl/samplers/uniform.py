@@ -18,7 +18,9 @@ class Uniform:
     can be asked for without the ones before it.
     """
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
 
         def shuffled(epoch: int) -> list[Task]:
@@ -41,9 +43,13 @@ class Uniform:
 class Sequential:
     """Every task once per epoch, in the order of the split."""
 
-    def draw(self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int) -> list[Draw]:
+    def draw(
+        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
         """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
-        return _epochs(tasks, lambda epoch: tasks, update=update, num_groups=num_groups, group_size=group_size)
+        return _epochs(
+            tasks, lambda epoch: tasks, update=update, num_groups=num_groups, group_size=group_size
+        )
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         """Learn nothing."""
@@ -56,7 +62,14 @@ class Sequential:
         """Take nothing back."""
 
 
-def _epochs(tasks: Sequence[Task], order: Callable[[int], Sequence[Task]], *, update: int, num_groups: int, group_size: int) -> list[Draw]:
+def _epochs(
+    tasks: Sequence[Task],
+    order: Callable[[int], Sequence[Task]],
+    *,
+    update: int,
+    num_groups: int,
+    group_size: int,
+) -> list[Draw]:
     """Cut an update's piece out of the endless row of epochs. A task comes once per epoch, so the epoch numbers its samples."""
     if not tasks:
         raise ConfigError("there are no tasks to draw from; the split is empty")

@@ -38,7 +38,9 @@ class Escaped(ContractViolation):
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = tuple(rows)
-        super().__init__([f"{row.attack}: {row.detail}" for row in rows if row.outcome == "escaped"], "isolation")
+        super().__init__(
+            [f"{row.attack}: {row.detail}" for row in rows if row.outcome == "escaped"], "isolation"
+        )
 
 
 def abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple[Row, ...]:
@@ -77,7 +79,9 @@ async def _late(siege: Siege, sandbox: Sandbox, name: str) -> Found:
     await siege.bring(sandbox)
     for deadline_s in DEADLINES_S:
         began = time.monotonic()
-        result = await sandbox.exec(siege.command(name), stdin=siege.facts, timeout_s=deadline_s, max_output=1 << 16)
+        result = await sandbox.exec(
+            siege.command(name), stdin=siege.facts, timeout_s=deadline_s, max_output=1 << 16
+        )
         took = time.monotonic() - began
         if result.stdout:
             break
@@ -85,7 +89,9 @@ async def _late(siege: Siege, sandbox: Sandbox, name: str) -> Found:
     if not result.stdout:
         return [f"{name} did not even start within {deadline_s:g} s: {result.stderr[-200:]!r}"]
     late = took > deadline_s + LATE_S or not result.timed_out
-    return [f"{name}: the deadline of {deadline_s:g} s was met after {took:.1f} s, timed out: {result.timed_out}"] * late
+    return [
+        f"{name}: the deadline of {deadline_s:g} s was met after {took:.1f} s, timed out: {result.timed_out}"
+    ] * late
 
 
 async def _ignore(siege: Siege, sandbox: Sandbox) -> Found:
@@ -104,7 +110,9 @@ async def _flood(siege: Siege, sandbox: Sandbox) -> Found:
     """All is counted, a little is kept, and this process does not grow."""
     await siege.bring(sandbox)
     before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
-    result = await sandbox.exec(siege.command("output_flood"), stdin=siege.facts, timeout_s=60.0, max_output=1 << 16)
+    result = await sandbox.exec(
+        siege.command("output_flood"), stdin=siege.facts, timeout_s=60.0, max_output=1 << 16
+    )
     flood = FLOOD_MIB << 20
     if result.stderr_total != flood or result.stdout_total <= flood or len(result.stdout) > 1 << 16:
         found.append(
@@ -113,7 +121,9 @@ async def _flood(siege: Siege, sandbox: Sandbox) -> Found:
     found += await _late(siege, sandbox, "endless_flood")
     if (grown := (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024) > GROWTH_MIB:
         found.append(f"this process grew by {grown} MiB")
-    siege.notes.append(f"{FLOOD_MIB} MiB on each stream in {result.duration_s:.1f} s, and this process grew by {grown} MiB")
+    siege.notes.append(
+        f"{FLOOD_MIB} MiB on each stream in {result.duration_s:.1f} s, and this process grew by {grown} MiB"
+    )
     return found
 
 
@@ -169,7 +179,9 @@ async def _paths(siege: Siege, sandbox: Sandbox) -> Found:
     for path in ("link", "folder/new", "folder/secret", f"{up}{secret}"):
         with suppress(OSError, ValueError):  # inside it may well work: the host looks at its own files
             await sandbox.write(f"{siege.spec.workdir}/{path}", b"from inside")
-    siege.notes.append(f"{len(paths)} paths read, 4 written, {'links made' if made.exit_code == 0 else made.stderr!r}")
+    siege.notes.append(
+        f"{len(paths)} paths read, 4 written, {'links made' if made.exit_code == 0 else made.stderr!r}"
+    )
     return found
 
 
@@ -183,7 +195,11 @@ def _archive(*members: tarfile.TarInfo) -> bytes:
 
 def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.type, member.linkname, member.size = kind, link, len(b"from inside") if kind == tarfile.REGTYPE else 0
+    member.type, member.linkname, member.size = (
+        kind,
+        link,
+        len(b"from inside") if kind == tarfile.REGTYPE else 0,
+    )
     return member
 
 
@@ -195,7 +211,10 @@ async def _archives(siege: Siege, sandbox: Sandbox) -> Found:
         "..": (_member(f"../{siege.canaries.token}"),),
         "an absolute path": (_member(away),),
         "a link out and a file through it": (out, _member(f"out/{siege.canaries.token}")),
-        "a relative link out": (_member("out", tarfile.SYMTYPE, ".."), _member(f"out/{siege.canaries.token}")),
+        "a relative link out": (
+            _member("out", tarfile.SYMTYPE, ".."),
+            _member(f"out/{siege.canaries.token}"),
+        ),
         "a link over a file": (_member("out", tarfile.SYMTYPE, away), _member("out")),
         "a hard link out": (_member("hard", tarfile.LNKTYPE, "../../etc/passwd"),),
         "a device": (_member("device", tarfile.BLKTYPE),),
@@ -261,7 +280,9 @@ ATTACKS = (
     Attack("disk fill", "contained", inside("disk_fill"), "disk", harmful=True),
     Attack("tar and zip bombs", "contained", _tar_bomb, "disk", harmful=True),
     Attack("fork bomb, bounded", "contained", inside("fork_bomb"), "processes", harmful=True),
-    Attack("fork bomb, endless", "contained", _real_bombs, "processes", harmful=True, after="fork bomb, bounded"),
+    Attack(
+        "fork bomb, endless", "contained", _real_bombs, "processes", harmful=True, after="fork bomb, bounded"
+    ),
 )
 
 
@@ -269,5 +290,8 @@ def table(rows_by_name: Mapping[str, Sequence[Row]]) -> str:
     """Return what became of each attack as a Markdown table, a column for each back end."""
     outcomes = {name: {row.attack: row.outcome for row in rows} for name, rows in rows_by_name.items()}
     lines = ["| attack | " + " | ".join(outcomes) + " |", "|---|" + "---|" * len(outcomes)]
-    lines += [f"| {one.title} | " + " | ".join(found[one.title] for found in outcomes.values()) + " |" for one in ATTACKS]
+    lines += [
+        f"| {one.title} | " + " | ".join(found[one.title] for found in outcomes.values()) + " |"
+        for one in ATTACKS
+    ]
     return "\n".join(lines)

@@ -38,7 +38,9 @@ GONE_S = 5.0
 class Canaries:
     """A file, a process, listening sockets, an environment variable; ``harm`` tells what happened to them."""
 
-    def __init__(self, folder: Path, victim: asyncio.subprocess.Process, facts: Mapping[str, Json], accepted: list[str]) -> None:
+    def __init__(
+        self, folder: Path, victim: asyncio.subprocess.Process, facts: Mapping[str, Json], accepted: list[str]
+    ) -> None:
         self.folder, self._victim, self._accepted = folder, victim, accepted
         self.facts = {**facts, "file": str(folder / "secret"), "unix": str(folder / "s"), "pid": victim.pid}
         self.token = str(facts["token"])
@@ -54,14 +56,20 @@ class Canaries:
             "the file's mode": file.stat().st_mode if file.exists() else None,
             "the file's folder": sorted(os.listdir(self.folder)),  # noqa: PTH208 - only names
             "the host's mounts": sorted(_mounts()),
-            "the victim's priority": os.getpriority(os.PRIO_PROCESS, self._victim.pid) if self._victim.returncode is None else None,
+            "the victim's priority": os.getpriority(os.PRIO_PROCESS, self._victim.pid)
+            if self._victim.returncode is None
+            else None,
             **values,
         }
 
     def harm(self) -> Iterator[str]:
         """Yield what was done to the host since the last look."""
         now = self._state()
-        yield from (f"{name} changed from {self._before[name]!r} to {now[name]!r}" for name in now if now[name] != self._before[name])
+        yield from (
+            f"{name} changed from {self._before[name]!r} to {now[name]!r}"
+            for name in now
+            if now[name] != self._before[name]
+        )
         self._before = now
         if self._victim.returncode is not None and not self._mourned:
             self._mourned = True
@@ -77,7 +85,9 @@ class Canaries:
     async def left(self) -> Iterator[str]:
         """Return the processes of attacks that are there after the sandbox was closed, once they had their time."""
         until = time.monotonic() + GONE_S
-        while (found := [name for name, line in _processes() if self.token.encode() in line]) and time.monotonic() < until:
+        while (
+            found := [name for name, line in _processes() if self.token.encode() in line]
+        ) and time.monotonic() < until:
             await asyncio.sleep(0.05)
         return (f"process {name} of the attack outlived the sandbox" for name in found)
 
@@ -85,7 +95,9 @@ class Canaries:
 @asynccontextmanager
 async def canaries() -> AsyncIterator[Canaries]:
     """Put everything out, and take it in again."""
-    token, marker, secret = (f"agentrl-{what}-{secrets.token_hex(8)}" for what in ("attack", "victim", "secret"))
+    token, marker, secret = (
+        f"agentrl-{what}-{secrets.token_hex(8)}" for what in ("attack", "victim", "secret")
+    )
     folder, accepted, servers = Path(tempfile.mkdtemp(prefix="agentrl-abuse-")), [], []
 
     def server(name: str) -> object:
@@ -96,7 +108,9 @@ async def canaries() -> AsyncIterator[Canaries]:
         return answer
 
     os.environ[ENVIRONMENT] = secret
-    victim = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(3600)", marker)
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import time; time.sleep(3600)", marker
+    )
     try:
         folder.chmod(0o755)
         (folder / "secret").write_text(secret)
@@ -106,7 +120,14 @@ async def canaries() -> AsyncIterator[Canaries]:
             servers.append(await asyncio.start_server(server("the loopback port"), "::1", port))  # type: ignore[arg-type]
         servers.append(await asyncio.start_unix_server(server("the unix socket"), str(folder / "s")))  # type: ignore[arg-type]
         servers.append(await asyncio.start_unix_server(server("the abstract socket"), "\0" + marker))  # type: ignore[arg-type]
-        facts: dict[str, Json] = {"token": token, "marker": marker, "secret": secret, "env": secret, "port": port, "abstract": marker}
+        facts: dict[str, Json] = {
+            "token": token,
+            "marker": marker,
+            "secret": secret,
+            "env": secret,
+            "port": port,
+            "abstract": marker,
+        }
         facts["addresses"] = _addresses()
         yield Canaries(folder, victim, facts, accepted)
     finally:

@@ -18,7 +18,24 @@ import numpy as np
 from agentrl.policy import Engine, Policy, Sampling
 from agentrl.types import Action, Observation, Turn, seed_of
 
-WORDS = ("you", "see", "a", "door", "key", "box", "to", "the", "north", "south", ";", "it", "is", "open", "closed", "locked")
+WORDS = (
+    "you",
+    "see",
+    "a",
+    "door",
+    "key",
+    "box",
+    "to",
+    "the",
+    "north",
+    "south",
+    ";",
+    "it",
+    "is",
+    "open",
+    "closed",
+    "locked",
+)
 TOGETHER = 24
 """Episodes that are served at the same time."""
 
@@ -44,10 +61,14 @@ def check_engine(
 
     violations = asyncio.run(check())
     if violations:
-        raise AssertionError(f"{len(violations)} clauses of the engine contract are not kept:\n" + "\n".join(violations))
+        raise AssertionError(
+            f"{len(violations)} clauses of the engine contract are not kept:\n" + "\n".join(violations)
+        )
 
 
-async def _check(open_engine: Callable[[], AbstractAsyncContextManager[Engine]], weights: Mapping[str, Any], num_turns: int) -> list[str]:
+async def _check(
+    open_engine: Callable[[], AbstractAsyncContextManager[Engine]], weights: Mapping[str, Any], num_turns: int
+) -> list[str]:
     async with open_engine() as engine:
         alone = [await _episode(engine, index, num_turns) for index in range(2)]
         found = _records(alone, engine.version)
@@ -72,7 +93,9 @@ async def _episode(policy: Policy, index: int, num_turns: int) -> list[Action]:
     generator, turns = random.Random(index), list[Turn]()
     for turn in range(num_turns):
         observation = Observation.text(" ".join(generator.choices(WORDS, k=generator.randint(1, 9))))
-        turns.append(Turn(observation, await policy.act(turns, observation, seed=seed_of("check", index, turn))))
+        turns.append(
+            Turn(observation, await policy.act(turns, observation, seed=seed_of("check", index, turn)))
+        )
     return [turn.action for turn in turns]
 
 
@@ -81,11 +104,17 @@ def _records(episodes: Sequence[Sequence[Action]], version: int) -> list[str]:
     found = []
     for action in (action for episode in episodes for action in episode):
         if not len(action.tokens) or not len(action.prompt):
-            found.append(f"records: an action has {len(action.prompt)} prompt tokens and {len(action.tokens)} tokens; both must be there")
+            found.append(
+                f"records: an action has {len(action.prompt)} prompt tokens and {len(action.tokens)} tokens; both must be there"
+            )
         if not (np.isfinite(action.logprobs).all() and (action.logprobs <= 0).all()):
-            found.append(f"records: log-probabilities must be finite and at most 0, but are {action.logprobs.tolist()}")
+            found.append(
+                f"records: log-probabilities must be finite and at most 0, but are {action.logprobs.tolist()}"
+            )
         if action.version != version:
-            found.append(f"versions: an action reports version {action.version} where the engine has {version}")
+            found.append(
+                f"versions: an action reports version {action.version} where the engine has {version}"
+            )
     return found
 
 
@@ -97,7 +126,9 @@ async def _views(engine: Engine) -> list[str]:
     if len(short.tokens) != 1:
         found.append(f"limits: with max_tokens=1 an action has {len(short.tokens)} tokens")
     elif short.clipped == (len(before.tokens) == 1 and not before.clipped):
-        found.append(f"limits: an action cut at one token says clipped={short.clipped}, uncut it has {len(before.tokens)}")
+        found.append(
+            f"limits: an action cut at one token says clipped={short.clipped}, uncut it has {len(before.tokens)}"
+        )
     if short.tokens[0] != before.tokens[0]:
         found.append("limits: the token limit changed what was sampled before it")
     greedy = engine.using(Sampling(temperature=0.0, max_tokens=4))
@@ -116,10 +147,14 @@ async def _cancelled(engine: Engine, wanted: Action) -> list[str]:
     for task in leaving:
         task.cancel()
     await asyncio.wait(leaving)
-    return [] if (await staying)[0] == wanted else ["cancelling: actions that were given up changed another one"]
+    return (
+        [] if (await staying)[0] == wanted else ["cancelling: actions that were given up changed another one"]
+    )
 
 
-async def _loading(engine: Engine, weights: Mapping[str, Any], alone: Sequence[Sequence[Action]], num_turns: int) -> list[str]:
+async def _loading(
+    engine: Engine, weights: Mapping[str, Any], alone: Sequence[Sequence[Action]], num_turns: int
+) -> list[str]:
     """Check ``load``: versions, caches, and actions under way."""
     found, seen = [], Observation.text("you see a door")
     await engine.load(weights, version=7)
@@ -143,7 +178,9 @@ async def _loading(engine: Engine, weights: Mapping[str, Any], alone: Sequence[S
             f"versions: an action under way during a load reports version {finished.version} and has the tokens of neither weights"
         )
     if np.array_equal((await engine.act(turns, seen, seed=2)).logprobs, old.logprobs):
-        found.append("weights: other weights gave the same log-probabilities; cached context or weights are still the old ones")
+        found.append(
+            "weights: other weights gave the same log-probabilities; cached context or weights are still the old ones"
+        )
     await engine.load(weights, version=9)
     if not np.array_equal((await engine.act(turns, seen, seed=2)).logprobs, old.logprobs):
         found.append("weights: the first weights, loaded again, do not give the first log-probabilities")

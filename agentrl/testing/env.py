@@ -35,7 +35,18 @@ from agentrl.workers import Workers
 
 ROLES = ("system", "user", "assistant", "tool")
 STRANGE = (
-    *("", " ", "\n\n", "xyzzy plugh", "🦊 狐狸 \u202e", "\x00\x1b[2J", "<|endoftext|>", "-1", "9" * 400, '"; drop table--'),
+    *(
+        "",
+        " ",
+        "\n\n",
+        "xyzzy plugh",
+        "🦊 狐狸 \u202e",
+        "\x00\x1b[2J",
+        "<|endoftext|>",
+        "-1",
+        "9" * 400,
+        '"; drop table--',
+    ),
     "look " * 20_000,
 )
 """Actions that somebody's policy will play one day."""
@@ -58,10 +69,15 @@ class ContractViolation(AssertionError):
 
     def __init__(self, violations: Sequence[str], contract: str = "environment") -> None:
         self.violations = tuple(violations)
-        super().__init__(f"{len(self.violations)} clauses of the {contract} contract are not kept:\n" + "\n".join(self.violations))
+        super().__init__(
+            f"{len(self.violations)} clauses of the {contract} contract are not kept:\n"
+            + "\n".join(self.violations)
+        )
 
 
-def check_env(spec: EnvSpec, *, num_tasks: int = 3, deadline_s: float = 60.0, sandboxes: SandboxProvider | None = None) -> None:
+def check_env(
+    spec: EnvSpec, *, num_tasks: int = 3, deadline_s: float = 60.0, sandboxes: SandboxProvider | None = None
+) -> None:
     """Check an environment on the first ``num_tasks`` tasks of every split. Runs an event loop: not to be called inside one.
 
     Raises:
@@ -96,7 +112,10 @@ def _data(spec: EnvSpec) -> Iterator[Found]:
     except (pickle.PicklingError, AttributeError, TypeError, ImportError) as problem:
         yield "picklable", f"{type(problem).__name__}: {problem}"
     if kind.__module__ == "__main__":
-        yield "importable", f"{kind.__name__} is defined in the program itself, where no worker can import it; move it to a module"
+        yield (
+            "importable",
+            f"{kind.__name__} is defined in the program itself, where no worker can import it; move it to a module",
+        )
     max_turns = getattr(spec, "max_turns", None)
     if not isinstance(max_turns, int) or max_turns < 1:
         yield "max_turns", f"must be a whole number of at least 1, found {max_turns!r}"
@@ -124,7 +143,11 @@ def _panels(spec: EnvSpec, *, elsewhere: bool) -> Iterator[Found]:
         if list(spec.tasks(split)) != list(tasks):
             yield "same tasks", f"split {split!r} lists other tasks, or another order, when asked again"
         for task in tasks:
-            if not task.id or where.setdefault(task.id, split) != split or len({task.id for task in tasks}) < len(tasks):
+            if (
+                not task.id
+                or where.setdefault(task.id, split) != split
+                or len({task.id for task in tasks}) < len(tasks)
+            ):
                 yield "task ids", f"{task.id!r} of split {split!r} is empty or not unique"
                 break
             try:
@@ -133,7 +156,10 @@ def _panels(spec: EnvSpec, *, elsewhere: bool) -> Iterator[Found]:
                 yield "task data", f"the data of {task.id!r} is not JSON: {problem}"
                 break
             if contents.setdefault(content, split) != split:
-                yield "disjoint splits", f"{task.id!r} of split {split!r} has the same data as a task of split {contents[content]!r}"
+                yield (
+                    "disjoint splits",
+                    f"{task.id!r} of split {split!r} has the same data as a task of split {contents[content]!r}",
+                )
                 break
         else:
             hashes[split] = panel_hash(tasks)
@@ -151,20 +177,30 @@ def _panels_elsewhere(spec: EnvSpec, here: Mapping[str, str]) -> Iterator[Found]
     """Whether another process, with another hash seed, lists the same panels."""
     code = PANELS.format(path=sys.path, spec=pickle.dumps(spec))
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     if ran.returncode != 0:
-        yield "importable", f"another process cannot list the tasks: {(ran.stderr.strip().splitlines() or ['it died'])[-1]}"
+        yield (
+            "importable",
+            f"another process cannot list the tasks: {(ran.stderr.strip().splitlines() or ['it died'])[-1]}",
+        )
         return
     there = json.loads(ran.stdout.splitlines()[-1])
     for split in here:
         if here[split] != there[split]:
-            yield "same tasks", f"split {split!r} lists other tasks in another process; is something ordered by hash, time or chance?"
+            yield (
+                "same tasks",
+                f"split {split!r} lists other tasks in another process; is something ordered by hash, time or chance?",
+            )
 
 
 class _Play:
     """Clauses on episodes."""
 
-    def __init__(self, spec: EnvSpec, tasks: Sequence[Task], deadline_s: float, sandboxes: SandboxProvider | None) -> None:
+    def __init__(
+        self, spec: EnvSpec, tasks: Sequence[Task], deadline_s: float, sandboxes: SandboxProvider | None
+    ) -> None:
         self.spec, self.tasks, self.deadline_s, self.sandboxes = spec, tasks, deadline_s, sandboxes
         self.limits = Limits(max_turns=spec.max_turns, env_deadline_s=deadline_s)
         self.found: list[Found] = []
@@ -172,7 +208,9 @@ class _Play:
     async def run(self) -> list[Found]:
         """Check everything, in this process and then in a worker."""
         async with self.host() as host:
-            await self.record(host, self.tasks[0], ScriptedPolicy(("",)))  # what is loaded on first use is no leak
+            await self.record(
+                host, self.tasks[0], ScriptedPolicy(("",))
+            )  # what is loaded on first use is no leak
         before = _Held.now()
         async with self.host() as host:
             records = [await self.task(host, task) for task in self.tasks]
@@ -217,7 +255,10 @@ class _Play:
             example = await self.record(host, task, RandomPolicy())
             self.episode("random admissible play", example)
             if refused := [turn.action.text for turn in example.turns if turn.info.get("valid") == 0.0]:
-                self.say("admissible actions", f"{task.id}: {refused[0]!r} was listed, and refused when it was played")
+                self.say(
+                    "admissible actions",
+                    f"{task.id}: {refused[0]!r} was listed, and refused when it was played",
+                )
         if first.plan:
             example = await self.record(host, task, ExpertPolicy())
             self.episode("the plan", example)
@@ -245,7 +286,9 @@ class _Play:
     def episode(self, what: str, trajectory: Trajectory) -> None:
         """Check what every episode must keep."""
         name = f"{trajectory.task.id}, {what}"
-        if trajectory.end is End.FAILED and not trajectory.error.startswith("EngineError"):  # that is the policy's
+        if trajectory.end is End.FAILED and not trajectory.error.startswith(
+            "EngineError"
+        ):  # that is the policy's
             self.say("never raises", f"{name}: {trajectory.error}")
         for observation in (*(turn.observation for turn in trajectory.turns), trajectory.final):
             if observation is not None and (problem := _odd(observation)):
@@ -276,10 +319,15 @@ class _Play:
             self.say("same actions, same trajectory", f"{example.task.id}: played twice, {difference}")
         other = next((task for task in self.tasks if task.id != example.task.id), example.task)
         policy = _Alternating(actions)
-        one, _, two = await asyncio.gather(*[self.record(host, task, policy) for task in (example.task, other, example.task)])
+        one, _, two = await asyncio.gather(
+            *[self.record(host, task, policy) for task in (example.task, other, example.task)]
+        )
         for beside in (one, two):
             if difference := _difference(example, beside):
-                self.say("episodes do not see each other", f"{example.task.id}: played beside another episode, {difference}")
+                self.say(
+                    "episodes do not see each other",
+                    f"{example.task.id}: played beside another episode, {difference}",
+                )
 
     async def in_a_worker(self, example: Trajectory) -> None:
         """Play the same actions in a worker process."""
@@ -312,9 +360,15 @@ class _Held:
 
     @classmethod
     def now(cls) -> _Held:
-        threads = {f"{thread.name} ({thread.ident})" for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
+        threads = {
+            f"{thread.name} ({thread.ident})"
+            for thread in threading.enumerate()
+            if not thread.name.startswith("asyncio_")
+        }
         children = [file.read_text().split() for file in Path("/proc/self/task").glob("*/children")]
-        return cls(frozenset(threads), frozenset(itertools.chain(*children)), len(list(Path("/dev/fd").iterdir())))
+        return cls(
+            frozenset(threads), frozenset(itertools.chain(*children)), len(list(Path("/dev/fd").iterdir()))
+        )
 
     def exceeds(self, before: _Held) -> str:
         """Say what is held now and was not before."""
@@ -377,7 +431,13 @@ def _difference(one: Trajectory, two: Trajectory) -> str:
     for index, (mine, theirs) in enumerate(zip(one.turns, two.turns, strict=False)):
         for name in ("observation", "reward", "info"):
             if getattr(mine, name) != getattr(theirs, name):
-                return f"turn {index} has {name} {getattr(theirs, name)!r} in place of {getattr(mine, name)!r}"
+                return (
+                    f"turn {index} has {name} {getattr(theirs, name)!r} in place of {getattr(mine, name)!r}"
+                )
     if (len(one.turns), one.end) != (len(two.turns), two.end):
-        return f"it ended as {two.end} after {len(two.turns)} turns in place of {one.end} after {len(one.turns)}"
-    return "" if one.final == two.final else f"the last observation is {two.final!r} in place of {one.final!r}"
+        return (
+            f"it ended as {two.end} after {len(two.turns)} turns in place of {one.end} after {len(one.turns)}"
+        )
+    return (
+        "" if one.final == two.final else f"the last observation is {two.final!r} in place of {one.final!r}"
+    )

@@ -19,7 +19,19 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from agentrl.types import Action, Credited, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    Credited,
+    End,
+    Observation,
+    Scored,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 Array = npt.NDArray[np.float64]
 Rule = Callable[[Sequence[ScoredGroup]], list[tuple[Credited, ...]]]
@@ -96,7 +108,10 @@ class World:
     def differences_P(self, objective: Callable[[World], float], step: float = 1e-5) -> Array:
         """Return the gradient of ``objective`` by central differences."""
         shifts = step * np.eye(len(SLOTS))
-        ups, downs = ([objective(World(tuple(np.array(self.logits) + sign * shift))) for shift in shifts] for sign in (1, -1))
+        ups, downs = (
+            [objective(World(tuple(np.array(self.logits) + sign * shift))) for shift in shifts]
+            for sign in (1, -1)
+        )
         return np.asarray((np.array(ups) - np.array(downs)) / (2 * step))
 
     @cached_property
@@ -119,7 +134,9 @@ class World:
         outcome_N = np.where(last_N & stopped, one.rewards, 0.0)
         ledger = {"outcome": floats(outcome_N), "steps": floats(np.array(one.rewards) - outcome_N)}
         logprobs_T = floats(one.logprobs_T)
-        return Scored(one.trajectory, ledger, floats(values_T), floats(one.entropies_T), logprobs_T, logprobs_T)
+        return Scored(
+            one.trajectory, ledger, floats(values_T), floats(one.entropies_T), logprobs_T, logprobs_T
+        )
 
     def estimate(self, credit: Rule, group_size: int, *, wrong_by: float = 0.0) -> tuple[Array, float]:
         """Return the expected gradient estimate over every group of episodes, and the trace of its covariance."""
@@ -135,12 +152,16 @@ class World:
             square += probability * float(estimate_P @ estimate_P)
         return mean_P, square - float(mean_P @ mean_P)
 
-    def _from(self, turn: int, place: int, probability: float, tokens: _Tokens, turns: _Turns) -> Iterator[Episode]:
+    def _from(
+        self, turn: int, place: int, probability: float, tokens: _Tokens, turns: _Turns
+    ) -> Iterator[Episode]:
         """Yield every continuation."""
         stop, stop_score, go, go_score = self._choice(("stop?", place))
         entropy = _entropy(stop)
         stopped = (turn, "stop?", place, stop_score, float(np.log(stop)), entropy)
-        yield self._end(End.TERMINATED, probability * stop, (*tokens, stopped), (*turns, (STOP_PAYS[place], place, 1)))
+        yield self._end(
+            End.TERMINATED, probability * stop, (*tokens, stopped), (*turns, (STOP_PAYS[place], place, 1))
+        )
         right, right_score, left, left_score = self._choice(("right?", place))
         for step, chance, score, move in (("right", right, right_score, 1), ("left", left, left_score, -1)):
             went = (turn, "stop?", place, go_score, float(np.log(go)), entropy)
@@ -162,7 +183,9 @@ class World:
         logprobs = [logprob for *_, logprob, _ in tokens]
         played, start = [], 0
         for _, place, length in turns:
-            said = Action("a", ints([7]), ints(range(length)), floats(logprobs[start : start + length]), version=0)
+            said = Action(
+                "a", ints([7]), ints(range(length)), floats(logprobs[start : start + length]), version=0
+            )
             played.append(Turn(Observation.text(f"at {place}"), said))
             start += length
         return Episode(

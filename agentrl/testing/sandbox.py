@@ -30,7 +30,11 @@ Clause = Callable[[Sandbox], AsyncIterator[str]]
 
 
 def check_sandbox(
-    provider: SandboxProvider, *, spec: SandboxSpec = BASE, only: Sequence[str] = (), clause_deadline_s: float = 60.0
+    provider: SandboxProvider,
+    *,
+    spec: SandboxSpec = BASE,
+    only: Sequence[str] = (),
+    clause_deadline_s: float = 60.0,
 ) -> None:
     """Check a provider against the contract. Runs an event loop: not to be called inside one.
 
@@ -67,12 +71,18 @@ def _data(provider: SandboxProvider) -> Iterator[Found]:
 class _Check:
     """Clauses on sandboxes."""
 
-    def __init__(self, provider: SandboxProvider, spec: SandboxSpec, only: frozenset[str], deadline_s: float) -> None:
+    def __init__(
+        self, provider: SandboxProvider, spec: SandboxSpec, only: frozenset[str], deadline_s: float
+    ) -> None:
         self.provider, self.spec, self.only, self.deadline_s = provider, spec, only, deadline_s
         self.found: list[Found] = []
 
     async def run(self) -> list[Found]:
-        async with self.clause("serves"), self.provider.serve(run="check") as sandboxes, sandboxes.open(self.spec):
+        async with (
+            self.clause("serves"),
+            self.provider.serve(run="check") as sandboxes,
+            sandboxes.open(self.spec),
+        ):
             pass  # what is loaded on first use is no leak
         if self.found:
             return self.found
@@ -127,7 +137,12 @@ class _Check:
 
     async def lives(self, sandboxes: Sandboxes) -> None:
         """Check what becomes of sandboxes."""
-        for name, check in {"neighbours": self.neighbours, "reset": self.reset, "cancelled": self.cancelled, "closed": self.closed}.items():
+        for name, check in {
+            "neighbours": self.neighbours,
+            "reset": self.reset,
+            "cancelled": self.cancelled,
+            "closed": self.closed,
+        }.items():
             if self.wanted(name):
                 async with self.clause(name):
                     await check(sandboxes)
@@ -161,13 +176,18 @@ class _Check:
 
     async def cancelled(self, sandboxes: Sandboxes) -> None:
         async with sandboxes.open(self.spec) as sandbox:
-            for call in (sandbox.exec(["sh", "-c", f"{DAEMON} 86397; sleep 86397"]), sandbox.exec(["sleep", "86397"])):
+            for call in (
+                sandbox.exec(["sh", "-c", f"{DAEMON} 86397; sleep 86397"]),
+                sandbox.exec(["sleep", "86397"]),
+            ):
                 task = asyncio.ensure_future(call)
                 await asyncio.sleep(0.3)
                 task.cancel()
                 await asyncio.wait({task})
                 if not task.cancelled():
-                    self.say("cancelled", f"a cancelled exec ended with {task.exception() or task.result()!r}")
+                    self.say(
+                        "cancelled", f"a cancelled exec ended with {task.exception() or task.result()!r}"
+                    )
             until = time.monotonic() + 5
             while b"86397" in (await sandbox.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"])).stdout:
                 if time.monotonic() > until:

@@ -56,7 +56,12 @@ async def exec_results(sandbox: Sandbox) -> AsyncIterator[str]:
         if (ran := await sandbox.exec(["sh", "-c", script])).exit_code != code:
             yield f"{script!r} has exit code {ran.exit_code} in place of {code}"
     await sandbox.write("plain.txt", b"no program")
-    for argv, code in {("no-such-program",): 127, ("/no/such/program",): 127, ("./plain.txt",): 126, ("/",): 126}.items():
+    for argv, code in {
+        ("no-such-program",): 127,
+        ("/no/such/program",): 127,
+        ("./plain.txt",): 126,
+        ("/",): 126,
+    }.items():
         ran = await sandbox.exec(argv)
         if ran.exit_code != code or not ran.stderr:
             yield f"{argv[0]!r} has exit code {ran.exit_code} and stderr {ran.stderr!r} in place of {code} and the reason"
@@ -73,7 +78,9 @@ async def exec_arguments(sandbox: Sandbox) -> AsyncIterator[str]:
     ran = await sandbox.exec(["printf", "%s|", *words])
     if ran.stdout != "".join(f"{word}|" for word in words).encode():
         yield f"arguments arrive as {ran.stdout!r}"
-    ran = await sandbox.exec(["sh", "-c", "echo $PWD; echo $GIVEN; echo $PATH; cat"], env={"GIVEN": "ä ö"}, stdin=EVERY_BYTE)
+    ran = await sandbox.exec(
+        ["sh", "-c", "echo $PWD; echo $GIVEN; echo $PATH; cat"], env={"GIVEN": "ä ö"}, stdin=EVERY_BYTE
+    )
     where, given, path, rest = ran.stdout.split(b"\n", 3)
     if where.decode() != sandbox.spec.workdir:
         yield f"a command starts in {where!r} in place of workdir"
@@ -85,7 +92,9 @@ async def exec_arguments(sandbox: Sandbox) -> AsyncIterator[str]:
         yield f"with cwd='/usr', pwd says {ran.stdout!r}"
     if (ran := await sandbox.exec(["touch", "writable"])).exit_code != 0:
         yield f"workdir is not writable: {ran.stderr!r}"
-    if (ran := await sandbox.exec(["wc", "-c"], stdin=bytes(20 * MIB))).stdout.strip() != str(20 * MIB).encode():
+    if (ran := await sandbox.exec(["wc", "-c"], stdin=bytes(20 * MIB))).stdout.strip() != str(
+        20 * MIB
+    ).encode():
         yield f"of 20 MiB on stdin there arrive {ran.stdout!r}"
     if (ran := await sandbox.exec(["true"], stdin=bytes(20 * MIB))).exit_code != 0:
         yield f"input that a command does not read gives exit code {ran.exit_code}"
@@ -98,7 +107,9 @@ async def exec_output(sandbox: Sandbox) -> AsyncIterator[str]:
     if (ran.stdout, ran.stderr) != (EVERY_BYTE, 2 * EVERY_BYTE) or ran.truncated:
         yield "bytes of stdout or stderr are changed, mixed or missing"
     started = time.monotonic()
-    ran = await sandbox.exec(["sh", "-c", "echo first; head -c 50000000 /dev/zero; echo last"], max_output=1000)
+    ran = await sandbox.exec(
+        ["sh", "-c", "echo first; head -c 50000000 /dev/zero; echo last"], max_output=1000
+    )
     if ran.stdout_total != 50_000_011 or not ran.truncated:
         yield f"of 50 MB of output, stdout_total is {ran.stdout_total}"
     if ran.stdout != b"first\n" + bytes(494 + 495) + b"last\n":
@@ -140,7 +151,12 @@ async def exec_deadline(sandbox: Sandbox) -> AsyncIterator[str]:
 async def file_contents(sandbox: Sandbox) -> AsyncIterator[str]:
     """Files that are written are read back, and seen by commands."""
     large = EVERY_BYTE * (32 * MIB // 256)
-    for path, data in {"empty": b"", "deep/er/ünï 狐.bin": EVERY_BYTE, "large": large, "/tmp/absolute": b"x"}.items():
+    for path, data in {
+        "empty": b"",
+        "deep/er/ünï 狐.bin": EVERY_BYTE,
+        "large": large,
+        "/tmp/absolute": b"x",
+    }.items():
         await sandbox.write(path, data)
         if await sandbox.read(path) != data:
             yield f"{path!r} of {len(data)} bytes is read back changed"
@@ -158,10 +174,24 @@ async def file_contents(sandbox: Sandbox) -> AsyncIterator[str]:
 async def file_errors(sandbox: Sandbox) -> AsyncIterator[str]:
     """Raise as a local file system does, and never block."""
     await sandbox.write("file", b"12345")
-    await sandbox.exec(["sh", "-c", "mkdir folder; mkfifo pipe; ln -s loop loop; ln -s /dev/zero zero; echo > closed; chmod 0 closed"])
-    closed = (await sandbox.exec(["cat", "closed"])).exit_code != 0  # nothing is closed to root with all its privileges
+    await sandbox.exec(
+        [
+            "sh",
+            "-c",
+            "mkdir folder; mkfifo pipe; ln -s loop loop; ln -s /dev/zero zero; echo > closed; chmod 0 closed",
+        ]
+    )
+    closed = (
+        await sandbox.exec(["cat", "closed"])
+    ).exit_code != 0  # nothing is closed to root with all its privileges
     for path, kind in {
-        **{"absent": FileNotFoundError, "folder": IsADirectoryError, "file/below": NotADirectoryError, "loop": OSError, "pipe": OSError},
+        **{
+            "absent": FileNotFoundError,
+            "folder": IsADirectoryError,
+            "file/below": NotADirectoryError,
+            "loop": OSError,
+            "pipe": OSError,
+        },
         **{"zero": OSError, "nul\0": OSError, "\ud83d": OSError, "": OSError, "x" * 5000: OSError},
         **({"closed": PermissionError} if closed else {}),
     }.items():
@@ -181,7 +211,13 @@ def archive(*members: tuple[str, bytes | str | None], mode: str = "w") -> bytes:
     with tarfile.open(fileobj=file, mode=mode) as made:  # type: ignore[call-overload]  # one of tarfile's literals
         for name, content in members:
             info = tarfile.TarInfo(name)
-            info.type = tarfile.DIRTYPE if content is None else tarfile.SYMTYPE if isinstance(content, str) else tarfile.REGTYPE
+            info.type = (
+                tarfile.DIRTYPE
+                if content is None
+                else tarfile.SYMTYPE
+                if isinstance(content, str)
+                else tarfile.REGTYPE
+            )
             info.mode, info.linkname = 0o755, content if isinstance(content, str) else ""
             info.size = len(content) if isinstance(content, bytes) else 0
             made.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
@@ -198,7 +234,9 @@ async def archives(sandbox: Sandbox) -> AsyncIterator[str]:
             if names != sorted(["here", *(f"here/{name}" for name, _ in content)]):
                 yield f"what was put in as {mode!r} comes back as {names}"
             elif (
-                (read := back.extractfile("here/a/ünï")) is None or read.read() != EVERY_BYTE or back.getmember("here/a/ünï").mode != 0o755
+                (read := back.extractfile("here/a/ünï")) is None
+                or read.read() != EVERY_BYTE
+                or back.getmember("here/a/ünï").mode != 0o755
             ):
                 yield "a file comes back changed"
             elif back.getmember("here/a/link").linkname != "ünï":
@@ -225,7 +263,9 @@ async def archive_escapes(sandbox: Sandbox) -> AsyncIterator[str]:
         "..": archive(("../outside", b"gone")),
         "an absolute name": archive((f"{sandbox.spec.workdir}/outside", b"gone")),
         "a link and then through it": archive(("link", ".."), ("link/outside", b"gone")),
-        "an absolute link and then through it": archive(("link", sandbox.spec.workdir), ("link/outside", b"gone")),
+        "an absolute link and then through it": archive(
+            ("link", sandbox.spec.workdir), ("link/outside", b"gone")
+        ),
         "a hard link to the outside": hard.tobuf() + bytes(1024),
         "a device": device.tobuf() + bytes(1024),
         "no archive": b"no archive" * 100,
@@ -246,7 +286,9 @@ async def at_once(sandbox: Sandbox) -> AsyncIterator[str]:
     """Serve calls at the same time, and do not mix them up."""
     slow = asyncio.create_task(sandbox.exec(["sleep", "20"], timeout_s=30))
     started = time.monotonic()
-    ran = await asyncio.gather(*[sandbox.exec(["sh", "-c", f"sleep 0.5; echo {index}"]) for index in range(12)])
+    ran = await asyncio.gather(
+        *[sandbox.exec(["sh", "-c", f"sleep 0.5; echo {index}"]) for index in range(12)]
+    )
     if [each.stdout for each in ran] != [f"{index}\n".encode() for index in range(12)]:
         yield "results of commands at the same time are mixed up"
     if time.monotonic() - started > SOON_S:
@@ -281,7 +323,10 @@ async def network(sandbox: Sandbox) -> AsyncIterator[str]:
     if sandbox.spec.network != "none":
         return
     name = f"agentrl-check-{time.monotonic_ns()}"
-    with closing(socket.create_server(("127.0.0.1", 0))) as server, closing(socket.socket(socket.AF_UNIX)) as abstract:
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as server,
+        closing(socket.socket(socket.AF_UNIX)) as abstract,
+    ):
         abstract.bind("\0" + name)
         abstract.listen()
         ran = await sandbox.exec(["python3", "-c", REACH, str(server.getsockname()[1]), name])
@@ -331,7 +376,24 @@ async def _raised(call: object) -> object:
 
 
 CALLS: Mapping[str, Callable[[Sandbox], AsyncIterator[str]]] = {
-    **{"exec results": exec_results, "exec arguments": exec_arguments, "exec output": exec_output, "exec deadline": exec_deadline},
-    **{"file contents": file_contents, "file errors": file_errors, "archives": archives, "archive escapes": archive_escapes},
-    **{"shells": shells, "shell ends": shell_ends, "at once": at_once, "kill all": kill_all, "network": network, "endpoints": endpoints},
+    **{
+        "exec results": exec_results,
+        "exec arguments": exec_arguments,
+        "exec output": exec_output,
+        "exec deadline": exec_deadline,
+    },
+    **{
+        "file contents": file_contents,
+        "file errors": file_errors,
+        "archives": archives,
+        "archive escapes": archive_escapes,
+    },
+    **{
+        "shells": shells,
+        "shell ends": shell_ends,
+        "at once": at_once,
+        "kill all": kill_all,
+        "network": network,
+        "endpoints": endpoints,
+    },
 }

@@ -76,7 +76,9 @@ async def cpu(sandbox: Sandbox) -> AsyncIterator[str]:
 
 async def memory(sandbox: Sandbox) -> AsyncIterator[str]:
     """Who takes too much is killed, alone."""
-    ran = await sandbox.exec(["python3", "-c", ALLOCATE, str(sandbox.spec.memory_mib * 3 // 2)], timeout_s=30.0)
+    ran = await sandbox.exec(
+        ["python3", "-c", ALLOCATE, str(sandbox.spec.memory_mib * 3 // 2)], timeout_s=30.0
+    )
     if b"allocated" in ran.stdout:
         yield f"a process could use 1.5 times the {sandbox.spec.memory_mib} MiB"
     elif ran.timed_out:
@@ -102,7 +104,11 @@ async def disk(sandbox: Sandbox) -> AsyncIterator[str]:
     for folder in dict.fromkeys((sandbox.spec.workdir, "/tmp", "/var/tmp", "/dev/shm", "/run", "/root")):
         name = f"{folder}/fill"
         ran = await sandbox.exec(
-            ["sh", "-c", f"head -c {(most + most // 2 + 8) << 20} /dev/zero > {name}; stat -c %s {name}; rm -f {name}"]
+            [
+                "sh",
+                "-c",
+                f"head -c {(most + most // 2 + 8) << 20} /dev/zero > {name}; stat -c %s {name}; rm -f {name}",
+            ]
         )
         size = int(ran.stdout or b"0")
         if size > (most + 4) << 20:

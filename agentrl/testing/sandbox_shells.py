@@ -23,7 +23,11 @@ async def shells(sandbox: Sandbox) -> AsyncIterator[str]:
             ("false", 1, b""),
             ("echo $?", 0, b"1\n"),
             ("(exit 77)", 77, b""),
-            ("cat; read y; echo \"[$y]\"; python3 -c 'import sys; print(repr(sys.stdin.read()))'", 0, b"[]\n''\n"),
+            (
+                "cat; read y; echo \"[$y]\"; python3 -c 'import sys; print(repr(sys.stdin.read()))'",
+                0,
+                b"[]\n''\n",
+            ),
             ("cat <<'EOF'\n$x 'and \"quotes\nEOF", 0, b"$x 'and \"quotes\n"),
             ("for i in 1 2\ndo\n  echo $i\ndone\n", 0, b"1\n2\n"),
             ("# nothing", 0, b""),
@@ -33,7 +37,15 @@ async def shells(sandbox: Sandbox) -> AsyncIterator[str]:
             ran = await shell.run(command)
             if (ran.exit_code, ran.output) != (code, output) or ran.restarted or ran.timed_out:
                 yield f"{command[:60]!r} gives {ran.exit_code} and {ran.output[:200]!r} in place of {code} and {output[:200]!r}"
-        for command in ("echo 'open", 'echo "open', "echo $(open", "if true; then", "cat <<EOF\nopen", ")", "a\0b"):
+        for command in (
+            "echo 'open",
+            'echo "open',
+            "echo $(open",
+            "if true; then",
+            "cat <<EOF\nopen",
+            ")",
+            "a\0b",
+        ):
             ran = await shell.run(command, timeout_s=SOON_S)
             if ran.timed_out or (await shell.run('echo "$x"')).output != b"1  2\n":
                 yield f"after {command!r} the shell is not what it was"
@@ -53,7 +65,12 @@ async def shell_ends(sandbox: Sandbox) -> AsyncIterator[str]:
     """Deadlines interrupt; a command that ends the shell is noticed, and a new one stands where it was."""
     async with sandbox.shell() as shell, sandbox.shell() as other:
         await shell.run("x=1; cd /usr")
-        for command in ("sleep 86303", "while :; do :; done", "sleep 86303 | cat", "python3 -c 'import time; time.sleep(99)'"):
+        for command in (
+            "sleep 86303",
+            "while :; do :; done",
+            "sleep 86303 | cat",
+            "python3 -c 'import time; time.sleep(99)'",
+        ):
             ran = await shell.run(command, timeout_s=0.5)
             if not ran.timed_out or ran.restarted or ran.duration_s > 0.5 + SOON_S:
                 yield f"{command!r} at its deadline: {ran}"

@@ -72,7 +72,11 @@ class Siege:
         found: Found = []
         began, self.notes = time.monotonic(), []
         try:
-            async with asyncio.timeout(ATTACK_S), self._watched(found), self.sandboxes.open(self.spec) as sandbox:
+            async with (
+                asyncio.timeout(ATTACK_S),
+                self._watched(found),
+                self.sandboxes.open(self.spec) as sandbox,
+            ):
                 found += await attack.run(self, sandbox)
         except TimeoutError:
             found.append(f"no outcome within {ATTACK_S:g} s")
@@ -82,16 +86,24 @@ class Siege:
         found += [*self.canaries.harm(), *await self.canaries.left()]
         outcome: Outcome = "escaped" if found else attack.expected
         self.outcomes[attack.title] = outcome
-        return Row(attack=attack.title, outcome=outcome, detail="; ".join(found or self.notes), duration_s=duration_s)
+        return Row(
+            attack=attack.title, outcome=outcome, detail="; ".join(found or self.notes), duration_s=duration_s
+        )
 
     def _left_out(self, attack: Attack) -> tuple[Outcome, str] | None:
         """Say why an attack is not run, if it is not."""
         if attack.limit and attack.limit not in self.sandboxes.capabilities.limits:
-            return "not enforced", f"the back end does not enforce {attack.limit} here, which its user accepted"
+            return (
+                "not enforced",
+                f"the back end does not enforce {attack.limit} here, which its user accepted",
+            )
         if attack.harmful and self.outcomes["see host processes"] == "escaped":
             return "not run", "the sandbox shares the host's processes, and the host would be hit"
         if attack.after and not (self.outcomes[attack.after] == "contained" and _bounded()):
-            return "not run", "this process is in no control group that bounds processes, or the bounded bomb was not stopped"
+            return (
+                "not run",
+                "this process is in no control group that bounds processes, or the bounded bomb was not stopped",
+            )
         return None
 
     @asynccontextmanager
@@ -107,7 +119,9 @@ class Siege:
                     found.append(f"the neighbour was lost: {problem}")
                     return
                 if result.stdout != b"well\n" or time.monotonic() - began > ANSWER_S:
-                    found.append(f"the neighbour answered {result.stdout!r} after {time.monotonic() - began:.1f} s")
+                    found.append(
+                        f"the neighbour answered {result.stdout!r} after {time.monotonic() - began:.1f} s"
+                    )
                     return
                 await asyncio.sleep(0.2)
 
@@ -122,16 +136,29 @@ class Siege:
     async def bring(self, sandbox: Sandbox) -> None:
         """Write the attacks into a sandbox."""
         for path in Path(attacks.__file__).parent.glob("*.py"):
-            await sandbox.write(f"{self.spec.workdir}/.attacks/agentrl/testing/attacks/{path.name}", path.read_bytes())
+            await sandbox.write(
+                f"{self.spec.workdir}/.attacks/agentrl/testing/attacks/{path.name}", path.read_bytes()
+            )
 
     def command(self, name: str, *, marked: bool = True) -> list[str]:
         """Return the command line of an attack; what it leaves is found by the token in it."""
-        return ["python3", "-I", "-c", RUN, name, f"{self.spec.workdir}/.attacks", *([self.canaries.token] if marked else [])]
+        return [
+            "python3",
+            "-I",
+            "-c",
+            RUN,
+            name,
+            f"{self.spec.workdir}/.attacks",
+            *([self.canaries.token] if marked else []),
+        ]
 
     @property
     def facts(self) -> bytes:
         """What attacks are told."""
-        limits = {name: getattr(self.spec, name) for name in ("memory_mib", "disk_mib", "num_processes", "num_files")}
+        limits = {
+            name: getattr(self.spec, name)
+            for name in ("memory_mib", "disk_mib", "num_processes", "num_files")
+        }
         return json.dumps({**self.canaries.facts, **limits, "flood_mib": FLOOD_MIB}).encode()
 
     async def program(self, sandbox: Sandbox, name: str, *, marked: bool = True, whole: bool = True) -> Found:
@@ -139,10 +166,16 @@ class Siege:
         await self.bring(sandbox)
         result = await sandbox.exec(self.command(name, marked=marked), stdin=self.facts, timeout_s=60.0)
         attempts = [json.loads(line) for line in result.stdout.splitlines()]
-        self.notes += [f"{len(attempts)} attempts"] if len(attempts) > 3 else [f"{one['what']}: {one['detail']}" for one in attempts]
+        self.notes += (
+            [f"{len(attempts)} attempts"]
+            if len(attempts) > 3
+            else [f"{one['what']}: {one['detail']}" for one in attempts]
+        )
         found = [f"{one['what']}: {one['detail']}" for one in attempts if one["escaped"]]
         if whole and (result.exit_code or not attempts):
-            found.append(f"the attack itself broke: exit code {result.exit_code}, {result.stderr.decode(errors='replace')[-300:]}")
+            found.append(
+                f"the attack itself broke: exit code {result.exit_code}, {result.stderr.decode(errors='replace')[-300:]}"
+            )
         return found
 
 

@@ -26,7 +26,10 @@ from agentrl.rollout import Limits
 from agentrl.sources import Demonstrations, Rollouts
 
 WORD = Sampling(temperature=1.0, max_tokens=1)
-SCRATCH = ModelSpec(shape=Shape(hidden=48, layers=1, mlp=144, max_context=64), tokenizer=TrainedTokenizer(vocab_size=340, num_episodes=200))
+SCRATCH = ModelSpec(
+    shape=Shape(hidden=48, layers=1, mlp=144, max_context=64),
+    tokenizer=TrainedTokenizer(vocab_size=340, num_episodes=200),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,9 @@ class Trial:
 
     def recipe(self, method: str, seed: int, model: str) -> Recipe:
         """Return the recipe of a method, from the weights in the folder ``model``."""
-        return self._recipe(method, seed, ModelSpec(folder=model), replace(self.stage, **self.methods[method]))
+        return self._recipe(
+            method, seed, ModelSpec(folder=model), replace(self.stage, **self.methods[method])
+        )
 
     def _recipe(self, name: str, seed: int, model: ModelSpec, stage: Stage) -> Recipe:
         return Recipe(
@@ -74,7 +79,9 @@ def imitate(*, errors: float, updates: int = 40, num_episodes: int = 640) -> Sta
     return Stage(
         name="imitate",
         updates=updates,
-        source=Demonstrations(policy=ErringPolicy(ExpertPolicy(), RandomPolicy(), errors), num_episodes=num_episodes, batch=64),
+        source=Demonstrations(
+            policy=ErringPolicy(ExpertPolicy(), RandomPolicy(), errors), num_episodes=num_episodes, batch=64
+        ),
         credit=Constant(1.0),
         objective=Objective(),
         optimisation=Optimisation(lr=5e-3, schedule=Linear(0.1)),

@@ -165,7 +165,14 @@ class _KeyDoor(Play):
 
     def words(self) -> tuple[str, ...]:
         take = ("take",) if not self.held and self.place == self.key else ()
-        return ("left", "right", "wait", *take, *(("drop",) * self.held), *(("open",) if self.place == self.door else ()))
+        return (
+            "left",
+            "right",
+            "wait",
+            *take,
+            *(("drop",) * self.held),
+            *(("open",) if self.place == self.door else ()),
+        )
 
     def show(self) -> str:
         goal = self.door if self.held else self.key
@@ -191,7 +198,22 @@ class _KeyDoor(Play):
 
 
 COLOURS = ("red", "blue", "green", "white", "black", "pink")
-NOISE = ("rain", "bread", "seven", "moon", "horse", "paper", "salt", "north", "glass", "music", "wolf", "lemon", "iron", "cloud")
+NOISE = (
+    "rain",
+    "bread",
+    "seven",
+    "moon",
+    "horse",
+    "paper",
+    "salt",
+    "north",
+    "glass",
+    "music",
+    "wolf",
+    "lemon",
+    "iron",
+    "cloud",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +243,9 @@ class _NoisyTV(Play):
     def __init__(self, spec: NoisyTV, dice: random.Random) -> None:
         super().__init__(spec.max_turns)
         colours = [dice.choice(COLOURS) for _ in range(spec.doors)]
-        self.row = [piece for colour in colours for piece in (*([""] * spec.screens), colour)]  # ends with a door
+        self.row = [
+            piece for colour in colours for piece in (*([""] * spec.screens), colour)
+        ]  # ends with a door
         self.noise = [" ".join(dice.sample(NOISE, 4)) for _ in self.row]
         self.place = 0
 

@@ -48,7 +48,9 @@ TRIALS: Mapping[str, Trial] = {
     "key-door": Trial(
         question="does credit per turn need fewer updates?",
         env=KeyDoor(),
-        stage=learn(updates=120, source=Rollouts(num_groups=4, group_size=8), optimisation=Optimisation(lr=2e-3)),
+        stage=learn(
+            updates=120, source=Rollouts(num_groups=4, group_size=8), optimisation=Optimisation(lr=2e-3)
+        ),
         methods={  # each with its own best of three learning rates
             "GRPO": {"optimisation": Optimisation(lr=5e-4)},
             "turn RLOO": {"credit": turn_rloo()},
@@ -79,7 +81,12 @@ TRIALS: Mapping[str, Trial] = {
     "archive": Trial(
         question="should episodes of different kinds be compared?",
         env=Archive(),
-        stage=learn(updates=40, source=Rollouts(num_groups=16, group_size=16), minibatches=2, optimisation=Optimisation(lr=2e-3)),
+        stage=learn(
+            updates=40,
+            source=Rollouts(num_groups=16, group_size=16),
+            minibatches=2,
+            optimisation=Optimisation(lr=2e-3),
+        ),
         methods={
             "GRPO": {},
             "stratified, alpha 0.8": {"credit": Stratified(CountOf("tool"))},

@@ -46,7 +46,9 @@ class Bandit(EnvSpec):
         if not 2 <= self.arms <= len(NAMES):
             raise ConfigError(f"arms must be from 2 to {len(NAMES)}, found {self.arms}")
         if not 0 <= self.bad < self.good <= 1:
-            raise ConfigError(f"payout probabilities must satisfy 0 <= bad < good <= 1, found bad {self.bad} and good {self.good}")
+            raise ConfigError(
+                f"payout probabilities must satisfy 0 <= bad < good <= 1, found bad {self.bad} and good {self.good}"
+            )
         if self.max_turns < 1:
             raise ConfigError(f"max_turns must be at least 1, found {self.max_turns}")
 
@@ -55,7 +57,10 @@ class Bandit(EnvSpec):
         if split not in SIZES:
             raise ConfigError(f"bandit has no split {split!r}; it has {', '.join(SIZES)}")
         return [
-            Task(f"bandit-{split}-{index}", {"best": index % self.arms, "luck": seed_of("bandit", split, index)})
+            Task(
+                f"bandit-{split}-{index}",
+                {"best": index % self.arms, "luck": seed_of("bandit", split, index)},
+            )
             for index in range(SIZES[split])
         ]
 

@@ -50,20 +50,27 @@ class FrozenLake(EnvSpec):
 
     def __post_init__(self) -> None:
         if not 4 <= self.size <= 16:
-            raise ConfigError(f"size must be from 4 to 16 (smaller lakes have too few maps for three splits), found {self.size}")
+            raise ConfigError(
+                f"size must be from 4 to 16 (smaller lakes have too few maps for three splits), found {self.size}"
+            )
         if not 0.05 <= self.holes <= 0.4:
             raise ConfigError(f"holes must be from 0.05 to 0.4, found {self.holes}")
         if self.view not in ("local", "grid"):
             raise ConfigError(f"view must be 'local' or 'grid', found {self.view!r}")
         if self.max_turns < 2 * (self.size - 1):
-            raise ConfigError(f"max_turns must be at least {2 * (self.size - 1)}, the shortest way across, found {self.max_turns}")
+            raise ConfigError(
+                f"max_turns must be at least {2 * (self.size - 1)}, the shortest way across, found {self.max_turns}"
+            )
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Return the split's tasks: different maps, each with a way to its goal within ``max_turns``."""
         if split not in SIZES:
             raise ConfigError(f"frozen-lake has no split {split!r}; it has {', '.join(SIZES)}")
         return [
-            Task(f"frozen-lake-{split}-{index}", {"map": list(lake), "seed": seed_of("slip", split, index) % 2**31})
+            Task(
+                f"frozen-lake-{split}-{index}",
+                {"map": list(lake), "seed": seed_of("slip", split, index) % 2**31},
+            )
             for index, lake in enumerate(_maps(self.size, self.holes, self.max_turns)[split])
         ]
 
@@ -116,7 +123,10 @@ class _Walk:
             rows = [list(line) for line in self._lake]
             rows[row][column] = "@"
             return "\n".join(" ".join(line) for line in rows)
-        sides = [f"{action} {self._tile(row + down, column + right)}" for action, (down, right) in zip(ACTIONS, MOVES, strict=True)]
+        sides = [
+            f"{action} {self._tile(row + down, column + right)}"
+            for action, (down, right) in zip(ACTIONS, MOVES, strict=True)
+        ]
         goal = f"goal down {self._spec.size - 1 - row} right {self._spec.size - 1 - column}"
         return " . ".join([goal, *sides])
 

@@ -31,7 +31,12 @@ WARM_START = (
     Stage(
         name="explore",
         updates=30,
-        source=Demonstrations(policy=RandomPolicy(avoid=("examine", "inventory", "look")), num_episodes=2400, batch=80, max_turns=8),
+        source=Demonstrations(
+            policy=RandomPolicy(avoid=("examine", "inventory", "look")),
+            num_episodes=2400,
+            batch=80,
+            max_turns=8,
+        ),
         credit=Constant(1.0),
         objective=Objective(observation_weight=1.0),
         optimisation=Optimisation(lr=2e-3, warmup_updates=2, schedule=Linear(0.1)),
@@ -79,7 +84,9 @@ def playing(name: str, learn: Stage, *, env: TextWorld = GAME) -> Recipe:
     return Recipe(
         name=name,
         env=env,
-        model=ModelSpec(shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)),
+        model=ModelSpec(
+            shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)
+        ),
         sampling=Sampling(temperature=1.0, max_tokens=8),
         limits=Limits(concurrency=128),
         compute=Compute(threads=1),

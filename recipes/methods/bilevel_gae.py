@@ -7,4 +7,6 @@ from base import WITH_CRITIC, playing
 from agentrl.credit.gae import BiLevelGAE
 from agentrl.credit.modifiers import Whiten
 
-recipe = playing("bilevel_gae", replace(WITH_CRITIC, credit=BiLevelGAE(gamma_turn=0.95), modifiers=(Whiten(per="token"),)))
+recipe = playing(
+    "bilevel_gae", replace(WITH_CRITIC, credit=BiLevelGAE(gamma_turn=0.95), modifiers=(Whiten(per="token"),))
+)

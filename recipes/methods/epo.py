@@ -8,4 +8,10 @@ from agentrl.losses.clip import Clip
 from agentrl.losses.epo import EPO
 from agentrl.objective import Objective
 
-recipe = playing("epo", replace(LEARN, objective=Objective(loss=Clip(0.2, 0.2), regularisers=(EPO(updates=LEARN.updates, coef=0.001),))))
+recipe = playing(
+    "epo",
+    replace(
+        LEARN,
+        objective=Objective(loss=Clip(0.2, 0.2), regularisers=(EPO(updates=LEARN.updates, coef=0.001),)),
+    ),
+)

@@ -13,4 +13,6 @@ from agentrl.implicit import ImplicitPRM
 from agentrl.learner import Optimisation
 
 judge = ImplicitPRM(beta=0.05, optimisation=Optimisation(lr=1e-4))
-recipe = playing("istar", replace(LEARN, scorers=(judge,), credit=EpisodeAndSteps(process="implicit", alpha=0.2)))
+recipe = playing(
+    "istar", replace(LEARN, scorers=(judge,), credit=EpisodeAndSteps(process="implicit", alpha=0.2))
+)

@@ -12,5 +12,9 @@ from agentrl.credit.components import MTGRPO
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.outcome import Process
 
-learn = replace(LEARN, reward=Sum((*REWARD.parts, Process("intermediate"))), credit=MTGRPO(process="intermediate", alpha=1.0))
+learn = replace(
+    LEARN,
+    reward=Sum((*REWARD.parts, Process("intermediate"))),
+    credit=MTGRPO(process="intermediate", alpha=1.0),
+)
 recipe = playing("mt_grpo", learn, env=replace(GAME, intermediate=True))

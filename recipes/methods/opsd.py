@@ -10,4 +10,6 @@ from base import LEARN, playing
 from agentrl.credit.teachers import OPSD
 from agentrl.teacher import Teacher, expert_plan
 
-recipe = playing("opsd", replace(LEARN, teacher=Teacher(information=expert_plan), modifiers=(OPSD(beta=0.25),)))
+recipe = playing(
+    "opsd", replace(LEARN, teacher=Teacher(information=expert_plan), modifiers=(OPSD(beta=0.25),))
+)

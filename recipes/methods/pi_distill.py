@@ -22,6 +22,10 @@ recipe = playing(
         LEARN,
         source=Privileged(source=LEARN.source),
         modifiers=(TowardStudent(BETA),),
-        objective=Objective(loss=ByOrigin(own=Clip(0.2, 0.2), given=FromTeacher(BETA), own_weight=ALPHA, given_weight=1 - ALPHA)),
+        objective=Objective(
+            loss=ByOrigin(
+                own=Clip(0.2, 0.2), given=FromTeacher(BETA), own_weight=ALPHA, given_weight=1 - ALPHA
+            )
+        ),
     ),
 )

@@ -13,4 +13,9 @@ from agentrl.credit.penalty import KLPenalty
 from agentrl.losses.likelihood import PolicyGradient
 from agentrl.objective import Objective
 
-recipe = playing("rloo", replace(LEARN, credit=KLPenalty(RLOO(), 0.001), objective=Objective(loss=PolicyGradient()), minibatches=1))
+recipe = playing(
+    "rloo",
+    replace(
+        LEARN, credit=KLPenalty(RLOO(), 0.001), objective=Objective(loss=PolicyGradient()), minibatches=1
+    ),
+)

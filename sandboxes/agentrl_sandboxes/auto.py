@@ -37,10 +37,15 @@ class Auto(SandboxProvider):
 
     def tried(self) -> Sequence[SandboxProvider]:
         """Return the candidates, in the order in which they are tried."""
-        from agentrl_sandboxes.docker import Docker  # imported when it is asked for: named candidates need neither
+        from agentrl_sandboxes.docker import (
+            Docker,
+        )  # imported when it is asked for: named candidates need neither
         from agentrl_sandboxes.local import Local
 
-        ours = (Local(unenforced=self.unenforced, pool=self.pool), Docker(unenforced=self.unenforced, pool=self.pool))
+        ours = (
+            Local(unenforced=self.unenforced, pool=self.pool),
+            Docker(unenforced=self.unenforced, pool=self.pool),
+        )
         return self.candidates or ours
 
     @asynccontextmanager
@@ -67,7 +72,9 @@ class Auto(SandboxProvider):
                     yield sandboxes
                     return
         every = "\n  ".join(dict.fromkeys(reasons))
-        raise ConfigError(f"no sandbox back end of this machine will do:\n  {every}\nmend one of these, or name another provider")
+        raise ConfigError(
+            f"no sandbox back end of this machine will do:\n  {every}\nmend one of these, or name another provider"
+        )
 
     def _lack(self, found: Capabilities, accepted: frozenset[Limit]) -> str:
         """Return what a candidate cannot do; nothing where it will do."""
@@ -80,4 +87,10 @@ class Auto(SandboxProvider):
 
 def _say(name: str, found: Capabilities, reasons: Sequence[str]) -> None:
     others = f"; not taken: {'; '.join(reasons)}" if reasons else ""
-    log.info("sandboxes: %s, isolated by %s, which enforces %s%s", name, found.isolation, ", ".join(sorted(found.limits)), others)
+    log.info(
+        "sandboxes: %s, isolated by %s, which enforces %s%s",
+        name,
+        found.isolation,
+        ", ".join(sorted(found.limits)),
+        others,
+    )

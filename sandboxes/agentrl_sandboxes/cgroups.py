@@ -45,7 +45,9 @@ class Groups:
             folder = parent / name
             if controller == "memory" and version == 1:
                 _set(folder / "memory.limit_in_bytes", memory)
-                _set(folder / "memory.memsw.limit_in_bytes", memory, optional=True)  # there only where swap is accounted
+                _set(
+                    folder / "memory.memsw.limit_in_bytes", memory, optional=True
+                )  # there only where swap is accounted
             elif controller == "memory":
                 _set(folder / "memory.max", memory)
                 _set(folder / "memory.swap.max", 0, optional=True)

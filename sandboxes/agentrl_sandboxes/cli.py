@@ -18,17 +18,26 @@ images = typer.Typer(no_args_is_help=True, help="Root file systems for sandboxes
 @images.command()
 def build(
     name: Annotated[str, typer.Argument(help="what to call it")] = store.BASE,
-    package: Annotated[list[str] | None, typer.Option(help="a Debian package beyond the base image's; may be repeated")] = None,
-    add: Annotated[list[Path] | None, typer.Option(help="a tar archive to unpack over it; may be repeated")] = None,
+    package: Annotated[
+        list[str] | None, typer.Option(help="a Debian package beyond the base image's; may be repeated")
+    ] = None,
+    add: Annotated[
+        list[Path] | None, typer.Option(help="a tar archive to unpack over it; may be repeated")
+    ] = None,
     source: Annotated[
-        str, typer.Option(help="host: this host's own packages; debian: a mirror's; or a root file system's tar archive")
+        str,
+        typer.Option(
+            help="host: this host's own packages; debian: a mirror's; or a root file system's tar archive"
+        ),
     ] = "host",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="make it anew even if it is here")] = False,
 ) -> None:
     """Build an image; with no arguments the base image. One that the same ingredients already gave is kept."""
     origin = source if source in {"host", "debian"} else Path(source)
     made = store.build(name, packages=package or (), layers=add or (), source=origin, rebuild=rebuild)
-    typer.echo(f"{made.name} {made.digest}: {made.num_files} files, {made.num_bytes / 2**20:.0f} MiB in {made.rootfs}")
+    typer.echo(
+        f"{made.name} {made.digest}: {made.num_files} files, {made.num_bytes / 2**20:.0f} MiB in {made.rootfs}"
+    )
 
 
 @images.command("list")
@@ -38,7 +47,13 @@ def show() -> None:
     for image in store.known():
         size = f"{image.num_bytes / 2**20:.0f}"
         table.add_row(
-            image.name, image.digest[:12], str(image.num_files), size, image.source[:12], str(len(image.packages)), str(len(image.layers))
+            image.name,
+            image.digest[:12],
+            str(image.num_files),
+            size,
+            image.source[:12],
+            str(len(image.packages)),
+            str(len(image.layers)),
         )
     Console().print(table)
 

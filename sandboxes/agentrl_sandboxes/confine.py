@@ -43,7 +43,20 @@ _HOST_FILES = {
     "etc/resolv.conf": "",
     "etc/gitconfig": "[safe]\n\tdirectory = *\n",
 }
-_HOST_FOLDERS = ("dev", "etc", "home", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "var/tmp", "workspace")
+_HOST_FOLDERS = (
+    "dev",
+    "etc",
+    "home",
+    "mnt",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr",
+    "var/tmp",
+    "workspace",
+)
 _HOST_ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime")
 _MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug")
 
@@ -68,7 +81,9 @@ class Order:
     num_files: int
 
 
-def become(order: Order, *, bwrap: str, uid: int, groups: Groups, filter_program: bytes, info: int) -> NoReturn:
+def become(
+    order: Order, *, bwrap: str, uid: int, groups: Groups, filter_program: bytes, info: int
+) -> NoReturn:
     """Turn this process into the sandbox. Its standard input, output and error are those of the sandbox's first process.
 
     Args:
@@ -83,23 +98,31 @@ def become(order: Order, *, bwrap: str, uid: int, groups: Groups, filter_program
         OSError: the kernel refused a step; the message names it.
     """
     launcher = os.getppid()
-    groups.make(order.id, memory=order.memory, pids=order.num_processes + 2, cpus=order.cpus)  # bubblewrap itself, and one as it starts
+    groups.make(
+        order.id, memory=order.memory, pids=order.num_processes + 2, cpus=order.cpus
+    )  # bubblewrap itself, and one as it starts
     groups.join(order.id)
-    Path("/proc/self/oom_score_adj").write_text("200")  # where memory of the host runs short, a sandbox goes before the trainer
+    Path("/proc/self/oom_score_adj").write_text(
+        "200"
+    )  # where memory of the host runs short, a sandbox goes before the trainer
     if os.geteuid() == 0:
         _call("unshare", _CLONE_NEWNS)
         _mount_files(order, owner=uid)
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        _call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)  # lost with root; without it the next lines may not write /proc/self
+        _call(
+            "prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0
+        )  # lost with root; without it the next lines may not write /proc/self
         _own_user_namespace(uid, uid, 0)
     else:
         uid, gid = os.geteuid(), os.getegid()
         _own_user_namespace(uid, gid, _CLONE_NEWNS)
         _mount_files(order, owner=None)
     _limit(order, memory_too="memory" not in groups.parents)
-    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # bubblewrap does the same, but later; lost whenever credentials change
+    _call(
+        "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
+    )  # bubblewrap does the same, but later; lost whenever credentials change
     if os.getppid() != launcher:
         os._exit(1)
     filter_end, end = os.pipe()
@@ -113,8 +136,28 @@ def become(order: Order, *, bwrap: str, uid: int, groups: Groups, filter_program
 
 def _arguments(order: Order, filter_end: int, info: int) -> list[str]:
     """Return bubblewrap's command line. Its own name is the sandbox's, so that ``ps`` tells which is which."""
-    words: list[str] = [order.id, "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "0", "--gid", "0", "--cap-drop", "ALL"]
-    words += ["--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "sandbox", "--bind", f"{DISK}/root", "/"]
+    words: list[str] = [
+        order.id,
+        "--unshare-all",
+        "--unshare-user",
+        "--disable-userns",
+        "--uid",
+        "0",
+        "--gid",
+        "0",
+        "--cap-drop",
+        "ALL",
+    ]
+    words += [
+        "--die-with-parent",
+        "--new-session",
+        "--as-pid-1",
+        "--hostname",
+        "sandbox",
+        "--bind",
+        f"{DISK}/root",
+        "/",
+    ]
     if not order.image:
         words += ["--ro-bind", "/usr", "/usr"]
         for name in _HOST_ETC:
@@ -149,10 +192,18 @@ def _mount_files(order: Order, *, owner: int | None) -> None:
     """Mount the sandbox's disk over ``DISK``, with the root file system as ``DISK/root``."""
     _mount("none", "/", "", _MS_PRIVATE_REC)
     if order.image:
-        os.chdir(order.image)  # as a relative path below: nothing inside learns where it lies, and no character of its name matters
+        os.chdir(
+            order.image
+        )  # as a relative path below: nothing inside learns where it lies, and no character of its name matters
     inodes = max(16384, order.disk // 4096)
     mine = "" if owner is None else f",uid={owner},gid={owner}"
-    _mount(order.id, DISK, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=0755,size={order.disk},nr_inodes={inodes}{mine}")
+    _mount(
+        order.id,
+        DISK,
+        "tmpfs",
+        _MS_NOSUID | _MS_NODEV,
+        f"mode=0755,size={order.disk},nr_inodes={inodes}{mine}",
+    )
     for name in ("lower", "upper", "work", "root", "shm"):
         Path(DISK, name).mkdir()
     Path(DISK, "shm").chmod(0o1777)
@@ -160,9 +211,16 @@ def _mount_files(order: Order, *, owner: int | None) -> None:
         _host_files(Path(DISK, "lower"))
         os.chdir(f"{DISK}/lower")
     if owner is not None:
-        for path in (Path(DISK, "upper"), Path(DISK, "shm"), Path(DISK, "lower"), *Path(DISK, "lower").rglob("*")):
+        for path in (
+            Path(DISK, "upper"),
+            Path(DISK, "shm"),
+            Path(DISK, "lower"),
+            *Path(DISK, "lower").rglob("*"),
+        ):
             os.chown(path, owner, owner)
-    options = f"lowerdir=.,upperdir={DISK}/upper,workdir={DISK}/work" + (",userxattr" if owner is None else "")
+    options = f"lowerdir=.,upperdir={DISK}/upper,workdir={DISK}/work" + (
+        ",userxattr" if owner is None else ""
+    )
     _mount("overlay", f"{DISK}/root", "overlay", _MS_NOSUID | _MS_NODEV, options)
     os.chdir("/")
 
@@ -194,7 +252,10 @@ def _limit(order: Order, *, memory_too: bool) -> None:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    if _C.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()) != 0:
+    if (
+        _C.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
+        != 0
+    ):
         number = ctypes.get_errno()
         raise OSError(number, f"mounting {kind or source} at {target}: {os.strerror(number)}")
 

@@ -46,12 +46,20 @@ def folders(spec: SandboxSpec) -> tuple[str, ...]:
     """
     paths = sorted({PurePosixPath(path) for path in (spec.workdir, *spec.writable)})
     if PurePosixPath("/") in paths:
-        raise ConfigError("a container's root folder cannot be written; name the workdir and the folders that must be writable")
+        raise ConfigError(
+            "a container's root folder cannot be written; name the workdir and the folders that must be writable"
+        )
     return tuple(str(path) for path in paths if not any(other in path.parents for other in paths))
 
 
 def container(
-    spec: SandboxSpec, lease: Lease, image: Root, command: Sequence[str], *, copied: Mapping[str, int], engine: Engine
+    spec: SandboxSpec,
+    lease: Lease,
+    image: Root,
+    command: Sequence[str],
+    *,
+    copied: Mapping[str, int],
+    engine: Engine,
 ) -> Mapping[str, Any]:
     """Return what the API needs to create a sandbox's container; ``copied`` are the bytes of the image that each writable folder gets.
 
@@ -69,7 +77,10 @@ def container(
         "Tmpfs": {path: f"exec,nosuid,nodev,{owner},size={size}" for path, size in sizes.items()},
         "ShmSize": shared,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges", *([] if engine.podman else [f"seccomp={profile()}"])],  # podman's takes a path at the service
+        "SecurityOpt": [
+            "no-new-privileges",
+            *([] if engine.podman else [f"seccomp={profile()}"]),
+        ],  # podman's takes a path at the service
         "Privileged": False,
         "IpcMode": "private",
         "CgroupnsMode": "private",
@@ -90,7 +101,11 @@ def container(
         "User": f"{images.USER}:{images.USER}",
         "WorkingDir": spec.workdir,
         "Hostname": "sandbox",
-        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "LANG=C.UTF-8"],
+        "Env": [
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME=/tmp",
+            "LANG=C.UTF-8",
+        ],
         "Tty": False,
         "OpenStdin": True,
         "StdinOnce": True,
@@ -105,12 +120,16 @@ def container(
     }
 
 
-def _sizes(spec: SandboxSpec, others: Sequence[str], copied: Mapping[str, int]) -> tuple[Mapping[str, int], int]:
+def _sizes(
+    spec: SandboxSpec, others: Sequence[str], copied: Mapping[str, int]
+) -> tuple[Mapping[str, int], int]:
     """Divide ``disk_mib``, less what is copied in, among the writable folders: the spec's own get three quarters, /dev/shm a sixteenth."""
     room = spec.disk_mib * MIB - sum(copied.values())
     if room < MIB:
         needed = sum(copied.values()) / MIB
-        raise ConfigError(f"disk_mib is {spec.disk_mib}, and {needed:.0f} MiB of the image in {', '.join(copied)} must fit in it; raise it")
+        raise ConfigError(
+            f"disk_mib is {spec.disk_mib}, and {needed:.0f} MiB of the image in {', '.join(copied)} must fit in it; raise it"
+        )
     asked, shared = folders(spec), room // 16
     others = [path for path in dict.fromkeys(others) if path not in asked]
     sizes = {path: copied.get(path, 0) + room * 3 // 4 // len(asked) for path in asked}

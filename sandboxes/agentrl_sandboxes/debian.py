@@ -18,7 +18,14 @@ from pathlib import Path
 from agentrl.errors import ImageMissing
 
 _INFO = Path("/var/lib/dpkg/info")
-_LEFT_OUT = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/", "/usr/share/info/", "/usr/share/lintian/", "/usr/share/bug/")
+_LEFT_OUT = (
+    "/usr/share/doc/",
+    "/usr/share/man/",
+    "/usr/share/locale/",
+    "/usr/share/info/",
+    "/usr/share/lintian/",
+    "/usr/share/bug/",
+)
 _LINK_FOLDERS = ("/usr/bin", "/usr/sbin")
 _ALTERNATIVES = "/etc/alternatives/"
 
@@ -58,7 +65,11 @@ def closure(names: Sequence[str]) -> tuple[Package, ...]:
         package = by_name[wanted.pop()]
         if package.name not in found:
             found[package.name] = package
-            wanted += [next(one for one in any_of if one in by_name) for any_of in package.needs if any(one in by_name for one in any_of)]
+            wanted += [
+                next(one for one in any_of if one in by_name)
+                for any_of in package.needs
+                if any(one in by_name for one in any_of)
+            ]
     return tuple(found[name] for name in sorted(found))
 
 
@@ -70,12 +81,18 @@ def _installed() -> Mapping[str, Package]:
             "give a root file system instead: agentrl images build base --source ROOTFS.tar (such as 'docker export' writes)"
         )
     form = "${db:Status-Abbrev}\t${Package}\t${Architecture}\t${Version}\t${Pre-Depends}, ${Depends}\t${Provides}\n"
-    listed = subprocess.run(["dpkg-query", "-W", "-f", form], check=True, capture_output=True, text=True, timeout=60).stdout
+    listed = subprocess.run(
+        ["dpkg-query", "-W", "-f", form], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
     packages = []
     for line in listed.splitlines():
         status, name, architecture, version, needs, provides = line.split("\t")
         if status[1] in "iWt":  # installed, even if triggers are still to run
-            packages.append(Package(name, architecture, version, tuple(map(_names, _parts(needs, ","))), _names(provides, ",")))
+            packages.append(
+                Package(
+                    name, architecture, version, tuple(map(_names, _parts(needs, ","))), _names(provides, ",")
+                )
+            )
     provided = {virtual: package for package in packages for virtual in package.provides}
     return provided | {package.name: package for package in packages}
 
@@ -136,7 +153,9 @@ def _copy(path: str, root: Path, known: dict[tuple[int, int], Path]) -> None:
             target.hardlink_to(same)
         else:
             shutil.copyfile(path, target)
-            target.chmod(0o755 if status.st_mode & stat.S_IXUSR else 0o644)  # neither set-user-id nor anything but files
+            target.chmod(
+                0o755 if status.st_mode & stat.S_IXUSR else 0o644
+            )  # neither set-user-id nor anything but files
             os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
@@ -157,12 +176,28 @@ def bootstrap(packages: Sequence[str], archive: Path) -> None:
         ImageMissing: mmdebstrap is not installed, or failed; the message ends with its own.
     """
     if shutil.which("mmdebstrap") is None:
-        raise ImageMissing("building from a Debian mirror needs mmdebstrap, which is not installed; as root: apt-get install mmdebstrap")
+        raise ImageMissing(
+            "building from a Debian mirror needs mmdebstrap, which is not installed; as root: apt-get install mmdebstrap"
+        )
     left_out = [f"--dpkgopt=path-exclude={folder}*" for folder in _LEFT_OUT]
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", '--aptopt=APT::Install-Recommends "0"', f"--include={','.join(packages)}"]
-    done = subprocess.run([*command, *left_out, _suite(), str(archive)], capture_output=True, text=True, timeout=1800, check=False)
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        '--aptopt=APT::Install-Recommends "0"',
+        f"--include={','.join(packages)}",
+    ]
+    done = subprocess.run(
+        [*command, *left_out, _suite(), str(archive)],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
     if done.returncode:
-        raise ImageMissing(f"mmdebstrap failed with exit code {done.returncode}: {done.stderr.strip()[-600:]}")
+        raise ImageMissing(
+            f"mmdebstrap failed with exit code {done.returncode}: {done.stderr.strip()[-600:]}"
+        )
 
 
 def _suite() -> str:

@@ -127,7 +127,9 @@ class DockerBackend:
             ) from problem
         own_kernel = bool(kernel) and report["kernel"] != kernel
         if holes := inside.holes(report, own_kernel=own_kernel):
-            raise ConfigError(f"docker at {self.api.address} does not isolate: {'; '.join(holes)}; take another daemon or back end")
+            raise ConfigError(
+                f"docker at {self.api.address} does not isolate: {'; '.join(holes)}; take another daemon or back end"
+            )
         self._capabilities = Capabilities(
             isolation="kernel" if own_kernel else "container",
             limits=inside.enforced(report),
@@ -137,7 +139,9 @@ class DockerBackend:
     async def _inspected(self, spec: SandboxSpec) -> Mapping[str, Any]:
         """Return what the program ``inside.PROBE`` says in a sandbox of this spec."""
         handle = await self.create(
-            spec, new_lease(run="probe", lifetime_s=60.0), [self.options.python or inside.PYTHON, "-I", "-S", "-c", inside.PROBE]
+            spec,
+            new_lease(run="probe", lifetime_s=60.0),
+            [self.options.python or inside.PYTHON, "-I", "-S", "-c", inside.PROBE],
         )
         stream = await self.open_stream(handle)
         try:
@@ -147,7 +151,9 @@ class DockerBackend:
                     said += data
             return inside.report(said)
         except (TimeoutError, ValueError) as problem:
-            raise SandboxError(f"the probe said {said[-200:]!r}, and on standard error {stream.errors[-500:]!r}") from problem
+            raise SandboxError(
+                f"the probe said {said[-200:]!r}, and on standard error {stream.errors[-500:]!r}"
+            ) from problem
         finally:
             await self.destroy(handle)
 
@@ -168,7 +174,9 @@ class DockerBackend:
         if found := await self._find(name):
             return found
         if not self.options.pull:
-            raise ImageMissing(f"image {name!r} is neither at the daemon nor in 'agentrl images list', and pull is off; {MEND}")
+            raise ImageMissing(
+                f"image {name!r} is neither at the daemon nor in 'agentrl images list', and pull is off; {MEND}"
+            )
         tagged = name if "@" in name or ":" in name.rpartition("/")[2] else f"{name}:latest"
         try:
             answer = await self.api.call("POST", "/images/create", {"fromImage": tagged}, deadline_s=PULL_S)
@@ -190,7 +198,9 @@ class DockerBackend:
             archive.seek(0)
             repository, _, version = tag.partition(":")
             name = {"repo": repository, "tag": version}
-            answer = await self.api.call("POST", "/images/create", {"fromSrc": "-", **name}, archive, deadline_s=PULL_S)
+            answer = await self.api.call(
+                "POST", "/images/create", {"fromSrc": "-", **name}, archive, deadline_s=PULL_S
+            )
         if error := _error(answer):
             raise SandboxError(f"image {tag} could not be imported at {self.api.address}: {error}")
         if made := re.findall(rb"(?:sha256:)?[0-9a-f]{64}", answer):  # podman heeds no tag when it imports
@@ -252,7 +262,9 @@ class DockerBackend:
         until = time.monotonic() + REMOVE_S
         while True:
             try:
-                await self.api.call("DELETE", f"/containers/{name}", {"force": "1", "v": "1"}, deadline_s=30.0)
+                await self.api.call(
+                    "DELETE", f"/containers/{name}", {"force": "1", "v": "1"}, deadline_s=30.0
+                )
             except ApiError as problem:
                 if problem.status == GONE:
                     return
@@ -279,7 +291,12 @@ class DockerBackend:
     async def _read(self, image: Root, paths: Sequence[str]) -> Mapping[str, bytes]:
         """Return what is in an image's folders, from a container that never starts."""
         lease = new_lease(run="content", lifetime_s=600.0)
-        body = {"Image": image.id, "Cmd": ["-"], "Labels": dict(lease.labels()), "HostConfig": {"NetworkMode": "none"}}
+        body = {
+            "Image": image.id,
+            "Cmd": ["-"],
+            "Labels": dict(lease.labels()),
+            "HostConfig": {"NetworkMode": "none"},
+        }
         try:
             await to_the_end(self.api.call("POST", "/containers/create", {"name": lease.id}, body))
             records = {path: await self._record(lease.id, path) for path in paths}
@@ -297,7 +314,9 @@ class DockerBackend:
 
     async def _record(self, name: str, path: str) -> bytes:
         try:
-            archive = await self.api.call("GET", f"/containers/{name}/archive", {"path": path}, deadline_s=600.0)
+            archive = await self.api.call(
+                "GET", f"/containers/{name}/archive", {"path": path}, deadline_s=600.0
+            )
         except ApiError as problem:
             if problem.status != GONE:
                 raise
@@ -308,7 +327,9 @@ class DockerBackend:
 def _mended(problem: ApiError, spec: SandboxSpec, python: str) -> SandboxError | ConfigError:
     """Say what the user can do about a container that could not be started."""
     if "rlimit" in problem.message:
-        return ConfigError(f"num_files is {spec.num_files}, which is more than the daemon may give; ask for less ({problem.message})")
+        return ConfigError(
+            f"num_files is {spec.num_files}, which is more than the daemon may give; ask for less ({problem.message})"
+        )
     if python in problem.message and ("no such file" in problem.message or "not found" in problem.message):
         return ImageMissing(
             f"image {spec.image!r} has no {python}, which every sandbox needs; install python3 in it, or say where it is with python=..."
@@ -325,9 +346,13 @@ async def _copy_in(stream: Attached, content: bytes) -> None:
             with suppress(ConnectionError):  # it ended, and said why
                 await stream.send(content)
             if await stream.receive() != inside.COPIED:
-                raise SandboxError(f"the image's files could not be copied in: {stream.errors.decode(errors='replace').strip()[-500:]}")
+                raise SandboxError(
+                    f"the image's files could not be copied in: {stream.errors.decode(errors='replace').strip()[-500:]}"
+                )
     except TimeoutError as late:
-        raise SandboxError(f"copying {len(content) / MIB:.0f} MiB of the image's files in took longer than {COPY_S:g} s") from late
+        raise SandboxError(
+            f"copying {len(content) / MIB:.0f} MiB of the image's files in took longer than {COPY_S:g} s"
+        ) from late
 
 
 def _error(answer: bytes) -> str:

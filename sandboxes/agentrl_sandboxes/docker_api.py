@@ -74,7 +74,9 @@ class Address:
             return _Connection(*await asyncio.open_unix_connection(parts.path, limit=CHUNK))
         assert parts.scheme == "tcp", "ssh goes through a tunnel"
         context = _tls(self.tls) if self.tls else None
-        return _Connection(*await asyncio.open_connection(parts.hostname, parts.port, ssl=context, limit=CHUNK))
+        return _Connection(
+            *await asyncio.open_connection(parts.hostname, parts.port, ssl=context, limit=CHUNK)
+        )
 
 
 def locate(url: str = "", tls: str = "") -> Address:
@@ -88,7 +90,9 @@ def locate(url: str = "", tls: str = "") -> Address:
         tls = tls or (os.environ.get("DOCKER_CERT_PATH", "") if os.environ.get("DOCKER_TLS_VERIFY") else "")
     parts = urlsplit(url)
     if parts.scheme not in {"unix", "tcp", "ssh"} or (parts.scheme == "tcp" and parts.port is None):
-        raise ConfigError(f"a daemon's url is unix:///PATH, tcp://HOST:PORT with tls, or ssh://USER@HOST, found {url!r}")
+        raise ConfigError(
+            f"a daemon's url is unix:///PATH, tcp://HOST:PORT with tls, or ssh://USER@HOST, found {url!r}"
+        )
     if parts.scheme == "tcp" and not tls and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
         raise ConfigError(
             f"{url} without TLS makes everybody on that network root of that machine; set tls to the folder of ca.pem, cert.pem and key.pem"
@@ -106,7 +110,11 @@ def _context() -> str:
         name = json.loads((folder / "config.json").read_text()).get("currentContext", "")
         if name in {"", "default"}:
             return ""
-        about = json.loads((folder / "contexts" / "meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json").read_text())
+        about = json.loads(
+            (
+                folder / "contexts" / "meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json"
+            ).read_text()
+        )
         return str(about["Endpoints"]["docker"]["Host"])
     except (OSError, ValueError, KeyError):
         return ""
@@ -133,7 +141,15 @@ async def tunnelled(address: Address) -> AsyncIterator[Address]:
         return
     target = f"{parts.username}@{parts.hostname}" if parts.username else str(parts.hostname)
     port = ["-p", str(parts.port)] if parts.port else []
-    options = [f"-o{option}" for option in ("BatchMode=yes", "ConnectTimeout=15", "ExitOnForwardFailure=yes", "ServerAliveInterval=30")]
+    options = [
+        f"-o{option}"
+        for option in (
+            "BatchMode=yes",
+            "ConnectTimeout=15",
+            "ExitOnForwardFailure=yes",
+            "ServerAliveInterval=30",
+        )
+    ]
     with tempfile.TemporaryDirectory(prefix="ssh-") as folder:
         forward = f"{folder}/s:{parts.path or '/var/run/docker.sock'}"
         process = await asyncio.create_subprocess_exec(
@@ -150,14 +166,22 @@ async def tunnelled(address: Address) -> AsyncIterator[Address]:
             while not Path(folder, "s").exists():
                 await asyncio.sleep(0.02)
                 if process.returncode is not None or time.monotonic() > until:
-                    said = (await process.stderr.read(TAIL)).decode(errors="replace").strip() if process.returncode is not None else ""
-                    raise SandboxError(f"{address} cannot be reached: {said or f'ssh took longer than {CONNECT_S:g} s'}")
+                    said = (
+                        (await process.stderr.read(TAIL)).decode(errors="replace").strip()
+                        if process.returncode is not None
+                        else ""
+                    )
+                    raise SandboxError(
+                        f"{address} cannot be reached: {said or f'ssh took longer than {CONNECT_S:g} s'}"
+                    )
             yield Address(f"unix://{folder}/s", name=address.url)
         finally:
             process.stdin.close()
             if process.returncode is None:
                 with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)  # its own 'kill' would collect it first, behind asyncio's back
+                    os.kill(
+                        process.pid, signal.SIGKILL
+                    )  # its own 'kill' would collect it first, behind asyncio's back
             await process.wait()
             process._transport.close()  # type: ignore[attr-defined]  # or its pipes stay open until they are collected
 
@@ -166,7 +190,10 @@ class _Connection:
     """One connection, for one request."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, process: asyncio.subprocess.Process | None = None
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        process: asyncio.subprocess.Process | None = None,
     ) -> None:
         self.reader, self.writer, self._process = reader, writer, process
         self._http = h11.Connection(h11.CLIENT)
@@ -242,18 +269,29 @@ class Api:
         return answer
 
     async def json(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Json | None = None, *, deadline_s: float = 60.0
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        *,
+        deadline_s: float = 60.0,
     ) -> Any:
         """Make a call and return its decoded answer; raises as ``call``."""
         answer = await self.call(method, path, query, body, deadline_s=deadline_s)
         try:
             return json.loads(answer) if answer.strip() else None
         except ValueError as problem:
-            raise SandboxError(f"what answers at {self.address} is no Docker daemon: {answer[:100]!r}") from problem
+            raise SandboxError(
+                f"what answers at {self.address} is no Docker daemon: {answer[:100]!r}"
+            ) from problem
 
     async def attach(self, container: str) -> Attached:
         """Return the byte stream to the first process of a container that is not started yet; raises as ``call``."""
-        path, query = f"/containers/{container}/attach", {"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"}
+        path, query = (
+            f"/containers/{container}/attach",
+            {"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"},
+        )
         async with self._reached(60.0):
             connection = await self.address.connect()
             try:
@@ -290,7 +328,9 @@ class Api:
         with suppress(ConnectionError):  # it stopped listening, to say why (a full disk)
             if content:
                 await connection.send(h11.Data(data=content))
-            while not (body is None or isinstance(body, Mapping)) and (chunk := await asyncio.to_thread(body.read, CHUNK)):
+            while not (body is None or isinstance(body, Mapping)) and (
+                chunk := await asyncio.to_thread(body.read, CHUNK)
+            ):
                 await connection.send(h11.Data(data=chunk))
             await connection.send(h11.EndOfMessage())
 
@@ -301,7 +341,9 @@ class Api:
             async with asyncio.timeout(deadline_s):
                 yield
         except TimeoutError as late:
-            raise SandboxError(f"the Docker daemon at {self.address} did not answer within {deadline_s:g} s") from late
+            raise SandboxError(
+                f"the Docker daemon at {self.address} did not answer within {deadline_s:g} s"
+            ) from late
         except (OSError, h11.ProtocolError) as problem:
             raise SandboxError(f"the Docker daemon at {self.address} does not answer: {problem}") from problem
 
@@ -341,7 +383,9 @@ class Attached:
         """
         data = await self._output()
         if not data and not self._heard and self.errors:
-            raise SandboxError(f"a container ended before it said a word: {self.errors.decode(errors='replace').strip()[-500:]}")
+            raise SandboxError(
+                f"a container ended before it said a word: {self.errors.decode(errors='replace').strip()[-500:]}"
+            )
         self._heard = True
         return data
 

@@ -40,13 +40,39 @@ USER = 61000
 """Whom an image's files belong to where root made it, and as whom sandboxes run: no account of the host has this uid."""
 
 PACKAGES = (
-    *("bash", "coreutils", "dash", "debianutils", "diffutils", "findutils", "gzip", "grep", "hostname", "libc-bin", "mawk", "ncurses-base"),
+    *(
+        "bash",
+        "coreutils",
+        "dash",
+        "debianutils",
+        "diffutils",
+        "findutils",
+        "gzip",
+        "grep",
+        "hostname",
+        "libc-bin",
+        "mawk",
+        "ncurses-base",
+    ),
     *("sed", "tar", "python3", "python3-pytest", "git", "patch", "procps"),
 )
 """What the base image holds, besides what these need."""
 
 _VERSION = 1  # of the rules by which an image is made; part of its recipe
-_FOLDERS = ("dev", "etc", "home/agent", "mnt", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp", "workspace")
+_FOLDERS = (
+    "dev",
+    "etc",
+    "home/agent",
+    "mnt",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr/bin",
+    "var/tmp",
+    "workspace",
+)
 _FILES = {
     "etc/passwd": f"root:x:0:0:root:/root:/bin/bash\nagent:x:{USER}:{USER}::/home/agent:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n",
     "etc/group": f"root:x:0:\nagent:x:{USER}:\nnogroup:x:65534:\n",
@@ -98,7 +124,9 @@ def find(name: str = "") -> Image:
         return build()
     if found is None:
         have = ", ".join(image.name for image in known()) or "none"
-        raise ImageMissing(f"no image is named {name!r}; here are: {have}. build it: agentrl images build {name} --add FILES.tar")
+        raise ImageMissing(
+            f"no image is named {name!r}; here are: {have}. build it: agentrl images build {name} --add FILES.tar"
+        )
     return found
 
 
@@ -109,7 +137,12 @@ def known() -> tuple[Image, ...]:
 
 
 def build(
-    name: str = BASE, *, packages: Sequence[str] = (), layers: Sequence[Path] = (), source: str | Path = "host", rebuild: bool = False
+    name: str = BASE,
+    *,
+    packages: Sequence[str] = (),
+    layers: Sequence[Path] = (),
+    source: str | Path = "host",
+    rebuild: bool = False,
 ) -> Image:
     """Make an image, or return the one that these ingredients already gave.
 
@@ -125,7 +158,9 @@ def build(
         ImageMissing: it cannot be made here; the message says how to mend it.
     """
     if _NAME.fullmatch(name) is None:
-        raise ConfigError(f"an image is named with lower case letters, digits, '.', '_' and '-', found {name!r}")
+        raise ConfigError(
+            f"an image is named with lower case letters, digits, '.', '_' and '-', found {name!r}"
+        )
     for archive in [*layers, *([source] if isinstance(source, Path) else [])]:
         if not archive.is_file():
             raise ConfigError(f"{archive} is no file; an image is made of tar archives")
@@ -152,7 +187,9 @@ def remove(name: str) -> None:
     with _locked(f"name-{name}"):
         found = _read(name)
         if found is None:
-            raise ImageMissing(f"no image is named {name!r}; here are: {', '.join(image.name for image in known()) or 'none'}")
+            raise ImageMissing(
+                f"no image is named {name!r}; here are: {', '.join(image.name for image in known()) or 'none'}"
+            )
         (store() / "names" / f"{name}.json").unlink()
         with _locked("store"):
             if all(image.digest != found.digest for image in known()):
@@ -174,7 +211,9 @@ def write_tar(image: Image, stream: IO[bytes]) -> None:
                 archive.addfile(member)
 
 
-def _recipe(packages: Sequence[str], layers: Sequence[Path], source: str | Path, parent: Image | None) -> dict[str, object]:
+def _recipe(
+    packages: Sequence[str], layers: Sequence[Path], source: str | Path, parent: Image | None
+) -> dict[str, object]:
     """Return the ingredients: what decides, before anything is made, what will be made."""
     recipe: dict[str, object] = {"version": _VERSION, "layers": [_digest(layer) for layer in layers]}
     if parent is not None:
@@ -190,7 +229,9 @@ def _recipe(packages: Sequence[str], layers: Sequence[Path], source: str | Path,
     raise ConfigError(f"an image's source is 'host', 'debian' or a tar archive's Path, found {source!r}")
 
 
-def _fill(tree: Path, folder: Path, packages: Sequence[str], source: str | Path, parent: Image | None) -> None:
+def _fill(
+    tree: Path, folder: Path, packages: Sequence[str], source: str | Path, parent: Image | None
+) -> None:
     if parent is not None:
         shutil.copytree(parent.rootfs, tree, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
         return
@@ -227,7 +268,9 @@ def _unpack(archive: Path, tree: Path) -> None:
             for member in members:
                 _unpack_one(members, member, tree)
     except (tarfile.TarError, EOFError, NotADirectoryError, IsADirectoryError) as problem:
-        raise ConfigError(f"cannot unpack {archive}: {problem}; an image is made of tar archives of files, folders and links") from problem
+        raise ConfigError(
+            f"cannot unpack {archive}: {problem}; an image is made of tar archives of files, folders and links"
+        ) from problem
 
 
 def _unpack_one(members: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
@@ -259,7 +302,9 @@ def _inside(tree: Path, name: str) -> Path:
     path = tree / name.strip("/")
     place = path if path == tree else Path(os.path.realpath(path.parent)) / path.name
     if path.name == ".." or not place.is_relative_to(os.path.realpath(tree)):
-        raise ConfigError(f"the archive would write {name!r} outside of the image; make it of paths that stay inside")
+        raise ConfigError(
+            f"the archive would write {name!r} outside of the image; make it of paths that stay inside"
+        )
     return place
 
 
@@ -297,7 +342,9 @@ def _read(name: str, recipe: dict[str, object] | None = None) -> Image | None:
     if recipe is not None and entry["recipe"] != recipe:
         return None
     packages, layers = (tuple(about.pop(key)) for key in ("packages", "layers"))
-    return Image(name=name, rootfs=store() / entry["digest"] / "rootfs", packages=packages, layers=layers, **about)
+    return Image(
+        name=name, rootfs=store() / entry["digest"] / "rootfs", packages=packages, layers=layers, **about
+    )
 
 
 def _measure(tree: Path) -> tuple[str, int, int]:

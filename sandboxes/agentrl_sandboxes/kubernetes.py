@@ -39,8 +39,18 @@ FRAME = 1 << 20
 HEARTBEAT_S = 30.0
 STDIN, STDOUT, STDERR, STATUS = range(4)
 """Channels of the attach protocol: the first byte of each message."""
-NOT_PULLED = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
-NOT_STARTED = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"})
+NOT_PULLED = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+)
+NOT_STARTED = frozenset(
+    {
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+        "StartError",
+        "ContainerCannotRun",
+    }
+)
 TAIL = 4096
 
 
@@ -77,7 +87,9 @@ class Kubernetes(SandboxProvider):
         async with _client(self) as (core, stream, network):
             backend = KubernetesBackend(self, core, stream)
             await backend.open(network)
-            async with serving(backend, run=run, options=self.pool, unenforced=self.unenforced, start=Session.start) as sandboxes:
+            async with serving(
+                backend, run=run, options=self.pool, unenforced=self.unenforced, start=Session.start
+            ) as sandboxes:
                 yield sandboxes
 
 
@@ -102,8 +114,13 @@ async def _client(options: Kubernetes) -> AsyncIterator[tuple[Any, Any, Any]]:
             raise config.ConfigException("one is named")
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
-        with boundary(ConfigError, "no Kubernetes cluster is configured (see 'kubectl config view'): reading the configuration"):
-            await config.load_kube_config(options.config or None, context=options.context or None, client_configuration=configuration)
+        with boundary(
+            ConfigError,
+            "no Kubernetes cluster is configured (see 'kubectl config view'): reading the configuration",
+        ):
+            await config.load_kube_config(
+                options.config or None, context=options.context or None, client_configuration=configuration
+            )
     async with (
         client.ApiClient(configuration) as plain,
         stream.WsApiClient(configuration, heartbeat=HEARTBEAT_S) as streams,
@@ -132,7 +149,9 @@ class KubernetesBackend:
         """
         what = f"kubernetes namespace {self.options.namespace!r} cannot be used"
         if not self.options.base:
-            raise ConfigError(f"{what}: no image is named; set base to one that the cluster can pull and that has python3")
+            raise ConfigError(
+                f"{what}: no image is named; set base to one that the cluster can pull and that has python3"
+            )
         try:
             with suppress(_Conflict):
                 await _asked(network.create_namespaced_network_policy(self.options.namespace, dict(policy())))
@@ -141,7 +160,9 @@ class KubernetesBackend:
             raise ConfigError(f"{what}: {problem}") from problem
         own_kernel = bool(self.options.runtime) and not report["seccomp"]
         if holes := inside.holes({**report, "reaches": False}, own_kernel=own_kernel):
-            raise ConfigError(f"{what}: it does not isolate: {'; '.join(holes)}; take another cluster or back end")
+            raise ConfigError(
+                f"{what}: it does not isolate: {'; '.join(holes)}; take another cluster or back end"
+            )
         if report["service"] != "closed":
             raise ConfigError(
                 f"{what}: the network of sandboxes is not closed (a pod finds the API server {report['service']}); "
@@ -154,7 +175,11 @@ class KubernetesBackend:
 
     async def _inspected(self) -> Mapping[str, Any]:
         """Return what the program ``inside.PROBE`` says in a pod."""
-        handle = await self.create(inside.SPEC, new_lease(run="probe", lifetime_s=120.0), [self._python, "-I", "-S", "-c", inside.PROBE])
+        handle = await self.create(
+            inside.SPEC,
+            new_lease(run="probe", lifetime_s=120.0),
+            [self._python, "-I", "-S", "-c", inside.PROBE],
+        )
         said = b""
         try:
             stream = await self.open_stream(handle)
@@ -181,15 +206,29 @@ class KubernetesBackend:
         """Have the cluster pull an image, with a pod that starts and ends: there is no other way to ask whether it can."""
         async with self._pulling:
             spec = SandboxSpec(image=image, lifetime_s=self.options.ready_s)
-            await self.destroy(await self.create(spec, new_lease(run="pull", lifetime_s=self.options.ready_s), [self._python, "-c", ""]))
+            await self.destroy(
+                await self.create(
+                    spec, new_lease(run="pull", lifetime_s=self.options.ready_s), [self._python, "-c", ""]
+                )
+            )
 
     async def create(self, spec: SandboxSpec, lease: Lease, command: Sequence[str]) -> Handle:
         """Create a pod and wait until it runs; cancelled or failed, it leaves nothing."""
         line = [self._python, *command[1:]] if self.options.python else list(command)
         options = self.options
-        body = pod(spec, lease, self._image(spec.image), line, runtime=options.runtime, secrets=options.secrets, nodes=dict(options.nodes))
+        body = pod(
+            spec,
+            lease,
+            self._image(spec.image),
+            line,
+            runtime=options.runtime,
+            secrets=options.secrets,
+            nodes=dict(options.nodes),
+        )
         handle = Handle(lease.id)
-        making = asyncio.ensure_future(_asked(self._core.create_namespaced_pod(options.namespace, dict(body))))
+        making = asyncio.ensure_future(
+            _asked(self._core.create_namespaced_pod(options.namespace, dict(body)))
+        )
         try:
             await asyncio.shield(making)
             await self._running(lease.id)
@@ -209,7 +248,10 @@ class KubernetesBackend:
         while time.monotonic() < until:
             found = await _asked(self._core.read_namespaced_pod(name, self.options.namespace))
             status = found.status
-            states = {one.name: one.state for one in [*(status.init_container_statuses or ()), *(status.container_statuses or ())]}
+            states = {
+                one.name: one.state
+                for one in [*(status.init_container_statuses or ()), *(status.container_statuses or ())]
+            }
             running = states.get(SANDBOX)
             if running is not None and running.running is not None:
                 return
@@ -222,7 +264,13 @@ class KubernetesBackend:
     async def open_stream(self, handle: Handle) -> PodStream:
         """Attach to the container, and let its program go on."""
         opening = self._stream.connect_get_namespaced_pod_attach_without_preload_content(
-            handle.id, self.options.namespace, container=SANDBOX, stdin=True, stdout=True, stderr=True, tty=False
+            handle.id,
+            self.options.namespace,
+            container=SANDBOX,
+            stdin=True,
+            stdout=True,
+            stderr=True,
+            tty=False,
         )
         stream = PodStream(await _asked(opening))
         try:
@@ -241,7 +289,11 @@ class KubernetesBackend:
         async with _deadline(60.0, f"deleting pod {handle.id}"):
             while True:
                 try:
-                    await _asked(self._core.delete_namespaced_pod(handle.id, self.options.namespace, grace_period_seconds=0))
+                    await _asked(
+                        self._core.delete_namespaced_pod(
+                            handle.id, self.options.namespace, grace_period_seconds=0
+                        )
+                    )
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, 1.0)
                 except _Gone:
@@ -249,7 +301,9 @@ class KubernetesBackend:
 
     async def reap(self, now: float) -> int:
         """Delete pods of ours whose owner is dead or whose deadline passed."""
-        found = await _asked(self._core.list_namespaced_pod(self.options.namespace, label_selector="agentrl.lease"))
+        found = await _asked(
+            self._core.list_namespaced_pod(self.options.namespace, label_selector="agentrl.lease")
+        )
         names = [one.metadata.name for one in found.items if reapable(one.metadata.annotations or {}, now)]
         await asyncio.gather(*(self.destroy(Handle(name)) for name in names))
         return len(names)
@@ -344,20 +398,32 @@ def _check(name: str, status: Any, states: Mapping[str, Any]) -> None:
     for container, state in states.items():
         waiting, ended = state.waiting, state.terminated
         if waiting is not None and waiting.reason in NOT_PULLED:
-            raise ImageMissing(f"the cluster cannot pull the image: {waiting.reason}: {waiting.message or 'no reason given'}")
+            raise ImageMissing(
+                f"the cluster cannot pull the image: {waiting.reason}: {waiting.message or 'no reason given'}"
+            )
         if waiting is not None and waiting.reason in NOT_STARTED:
-            raise SandboxError(f"pod {name} cannot start: {waiting.reason}: {waiting.message or 'no reason given'}")
+            raise SandboxError(
+                f"pod {name} cannot start: {waiting.reason}: {waiting.message or 'no reason given'}"
+            )
         if ended is not None and not (container == FILL and ended.exit_code == 0):
             said = f"{ended.reason or 'exit'} {ended.exit_code}: {ended.message or 'no reason given'}"
-            raise SandboxError(f"pod {name} ended before it could be attached to: container {container}: {said}")
+            raise SandboxError(
+                f"pod {name} ended before it could be attached to: container {container}: {said}"
+            )
     if status.phase in {"Failed", "Succeeded"}:
-        raise SandboxError(f"pod {name} ended before it could be attached to: {status.reason or status.phase}: {status.message or ''}")
+        raise SandboxError(
+            f"pod {name} ended before it could be attached to: {status.reason or status.phase}: {status.message or ''}"
+        )
 
 
 def _described(status: Any, states: Mapping[str, Any]) -> str:
     """Say how far a pod came."""
     waits = [f"{name}: {state.waiting.reason}" for name, state in states.items() if state.waiting is not None]
-    unmet = [f"{one.type}: {one.message}" for one in status.conditions or () if one.status == "False" and one.message]
+    unmet = [
+        f"{one.type}: {one.message}"
+        for one in status.conditions or ()
+        if one.status == "False" and one.message
+    ]
     return "; ".join([str(status.phase), *waits, *unmet])
 
 

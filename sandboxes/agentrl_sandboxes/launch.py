@@ -156,7 +156,14 @@ class Launcher:
         os.dup2(errors, 2)
         try:
             records.write(self._records, order.id, labels, groups=self._groups.folders(order.id))
-            become(order, bwrap=self._bwrap, uid=self._uid, groups=self._groups, filter_program=self._program, info=info)
+            become(
+                order,
+                bwrap=self._bwrap,
+                uid=self._uid,
+                groups=self._groups,
+                filter_program=self._program,
+                info=info,
+            )
         except OSError as problem:
             os.write(2, str(problem).encode())
 
@@ -198,7 +205,11 @@ class Launcher:
     def _orphans(self) -> set[int]:
         """Return our children that are no bubblewraps we started: first processes whose bubblewrap was killed before it named them."""
         known = {child.outer for child in self._children.values() if child.status is None}
-        return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid not in known and _is_ours(pid)}  # noqa: PTH208
+        return {
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if pid not in known and _is_ours(pid)
+        }  # noqa: PTH208
 
     def _over(self, child: _Child) -> None:
         del self._children[child.id]

@@ -53,7 +53,9 @@ class Launcher:
                 async with asyncio.timeout(_READY_S):
                     launcher.controllers = await asyncio.shield(launcher._ready)
             except (SandboxError, TimeoutError) as found:
-                problem = SandboxError(f"the launcher of local sandboxes did not start: {found or 'no answer'}")
+                problem = SandboxError(
+                    f"the launcher of local sandboxes did not start: {found or 'no answer'}"
+                )
                 await launcher.close()
             except BaseException:
                 launcher._process.kill()
@@ -67,10 +69,25 @@ class Launcher:
     def _spawn(cls, prefix: Sequence[str], *, bwrap: str, uid: int) -> Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parent.parent)
-        command = [sys.executable, "-I", "-S", "-c", _RUN, root, str(os.getpid()), str(uid), bwrap, str(records.place())]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _RUN,
+            root,
+            str(os.getpid()),
+            str(uid),
+            bwrap,
+            str(records.place()),
+        ]
         with theirs:
             process = subprocess.Popen(
-                [*prefix, *command], stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True, cwd="/"
+                [*prefix, *command],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
             )
         ours.setblocking(False)
         return cls(process, ours)
@@ -128,7 +145,9 @@ class Launcher:
     async def _send(self, message: Mapping[str, object], descriptors: Sequence[int]) -> None:
         data = json.dumps(message).encode()
         if len(data) > MAX_MESSAGE:
-            raise SandboxError(f"the command of a local sandbox is too long: {len(data)} bytes, at most {MAX_MESSAGE} can be passed")
+            raise SandboxError(
+                f"the command of a local sandbox is too long: {len(data)} bytes, at most {MAX_MESSAGE} can be passed"
+            )
         while True:
             if self.lost:
                 raise SandboxError("the launcher of local sandboxes is gone")
@@ -168,7 +187,9 @@ class Launcher:
         self._exited.set_result(None)
         self._loop.remove_reader(self._control)
         if not self._ready.done():
-            self._ready.set_exception(SandboxError(f"it ended at once, with exit code {self._process.poll()}"))
+            self._ready.set_exception(
+                SandboxError(f"it ended at once, with exit code {self._process.poll()}")
+            )
             self._ready.exception()  # seen, whether or not anybody waits
         for ended in self._ended.values():
             _finish(ended, "the launcher of local sandboxes was killed")
@@ -182,7 +203,11 @@ def _finish(future: asyncio.Future[Any], result: object) -> None:  # Any: future
 
 def _prefixes() -> list[list[str]]:
     """Return what to start the launcher under, best first."""
-    if Path("/sys/fs/cgroup/cgroup.controllers").exists() and Path("/run/systemd/system").exists() and shutil.which("systemd-run"):
+    if (
+        Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        and Path("/run/systemd/system").exists()
+        and shutil.which("systemd-run")
+    ):
         whose = [] if os.geteuid() == 0 else ["--user"]
         return [["systemd-run", *whose, "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"], []]
     return [[]]

@@ -30,7 +30,9 @@ DEAD = frozenset("ZX")
 
 def new_lease(*, run: str = "", lifetime_s: float) -> Lease:
     """Return a fresh lease of this process."""
-    return Lease(id=PREFIX + secrets.token_hex(10), owner=owner(), run=run, deadline=time.time() + lifetime_s + GRACE_S)
+    return Lease(
+        id=PREFIX + secrets.token_hex(10), owner=owner(), run=run, deadline=time.time() + lifetime_s + GRACE_S
+    )
 
 
 def owner() -> str:

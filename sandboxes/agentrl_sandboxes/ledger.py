@@ -29,7 +29,9 @@ class Ledger:
 
     async def create(self, spec: SandboxSpec, lease: Lease, command: Sequence[str]) -> Handle:
         """Start a sandbox, whose lifetime counts from here: a reset makes another one under the same lease."""
-        handle = await self._backend.create(spec, replace(lease, deadline=time.time() + spec.lifetime_s + GRACE_S), command)
+        handle = await self._backend.create(
+            spec, replace(lease, deadline=time.time() + spec.lifetime_s + GRACE_S), command
+        )
         self._there[handle.id] = handle
         return handle
 

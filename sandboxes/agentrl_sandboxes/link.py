@@ -16,7 +16,20 @@ from typing import Any, TypeVar  # Any: what JSON holds
 
 from agentrl.errors import SandboxError
 from agentrl_sandboxes.backend import Stream
-from agentrl_sandboxes.guest.wire import CANCEL, CHUNK, CREDIT, DATA, END, HEADER, MAX_FRAME, NUMBER, OPEN, PING, RESULT, WINDOW
+from agentrl_sandboxes.guest.wire import (
+    CANCEL,
+    CHUNK,
+    CREDIT,
+    DATA,
+    END,
+    HEADER,
+    MAX_FRAME,
+    NUMBER,
+    OPEN,
+    PING,
+    RESULT,
+    WINDOW,
+)
 
 GRACE_S = 10.0
 """How much later than its deadline an answer may come before the guest is taken to be lost."""
@@ -41,7 +54,11 @@ class Answer:
     def raise_for_errno(self, path: str = "") -> None:
         """Raise the ``OSError`` that happened inside, if one did."""
         if (number := self.result.get("errno")) is not None:
-            raise OSError(number, str(self.result.get("error", "")), path) if path else OSError(number, str(self.result.get("error", "")))
+            raise (
+                OSError(number, str(self.result.get("error", "")), path)
+                if path
+                else OSError(number, str(self.result.get("error", "")))
+            )
 
 
 class Channel:
@@ -151,7 +168,9 @@ class Link:
         self.waiting.append(HEADER.pack(kind, channel, len(body)) + body)
         self.wake.set()
 
-    async def request(self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: Any) -> Answer:
+    async def request(
+        self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: Any
+    ) -> Answer:
         """Ask the guest for something and wait for the answer.
 
         Args:
@@ -219,7 +238,9 @@ class Link:
         """Wait for a channel's result; a channel that is not waited for any more is cancelled."""
         loop = asyncio.get_running_loop()
 
-        def overdue() -> None:  # in two steps: if this process itself was stopped for long, the answer may be here already
+        def overdue() -> (
+            None
+        ):  # in two steps: if this process itself was stopped for long, the answer may be here already
             timers.append(loop.call_later(max(grace_s, 1.0), missed))
 
         def missed() -> None:

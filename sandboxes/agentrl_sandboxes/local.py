@@ -51,7 +51,9 @@ class Local(SandboxProvider):
         """Probe what this machine isolates and enforces, remove what dead owners left, and serve."""
         async with (
             backend() as opened,
-            serving(opened, run=run, options=self.pool, unenforced=self.unenforced, start=Session.start) as sandboxes,
+            serving(
+                opened, run=run, options=self.pool, unenforced=self.unenforced, start=Session.start
+            ) as sandboxes,
         ):
             yield sandboxes
 
@@ -96,7 +98,9 @@ class LocalBackend:
         """Find an image, or build the base image: seconds."""
         if image == HOST:
             if not os.access("/usr/bin/python3", os.X_OK):
-                raise ImageMissing("the image 'host' needs /usr/bin/python3, which is not there; install python3, or use another image")
+                raise ImageMissing(
+                    "the image 'host' needs /usr/bin/python3, which is not there; install python3, or use another image"
+                )
             self._images[HOST] = None
             return
         from agentrl_sandboxes import images
@@ -132,7 +136,9 @@ class LocalBackend:
         sandbox = _native(handle)
         await sandbox.launcher.stop(handle.id)
         if records.exists(handle.id) and not await asyncio.to_thread(reaper.remove_by_name, handle.id):
-            raise SandboxError(f"sandbox {handle.id} cannot be removed: its processes or control groups do not go")
+            raise SandboxError(
+                f"sandbox {handle.id} cannot be removed: its processes or control groups do not go"
+            )
         await sandbox.stream.close()
 
     async def reap(self, now: float) -> int:
@@ -221,8 +227,19 @@ def _order(spec: SandboxSpec, lease: Lease, command: Sequence[str], image: Path 
     """
     if spec.image == HOST:
         for path in (spec.workdir, *spec.writable):
-            if path.rstrip("/") == "" or path.split("/")[1] in {"usr", "bin", "sbin", "lib", "lib32", "lib64", "proc", "dev"}:
-                raise ConfigError(f"a sandbox of image 'host' cannot write to {path}: it is the host's own; build an image instead")
+            if path.rstrip("/") == "" or path.split("/")[1] in {
+                "usr",
+                "bin",
+                "sbin",
+                "lib",
+                "lib32",
+                "lib64",
+                "proc",
+                "dev",
+            }:
+                raise ConfigError(
+                    f"a sandbox of image 'host' cannot write to {path}: it is the host's own; build an image instead"
+                )
     return Order(
         id=lease.id,
         command=tuple(command),

@@ -78,15 +78,23 @@ def pod(
             "initContainers": [_fill(spec, image, command[0], paths)],
             "nodeSelector": dict(nodes or {}),
             "restartPolicy": "Never",
-            "securityContext": {"fsGroup": images.USER, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {
+                "fsGroup": images.USER,
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             "terminationGracePeriodSeconds": 0,
-            "volumes": [{"name": "writable", "emptyDir": {"medium": "Memory", "sizeLimit": f"{spec.disk_mib}Mi"}}],
+            "volumes": [
+                {"name": "writable", "emptyDir": {"medium": "Memory", "sizeLimit": f"{spec.disk_mib}Mi"}}
+            ],
             **({"runtimeClassName": runtime} if runtime else {}),
         },
     }
 
 
-def _sandbox(spec: SandboxSpec, image: str, command: Sequence[str], paths: Sequence[str]) -> Mapping[str, Any]:
+def _sandbox(
+    spec: SandboxSpec, image: str, command: Sequence[str], paths: Sequence[str]
+) -> Mapping[str, Any]:
     """Return the container that is the sandbox."""
     return {
         **_common(spec, image),
@@ -96,7 +104,10 @@ def _sandbox(spec: SandboxSpec, image: str, command: Sequence[str], paths: Seque
         "stdin": True,
         "stdinOnce": True,
         "tty": False,
-        "volumeMounts": [{"name": "writable", "mountPath": path, "subPath": str(number)} for number, path in enumerate(paths)],
+        "volumeMounts": [
+            {"name": "writable", "mountPath": path, "subPath": str(number)}
+            for number, path in enumerate(paths)
+        ],
     }
 
 
@@ -136,5 +147,10 @@ def policy() -> Mapping[str, Any]:
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": POLICY},
-        "spec": {"podSelector": {"matchLabels": {CLOSED: "yes"}}, "policyTypes": ["Ingress", "Egress"], "ingress": [], "egress": []},
+        "spec": {
+            "podSelector": {"matchLabels": {CLOSED: "yes"}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [],
+            "egress": [],
+        },
     }

@@ -129,14 +129,20 @@ def bubblewrap() -> str:
         ConfigError: this is no Linux, or one of a machine without a filter, or it is not installed.
     """
     if sys.platform != "linux":
-        raise ConfigError(f"local sandboxes are made of Linux namespaces, and this is {sys.platform}; use Docker")
+        raise ConfigError(
+            f"local sandboxes are made of Linux namespaces, and this is {sys.platform}; use Docker"
+        )
     try:
         seccomp.program()
     except LookupError as problem:
-        raise ConfigError(f"local sandboxes cannot filter system calls on this machine: {problem}; use Docker") from problem
+        raise ConfigError(
+            f"local sandboxes cannot filter system calls on this machine: {problem}; use Docker"
+        ) from problem
     found = shutil.which("bwrap")
     if found is None:
-        raise ConfigError("local sandboxes need bubblewrap 0.8 or newer, and no bwrap is on the path; as root: apt-get install bubblewrap")
+        raise ConfigError(
+            "local sandboxes need bubblewrap 0.8 or newer, and no bwrap is on the path; as root: apt-get install bubblewrap"
+        )
     return found
 
 
@@ -147,10 +153,20 @@ async def probe(backend: LocalBackend) -> Capabilities:
         ConfigError: a sandbox cannot be started here, or would not be closed; the message says why and how to mend it.
     """
     image = "host" if os.access("/usr/bin/python3", os.X_OK) else ""
-    spec = SandboxSpec(image=image, cpus=0.5, memory_mib=48, disk_mib=8, num_processes=16, num_files=64, lifetime_s=DEADLINE_S)
+    spec = SandboxSpec(
+        image=image,
+        cpus=0.5,
+        memory_mib=48,
+        disk_mib=8,
+        num_processes=16,
+        num_files=64,
+        lifetime_s=DEADLINE_S,
+    )
     found, controllers = await _ask(backend, spec), await backend.controllers()
     if found["leaks"]:
-        raise ConfigError(f"local sandboxes are not closed on this machine: from inside one can {', '.join(found['leaks'])}; use Docker")
+        raise ConfigError(
+            f"local sandboxes are not closed on this machine: from inside one can {', '.join(found['leaks'])}; use Docker"
+        )
     if not found["overlay"]:
         raise ConfigError(
             f"local sandboxes cannot replace folders of an image on Linux {os.uname().release}: "
@@ -182,7 +198,9 @@ async def _ask(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  
                 await backend.destroy(handle)
         found: Mapping[str, Any] = json.loads(said)
     except (SandboxError, OSError, ValueError) as problem:
-        raise ConfigError(f"local sandboxes do not work on this machine: {problem or 'no answer'}; {_mend(str(problem))}") from problem
+        raise ConfigError(
+            f"local sandboxes do not work on this machine: {problem or 'no answer'}; {_mend(str(problem))}"
+        ) from problem
     return found
 
 

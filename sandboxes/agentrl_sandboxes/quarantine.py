@@ -39,7 +39,9 @@ class Quarantine:
         if isinstance(record.last, ImageMissing):
             raise ImageMissing(str(record.last))
         count = f"{record.failures} failed starts in a row"
-        raise SandboxError(f"image {image!r} is in quarantine after {count}, for another {left:.0f} s; the last: {record.last}")
+        raise SandboxError(
+            f"image {image!r} is in quarantine after {count}, for another {left:.0f} s; the last: {record.last}"
+        )
 
     def failed(self, image: str, problem: AgentRLError) -> None:
         """Count a failed start."""

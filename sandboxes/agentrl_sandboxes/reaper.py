@@ -48,6 +48,8 @@ def processes(name: str) -> list[int]:
     found, called, disk = [], name.encode() + b"\0", f" tmpfs {name} ".encode()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (path / "cmdline").read_bytes().startswith(called) or disk in (path / "mountinfo").read_bytes():
+            if (path / "cmdline").read_bytes().startswith(called) or disk in (
+                path / "mountinfo"
+            ).read_bytes():
                 found.append(int(path.name))
     return found

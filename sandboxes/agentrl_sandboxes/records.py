@@ -46,7 +46,9 @@ def place() -> Path:
     if uid == 0:
         folder = Path("/run/agentrl")
     else:
-        folder = user / "agentrl" if os.access(user, os.W_OK) else Path(tempfile.gettempdir(), f"agentrl-{uid}")
+        folder = (
+            user / "agentrl" if os.access(user, os.W_OK) else Path(tempfile.gettempdir(), f"agentrl-{uid}")
+        )
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != uid or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
@@ -57,7 +59,13 @@ def place() -> Path:
 def write(folder: Path, name: str, labels: Mapping[str, str], *, groups: Iterable[Path]) -> None:
     """Write down that the calling process becomes the sandbox ``name``."""
     pid = os.getpid()
-    record = {"labels": dict(labels), "pid": pid, "started": started(pid), "boot": boot(), "groups": [str(group) for group in groups]}
+    record = {
+        "labels": dict(labels),
+        "pid": pid,
+        "started": started(pid),
+        "boot": boot(),
+        "groups": [str(group) for group in groups],
+    }
     (folder / f"{name}.json").write_text(json.dumps(record))
 
 

@@ -15,7 +15,11 @@ import os
 import struct
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # ld [k]; jeq; jge; jset; ret
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets; the low half of an argument comes first on both machines
+_NUMBER, _ARCH, _FIRST_ARGUMENT = (
+    0,
+    4,
+    16,
+)  # offsets; the low half of an argument comes first on both machines
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 _NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
@@ -38,18 +42,66 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (
         0xC000003E,
         {"socket": 41, "clone": 56, "clone3": 435}
-        | {"mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "swapon": 167, "swapoff": 168, "acct": 163, "reboot": 169}
-        | {"add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "setns": 308, "bpf": 321, "userfaultfd": 323}
+        | {
+            "mount": 165,
+            "umount2": 166,
+            "pivot_root": 155,
+            "chroot": 161,
+            "swapon": 167,
+            "swapoff": 168,
+            "acct": 163,
+            "reboot": 169,
+        }
+        | {
+            "add_key": 248,
+            "request_key": 249,
+            "keyctl": 250,
+            "unshare": 272,
+            "setns": 308,
+            "bpf": 321,
+            "userfaultfd": 323,
+        }
         | {"perf_event_open": 298, "open_by_handle_at": 304, "init_module": 175, "finit_module": 313}
-        | {"delete_module": 176, "kexec_load": 246, "kexec_file_load": 320, "quotactl": 179, "syslog": 103, "settimeofday": 164},
+        | {
+            "delete_module": 176,
+            "kexec_load": 246,
+            "kexec_file_load": 320,
+            "quotactl": 179,
+            "syslog": 103,
+            "settimeofday": 164,
+        },
     ),
     "aarch64": (
         0xC00000B7,
         {"socket": 198, "clone": 220, "clone3": 435}
-        | {"mount": 40, "umount2": 39, "pivot_root": 41, "chroot": 51, "swapon": 224, "swapoff": 225, "acct": 89, "reboot": 142}
-        | {"add_key": 217, "request_key": 218, "keyctl": 219, "unshare": 97, "setns": 268, "bpf": 280, "userfaultfd": 282}
+        | {
+            "mount": 40,
+            "umount2": 39,
+            "pivot_root": 41,
+            "chroot": 51,
+            "swapon": 224,
+            "swapoff": 225,
+            "acct": 89,
+            "reboot": 142,
+        }
+        | {
+            "add_key": 217,
+            "request_key": 218,
+            "keyctl": 219,
+            "unshare": 97,
+            "setns": 268,
+            "bpf": 280,
+            "userfaultfd": 282,
+        }
         | {"perf_event_open": 241, "open_by_handle_at": 265, "init_module": 105, "finit_module": 273}
-        | {"delete_module": 106, "kexec_load": 104, "kexec_file_load": 294, "quotactl": 60, "syslog": 116, "settimeofday": 170},
+        | {
+            "delete_module": 106,
+            "kexec_load": 104,
+            "kexec_file_load": 294,
+            "quotactl": 60,
+            "syslog": 116,
+            "settimeofday": 170,
+        },
     ),
 }
 _SPECIAL = {"socket", "clone", "clone3"}
@@ -65,9 +117,16 @@ def program(machine: str = "") -> bytes:
     if machine not in _MACHINES:
         raise LookupError(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
     arch, numbers = _MACHINES[machine]
-    refused = sorted({number for name, number in numbers.items() if name not in _SPECIAL} | set(_NEWER.values()))
+    refused = sorted(
+        {number for name, number in numbers.items() if name not in _SPECIAL} | set(_NEWER.values())
+    )
 
-    code = [_load(_ARCH), _jump(_EQUAL, arch, skip_if_not=0, skip_if=1), _return(errno.ENOSYS), _load(_NUMBER)]
+    code = [
+        _load(_ARCH),
+        _jump(_EQUAL, arch, skip_if_not=0, skip_if=1),
+        _return(errno.ENOSYS),
+        _load(_NUMBER),
+    ]
     if machine == "x86_64":
         code += [_jump(_AT_LEAST, _X32, skip_if=0, skip_if_not=1), _return(errno.ENOSYS)]
     # what clone3 asks for lies in memory, where a filter cannot look: C libraries fall back to clone
@@ -76,7 +135,11 @@ def program(machine: str = "") -> bytes:
         code += [_jump(_EQUAL, number, skip_if=0, skip_if_not=1), _return(errno.EPERM)]
     code += [_jump(_EQUAL, numbers["clone"], skip_if=0, skip_if_not=4), _load(_FIRST_ARGUMENT)]
     code += [_jump(_ANY_BIT, _NAMESPACES, skip_if=0, skip_if_not=1), _return(errno.EPERM), _return(None)]
-    code += [_jump(_EQUAL, numbers["socket"], skip_if=1, skip_if_not=0), _return(None), _load(_FIRST_ARGUMENT)]
+    code += [
+        _jump(_EQUAL, numbers["socket"], skip_if=1, skip_if_not=0),
+        _return(None),
+        _load(_FIRST_ARGUMENT),
+    ]
     for family in _FAMILIES:
         code += [_jump(_EQUAL, family, skip_if=0, skip_if_not=1), _return(None)]
     return b"".join([*code, _return(errno.EAFNOSUPPORT)])

@@ -21,13 +21,74 @@ NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 
 LOW = 0xFFFFFFFF
 """The half of an argument that the kernel looks at where it takes an int."""
 REFUSED = (
-    *("acct", "add_key", "bpf", "chroot", "clock_adjtime", "clock_settime", "create_module", "delete_module", "fanotify_init"),
-    *("finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "get_kernel_syms", "get_mempolicy", "init_module", "io_uring_enter"),
-    *("io_uring_register", "io_uring_setup", "ioperm", "iopl", "kexec_file_load", "kexec_load", "keyctl", "lookup_dcookie"),
-    *("mbind", "mount", "mount_setattr", "move_mount", "move_pages", "name_to_handle_at", "nfsservctl", "open_by_handle_at"),
+    *(
+        "acct",
+        "add_key",
+        "bpf",
+        "chroot",
+        "clock_adjtime",
+        "clock_settime",
+        "create_module",
+        "delete_module",
+        "fanotify_init",
+    ),
+    *(
+        "finit_module",
+        "fsconfig",
+        "fsmount",
+        "fsopen",
+        "fspick",
+        "get_kernel_syms",
+        "get_mempolicy",
+        "init_module",
+        "io_uring_enter",
+    ),
+    *(
+        "io_uring_register",
+        "io_uring_setup",
+        "ioperm",
+        "iopl",
+        "kexec_file_load",
+        "kexec_load",
+        "keyctl",
+        "lookup_dcookie",
+    ),
+    *(
+        "mbind",
+        "mount",
+        "mount_setattr",
+        "move_mount",
+        "move_pages",
+        "name_to_handle_at",
+        "nfsservctl",
+        "open_by_handle_at",
+    ),
     *("open_tree", "perf_event_open", "pivot_root", "query_module"),
-    *("quotactl", "quotactl_fd", "reboot", "request_key", "set_mempolicy", "sethostname", "setdomainname", "setns", "settimeofday"),
-    *("stime", "swapoff", "swapon", "_sysctl", "sysfs", "syslog", "umount", "umount2", "unshare", "uselib", "userfaultfd", "ustat"),
+    *(
+        "quotactl",
+        "quotactl_fd",
+        "reboot",
+        "request_key",
+        "set_mempolicy",
+        "sethostname",
+        "setdomainname",
+        "setns",
+        "settimeofday",
+    ),
+    *(
+        "stime",
+        "swapoff",
+        "swapon",
+        "_sysctl",
+        "sysfs",
+        "syslog",
+        "umount",
+        "umount2",
+        "unshare",
+        "uselib",
+        "userfaultfd",
+        "ustat",
+    ),
     *("vhangup", "vm86", "vm86old"),
 )
 
@@ -35,7 +96,10 @@ REFUSED = (
 @cache
 def profile() -> str:
     """Return the profile as the JSON that ``SecurityOpt: ["seccomp=..."]`` takes."""
-    rules = [_refuse(*REFUSED), _refuse("clone3", error=errno.ENOSYS)]  # the C library then uses clone, whose flags can be looked at
+    rules = [
+        _refuse(*REFUSED),
+        _refuse("clone3", error=errno.ENOSYS),
+    ]  # the C library then uses clone, whose flags can be looked at
     rules += [_refuse("clone", mask=flag, value=flag) for flag in NAMESPACES]
     families = [family for family in range(NUM_FAMILIES) if family not in FAMILIES]
     rules += [_refuse("socket", mask=LOW, value=family, error=errno.EAFNOSUPPORT) for family in families]

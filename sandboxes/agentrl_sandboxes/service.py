@@ -105,14 +105,24 @@ async def serving(
 class Service:
     """What ``serving`` yields."""
 
-    def __init__(self, backend: Backend, *, run: str, options: PoolOptions, unenforced: Collection[Limit], start: Start) -> None:
-        self._backend, self._run, self._options, self._unenforced, self._make = Ledger(backend), run, options, frozenset(unenforced), start
+    def __init__(
+        self, backend: Backend, *, run: str, options: PoolOptions, unenforced: Collection[Limit], start: Start
+    ) -> None:
+        self._backend, self._run, self._options, self._unenforced, self._make = (
+            Ledger(backend),
+            run,
+            options,
+            frozenset(unenforced),
+            start,
+        )
         self._pool: Pool[Started] = Pool(options.num_open, self._close)
         self._quarantine = Quarantine(after=options.quarantine_after, refuse_s=options.quarantine_s)
         self._starting = asyncio.Semaphore(options.num_starting)
         self._jitter = random.Random(f"{run}/back-off")
         self._jobs: set[asyncio.Task[Any]] = set()  # their results differ, and are not used here
-        self._held: dict[Started, str] = {}  # open, warm, being closed, or not closed yet: each has a slot; with its lease's id
+        self._held: dict[
+            Started, str
+        ] = {}  # open, warm, being closed, or not closed yet: each has a slot; with its lease's id
         self._starting_ids: set[str] = set()
         self._ending: set[Started] = set()
         self._unclosed: set[Started] = set()
@@ -144,7 +154,10 @@ class Service:
             await asyncio.gather(*(self._end(sandbox) for sandbox in list(self._held)))
             await self._settle()
         if forgotten := self._backend.forgotten(()):
-            log.error("%d sandboxes could not be closed; the reaper of a later run removes what is left of them", len(forgotten))
+            log.error(
+                "%d sandboxes could not be closed; the reaper of a later run removes what is left of them",
+                len(forgotten),
+            )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -158,7 +171,9 @@ class Service:
         for problem in found:
             if problem is not None and not isinstance(problem, ImageMissing):
                 raise problem
-        return {image: str(problem) for image, problem in zip(names, found, strict=True) if problem is not None}
+        return {
+            image: str(problem) for image, problem in zip(names, found, strict=True) if problem is not None
+        }
 
     def metrics(self) -> Mapping[str, float]:
         """Return what ``METRICS`` explains, by name."""
@@ -194,7 +209,11 @@ class Service:
             if job.cancelled():  # by the service, which is being left, and not by the caller
                 raise SandboxError("the sandbox provider was closed while the sandbox was started") from None
             job.cancel()
-            job.add_done_callback(lambda late: None if late.cancelled() or late.exception() else self._close(late.result()) and None)
+            job.add_done_callback(
+                lambda late: (
+                    None if late.cancelled() or late.exception() else self._close(late.result()) and None
+                )
+            )
             raise
 
     async def _get(self, spec: SandboxSpec) -> Started:
@@ -202,7 +221,9 @@ class Service:
         self._used[spec] = began = time.monotonic()
         try:
             self._quarantine.check(spec.image)
-            while (sandbox := await self._pool.take(spec, deadline_s=self._options.wait_deadline_s)) and not sandbox.alive:
+            while (
+                sandbox := await self._pool.take(spec, deadline_s=self._options.wait_deadline_s)
+            ) and not sandbox.alive:
                 self._close(sandbox)
             self._waits.append(time.monotonic() - began)
             if sandbox is None:
@@ -228,9 +249,17 @@ class Service:
                         raise SandboxError(
                             f"no sandbox of image {spec.image!r} could be started in {attempts} attempts; the last: {problem}"
                         ) from problem
-                    log.info("starting a sandbox of image %r, attempt %d of %d: %s", spec.image, attempt, attempts, problem)
+                    log.info(
+                        "starting a sandbox of image %r, attempt %d of %d: %s",
+                        spec.image,
+                        attempt,
+                        attempts,
+                        problem,
+                    )
                     self._count["retried"] += 1
-                    await asyncio.sleep(self._options.backoff_s * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5))
+                    await asyncio.sleep(
+                        self._options.backoff_s * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5)
+                    )
                 else:
                     return sandbox
             raise AssertionError("a start is tried at least once")
@@ -245,7 +274,10 @@ class Service:
         self._starting_ids.add(lease.id)
         try:
             await self._prepare(spec.image)
-            async with self._starting, _within(self._options.start_deadline_s, f"starting a sandbox of image {spec.image!r}"):
+            async with (
+                self._starting,
+                _within(self._options.start_deadline_s, f"starting a sandbox of image {spec.image!r}"),
+            ):
                 began = time.monotonic()
                 sandbox = await self._make(self._backend, spec, lease)
             self._held[sandbox] = lease.id
@@ -271,7 +303,11 @@ class Service:
 
     def _refill(self, spec: SandboxSpec) -> None:
         """Start warm sandboxes of a spec in slots that nobody waits for."""
-        while not self._leaving and self._pool.num_warm(spec) + self._warming[spec] < self._options.num_warm and self._pool.take_spare():
+        while (
+            not self._leaving
+            and self._pool.num_warm(spec) + self._warming[spec] < self._options.num_warm
+            and self._pool.take_spare()
+        ):
             self._warming[spec] += 1
             self._job(self._warm(spec))
 
@@ -288,7 +324,9 @@ class Service:
         job = asyncio.create_task(work)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
-        job.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits for it gets its error; nobody may
+        job.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # whoever waits for it gets its error; nobody may
         return job
 
     def _close(self, sandbox: Started) -> asyncio.Task[None]:
@@ -343,10 +381,15 @@ class Service:
             await asyncio.sleep(self._options.reap_every_s)
             await self._reap()
             await self._settle()
-            for sandbox in (*self._unclosed, *self._pool.idle(lambda spec: min(self._options.idle_s, WARM_SHARE * spec.lifetime_s))):
+            for sandbox in (
+                *self._unclosed,
+                *self._pool.idle(lambda spec: min(self._options.idle_s, WARM_SHARE * spec.lifetime_s)),
+            ):
                 self._close(sandbox)
             now = time.monotonic()
-            self._used = {spec: used for spec, used in self._used.items() if now - used < self._options.idle_s}
+            self._used = {
+                spec: used for spec, used in self._used.items() if now - used < self._options.idle_s
+            }
             for spec in self._used:
                 self._refill(spec)
 

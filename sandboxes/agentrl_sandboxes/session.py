@@ -41,7 +41,9 @@ class Session:
         self._link: Link | None = None
 
     @classmethod
-    async def start(cls, backend: Backend, spec: SandboxSpec, lease: Lease, *, python: str = "/usr/bin/python3") -> Session:
+    async def start(
+        cls, backend: Backend, spec: SandboxSpec, lease: Lease, *, python: str = "/usr/bin/python3"
+    ) -> Session:
         """Make a sandbox. Cancelled or failed, it leaves nothing.
 
         Raises:
@@ -74,13 +76,23 @@ class Session:
         """Run a command to its end or its deadline; see ``agentrl.sandbox.Sandbox``."""
         if not argv:
             raise ValueError("argv must name a program, found an empty sequence")
-        arguments = {"argv": list(argv), "cwd": cwd, "env": dict(env or {}), "timeout_s": timeout_s, "max_output": max_output}
+        arguments = {
+            "argv": list(argv),
+            "cwd": cwd,
+            "env": dict(env or {}),
+            "timeout_s": timeout_s,
+            "max_output": max_output,
+        }
         started = time.monotonic()
         try:
-            answer = await self._request("exec", stdin, deadline_s=timeout_s, expect=2 * max_output + 1024, **arguments)
+            answer = await self._request(
+                "exec", stdin, deadline_s=timeout_s, expect=2 * max_output + 1024, **arguments
+            )
         except RequestTooLong:
             reason = b"cannot start: Argument list too long\n"
-            return ExecResult(exit_code=NOT_RUN, stdout=b"", stderr=reason, stdout_total=0, stderr_total=len(reason))
+            return ExecResult(
+                exit_code=NOT_RUN, stdout=b"", stderr=reason, stdout_total=0, stderr_total=len(reason)
+            )
         if "errno" in answer.result:  # of the guest's own: what is wrong with the command is a result
             raise SandboxError(f"the guest cannot start commands: {answer.result.get('error')}")
         with boundary(SandboxError, "the guest's answer"):
@@ -98,13 +110,17 @@ class Session:
 
     async def read(self, path: str, *, max_bytes: int = 1 << 30) -> bytes:
         """Return a regular file's bytes; see ``agentrl.sandbox.Sandbox``."""
-        answer = await self._request("read", deadline_s=FILE_S + max_bytes / 2**20, expect=max_bytes, path=path, max_bytes=max_bytes)
+        answer = await self._request(
+            "read", deadline_s=FILE_S + max_bytes / 2**20, expect=max_bytes, path=path, max_bytes=max_bytes
+        )
         answer.raise_for_errno(path)
         return answer.data
 
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Write a file, making its parent folders; see ``agentrl.sandbox.Sandbox``."""
-        answer = await self._request("write", data, deadline_s=FILE_S + len(data) / 2**20, path=path, mode=mode)
+        answer = await self._request(
+            "write", data, deadline_s=FILE_S + len(data) / 2**20, path=path, mode=mode
+        )
         answer.raise_for_errno(path)
 
     async def put_tar(self, path: str, data: bytes) -> None:
@@ -119,7 +135,9 @@ class Session:
         """Return a plain tar archive of a file or folder; see ``agentrl.sandbox.Sandbox``."""
         deadline_s = FILE_S + max_bytes / 2**20
         limits: dict[str, Any] = {"max_bytes": max_bytes, "timeout_s": deadline_s}
-        answer = await self._request("get_tar", deadline_s=deadline_s, expect=max_bytes + SLACK, path=path, **limits)
+        answer = await self._request(
+            "get_tar", deadline_s=deadline_s, expect=max_bytes + SLACK, path=path, **limits
+        )
         answer.raise_for_errno(path)
         if reason := answer.result.get("invalid"):
             raise OSError(errno.EIO, str(reason), path)
@@ -181,7 +199,9 @@ class Session:
         if handle:
             await self.backend.destroy(handle)
 
-    async def _request(self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: Any) -> Answer:
+    async def _request(
+        self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: Any
+    ) -> Answer:
         """Ask the guest; a sandbox whose guest is lost is destroyed before that is raised."""
         link = self._link
         if link is None:

@@ -19,7 +19,9 @@ NUL = b"bash: a command cannot hold a NUL byte\n"
 class Request(Protocol):
     """How a session asks its guest."""
 
-    async def __call__(self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: object) -> Answer:
+    async def __call__(
+        self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: object
+    ) -> Answer:
         """Ask, and wait for the answer."""
         ...
 
@@ -31,18 +33,24 @@ class GuestShell:
         self._request, self._number, self._cwd = request, number, cwd
         self._one_at_a_time = asyncio.Lock()
 
-    async def run(self, command: str, *, timeout_s: float = 60.0, max_output: int = MAX_OUTPUT) -> ShellResult:
+    async def run(
+        self, command: str, *, timeout_s: float = 60.0, max_output: int = MAX_OUTPUT
+    ) -> ShellResult:
         """Run a command line to its end or its deadline."""
         if "\0" in command:
             return ShellResult(exit_code=SYNTAX_ERROR, output=NUL, output_total=len(NUL), cwd=self._cwd)
         try:
             text = command.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # half of a surrogate pair, which a model's JSON may hold, is no text at all
+        except (
+            UnicodeEncodeError
+        ):  # half of a surrogate pair, which a model's JSON may hold, is no text at all
             text = command.encode("utf-8", "replace")
         async with self._one_at_a_time:
             started = time.monotonic()
             arguments = {"shell": self._number, "timeout_s": timeout_s, "max_output": max_output}
-            answer = await self._request("run", text, deadline_s=timeout_s + SETTLE_S, expect=max_output, **arguments)
+            answer = await self._request(
+                "run", text, deadline_s=timeout_s + SETTLE_S, expect=max_output, **arguments
+            )
             result = answer.result
             if "errno" in result:
                 raise SandboxError(f"the guest has no such shell: {result.get('error')}")

@@ -41,7 +41,9 @@ def check_spec(spec: SandboxSpec, capabilities: Capabilities, *, unenforced: Col
         )
     if spec.network not in capabilities.networks:
         offered = ", ".join(map(repr, sorted(capabilities.networks)))
-        raise ConfigError(f"this back end offers the networks {offered}, and the sandbox asks for {spec.network!r}")
+        raise ConfigError(
+            f"this back end offers the networks {offered}, and the sandbox asks for {spec.network!r}"
+        )
     if spec.image and not capabilities.images:
         raise ConfigError(
             f"this back end has only its own root file system, and the sandbox asks for image {spec.image!r}; "

@@ -23,7 +23,9 @@ Canary = Any
 
 def say(what: str, escaped: object, detail: object) -> None:
     """Report an attempt."""
-    os.write(1, (json.dumps({"what": what, "escaped": bool(escaped), "detail": str(detail)[:200]}) + "\n").encode())
+    os.write(
+        1, (json.dumps({"what": what, "escaped": bool(escaped), "detail": str(detail)[:200]}) + "\n").encode()
+    )
 
 
 def attempt(what: str, action: Callable[..., object], *arguments: object) -> None:

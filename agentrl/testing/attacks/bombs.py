@@ -98,7 +98,9 @@ def held_by(sizes: list[int]) -> int:
         while growing := [child for child in children if child.growing]:
             ready, _, _ = select.select(growing, [], [], max(until - time.monotonic(), 0.0))
             if not ready:
-                raise TimeoutError(f"{len(growing)} of {len(children)} children neither took their memory nor died within {HOARD_S:g} s")
+                raise TimeoutError(
+                    f"{len(growing)} of {len(children)} children neither took their memory nor died within {HOARD_S:g} s"
+                )
             for child in ready:
                 child.hear()
         together = sum(child.held for child in children if child.answers())
@@ -167,7 +169,22 @@ def hoard(size: int, told: int, asked: int) -> None:
 def disk_fill(canary: Canary) -> None:
     """Write wherever one may, until no more can be written."""
     limit, written, chunk = canary["disk_mib"] * MIB, 0, os.urandom(MIB)
-    places = {os.getcwd(), "/tmp", "/var/tmp", "/dev/shm", "/run", "/root", "/home", "/", "/dev", "/mnt", "/opt", "/usr", "/etc", "/var"}
+    places = {
+        os.getcwd(),
+        "/tmp",
+        "/var/tmp",
+        "/dev/shm",
+        "/run",
+        "/root",
+        "/home",
+        "/",
+        "/dev",
+        "/mnt",
+        "/opt",
+        "/usr",
+        "/etc",
+        "/var",
+    }
     for place in sorted(places):
         name = os.path.join(place, "filling")
         with suppress(OSError), open(name, "wb", buffering=0) as file:

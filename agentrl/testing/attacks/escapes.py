@@ -12,8 +12,22 @@ import stat
 from agentrl.testing.attacks import Canary, attempt, call, connect, content, in_child, opened, processes, say
 
 UP = "../" * 16
-NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-NAMESPACES = {"user": NEWUSER, "user and mount": NEWUSER | NEWNS, "user and net": NEWUSER | NEWNET, "mount": NEWNS, "pid": NEWPID}
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
+    0x20000,
+    0x2000000,
+    0x4000000,
+    0x8000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
+NAMESPACES = {
+    "user": NEWUSER,
+    "user and mount": NEWUSER | NEWNS,
+    "user and net": NEWUSER | NEWNET,
+    "mount": NEWNS,
+    "pid": NEWPID,
+}
 NAMESPACES.update({"net": NEWNET, "cgroup": NEWCGROUP, "ipc": NEWIPC, "uts": NEWUTS})
 SYSCTLS: tuple[str, ...] = (
     "kernel/core_pattern",
@@ -54,7 +68,10 @@ def read_host_files(canary: Canary) -> None:
     for owner in ("self", "1"):
         for fd in os.listdir(f"/proc/{owner}/fd") if os.access(f"/proc/{owner}/fd", os.R_OK) else []:
             attempt(f"through descriptor {fd} of {owner}", found, f"/proc/{owner}/fd/{fd}/{UP}{path}")
-    handle, root_fd = (ctypes.c_char * 32).from_buffer_copy(bytes([8, 0, 0, 0, 1, 0, 0, 0, 2]) + bytes(23)), os.open("/", os.O_RDONLY)
+    handle, root_fd = (
+        (ctypes.c_char * 32).from_buffer_copy(bytes([8, 0, 0, 0, 1, 0, 0, 0, 2]) + bytes(23)),
+        os.open("/", os.O_RDONLY),
+    )
     allowed("open_by_handle_at", root_fd, handle, os.O_RDONLY)
 
     def break_out() -> bool:
@@ -66,7 +83,11 @@ def read_host_files(canary: Canary) -> None:
 
     attempt("out of a chroot", in_child, break_out)
     for pid, _ in processes():
-        attempt(f"environment of {pid}", lambda name: canary["env"].encode() in content(name), f"/proc/{pid}/environ")
+        attempt(
+            f"environment of {pid}",
+            lambda name: canary["env"].encode() in content(name),
+            f"/proc/{pid}/environ",
+        )
     attempt("kernel log", call, "klogctl", 3, ctypes.create_string_buffer(64), 64)
 
 
@@ -99,7 +120,11 @@ def write_host_files(canary: Canary) -> None:
 def see_host_processes(canary: Canary) -> None:
     """Find the victim among all processes."""
     seen = list(processes())
-    say("look for the victim", any(canary["marker"].encode() in line for _, line in seen), f"{len(seen)} processes seen")
+    say(
+        "look for the victim",
+        any(canary["marker"].encode() in line for _, line in seen),
+        f"{len(seen)} processes seen",
+    )
 
 
 def signal_host_processes(canary: Canary) -> None:
@@ -127,7 +152,14 @@ def reach_the_network(canary: Canary) -> None:
 
     A virtual machine's socket reaches its hypervisor from every network namespace; so there must be none to be had.
     """
-    for host in (*canary["addresses"], "10.0.0.1", "172.17.0.1", "192.168.0.1", "169.254.169.254", "192.0.2.1"):
+    for host in (
+        *canary["addresses"],
+        "10.0.0.1",
+        "172.17.0.1",
+        "192.168.0.1",
+        "169.254.169.254",
+        "192.0.2.1",
+    ):
         attempt(f"route to {host}", connect, socket.AF_INET, socket.SOCK_DGRAM, (host, 9))
     attempt("route to 2001:db8::1", connect, socket.AF_INET6, socket.SOCK_DGRAM, ("2001:db8::1", 9))
     if hasattr(socket, "AF_VSOCK"):
@@ -139,15 +171,31 @@ def resolve_names(canary: Canary) -> None:
     attempt("resolve example.com", socket.getaddrinfo, "example.com", 80)
     servers = ["192.0.2.53"]
     if os.access("/etc/resolv.conf", os.R_OK):
-        servers += [line.split()[1] for line in content("/etc/resolv.conf").decode().splitlines() if line.startswith("nameserver ")]
+        servers += [
+            line.split()[1]
+            for line in content("/etc/resolv.conf").decode().splitlines()
+            if line.startswith("nameserver ")
+        ]
     for server in servers:
         if not server.startswith("127."):
-            attempt(f"route to {server}", connect, socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM, (server, 53))
+            attempt(
+                f"route to {server}",
+                connect,
+                socket.AF_INET6 if ":" in server else socket.AF_INET,
+                socket.SOCK_DGRAM,
+                (server, 53),
+            )
 
 
 def reach_host_sockets(canary: Canary) -> None:
     """Connect to an abstract socket of the host, one in a folder, and those that daemons have."""
-    for name in ("\0" + canary["abstract"], canary["unix"], "/run/docker.sock", "/var/run/docker.sock", "/run/dbus/system_bus_socket"):
+    for name in (
+        "\0" + canary["abstract"],
+        canary["unix"],
+        "/run/docker.sock",
+        "/var/run/docker.sock",
+        "/run/dbus/system_bus_socket",
+    ):
         attempt(f"connect {name!r}", connect, socket.AF_UNIX, socket.SOCK_STREAM, name)
     attempt("see its name", lambda: canary["abstract"].encode() in content("/proc/net/unix"))
 
@@ -179,7 +227,14 @@ def write_cgroups(canary: Canary) -> None:
     """Make a group, move into one, change a limit, set a release agent, mount the hierarchy."""
     for folder, _, names in list(os.walk("/sys/fs/cgroup"))[:100]:
         attempt(f"make a group in {folder}", make_folder, folder + "/agentrl-abuse")
-        for name in {"cgroup.procs", "release_agent", "pids.max", "memory.max", "memory.limit_in_bytes", "cpu.max"} & set(names):
+        for name in {
+            "cgroup.procs",
+            "release_agent",
+            "pids.max",
+            "memory.max",
+            "memory.limit_in_bytes",
+            "cpu.max",
+        } & set(names):
             attempt(f"write {folder}/{name}", opened, f"{folder}/{name}")
     os.makedirs("groups", exist_ok=True)  # where there is none to see, one may be mounted
     for kind, options in ((b"cgroup", b"pids"), (b"cgroup2", None)):
@@ -204,21 +259,32 @@ def make_user_namespaces(canary: Canary) -> None:
         attempt(f"unshare {name}", in_child, call, "unshare", flags)
     attempt("clone3 user", in_child, clone3)
     for kind in ("user", "mnt", "net", "pid"):
-        attempt(f"enter {kind} of 1", in_child, lambda name: call("setns", os.open(name, os.O_RDONLY), 0), f"/proc/1/ns/{kind}")
+        attempt(
+            f"enter {kind} of 1",
+            in_child,
+            lambda name: call("setns", os.open(name, os.O_RDONLY), 0),
+            f"/proc/1/ns/{kind}",
+        )
 
 
 def clone3() -> str:
     """Make a child in a user namespace by the newer call."""
     here = os.getpid()
     told = call("syscall", 435, (ctypes.c_uint64 * 8)(NEWUSER, 0, 0, 0, signal.SIGCHLD, 0, 0, 0), 64)
-    if os.readlink("/proc/self") != str(here):  # this is the child, whatever the library remembers of its number
+    if os.readlink("/proc/self") != str(
+        here
+    ):  # this is the child, whatever the library remembers of its number
         os._exit(0)
     return told
 
 
 def use_device_nodes(canary: Canary) -> None:
     """Make nodes of the host's memory and disks, and open whatever lies in ``/dev``."""
-    disks = [line.split() for line in content("/proc/partitions").decode().splitlines()[2:]] if os.path.exists("/proc/partitions") else []
+    disks = (
+        [line.split() for line in content("/proc/partitions").decode().splitlines()[2:]]
+        if os.path.exists("/proc/partitions")
+        else []
+    )
     wanted = [(stat.S_IFCHR, 1, 1), (stat.S_IFCHR, 1, 2), (stat.S_IFCHR, 10, 229)]
     wanted += [(stat.S_IFBLK, int(disk[0]), int(disk[1])) for disk in disks if len(disk) == 4]
     for index, (kind, major, minor) in enumerate(wanted):
@@ -233,7 +299,11 @@ def use_device_nodes(canary: Canary) -> None:
             path = os.path.join(folder, name)
             found = os.lstat(path)
             number = (os.major(found.st_rdev), os.minor(found.st_rdev))
-            if (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)) and number not in HARMLESS and number[0] != TERMINALS:
+            if (
+                (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode))
+                and number not in HARMLESS
+                and number[0] != TERMINALS
+            ):
                 attempt(f"open {path}", opened, path, os.O_RDONLY)
     say("look through /dev", False, "done")
 

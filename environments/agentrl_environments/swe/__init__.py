@@ -76,8 +76,19 @@ class Swe(EnvSpec):
     def __post_init__(self) -> None:
         for name, known in (("tools", get_args(Tools)), ("prompt", get_args(Prompt))):
             if getattr(self, name) not in known:
-                raise ConfigError(f"swe: {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-        positive = ("max_turns", "command_s", "total_s", "tests_s", "max_stopped", "cpus", "memory_mib", "disk_mib")
+                raise ConfigError(
+                    f"swe: {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
+                )
+        positive = (
+            "max_turns",
+            "command_s",
+            "total_s",
+            "tests_s",
+            "max_stopped",
+            "cpus",
+            "memory_mib",
+            "disk_mib",
+        )
         for name, least in {**dict.fromkeys(positive, 0.0), "max_output": 99}.items():
             if getattr(self, name) <= least:
                 raise ConfigError(f"swe: {name} is {getattr(self, name)}; it must be more than {least:g}")
@@ -88,7 +99,9 @@ class Swe(EnvSpec):
         """Return the split's tasks, in the order of the file."""
         if split not in self.splits:
             raise ConfigError(f"swe has no split {split!r}; it has {', '.join(self.splits)}")
-        return tuple(self._task(instance) for instance in self._instances() if self.split_of(instance) == split)
+        return tuple(
+            self._task(instance) for instance in self._instances() if self.split_of(instance) == split
+        )
 
     def split_of(self, instance: Instance) -> str:
         """Return the split that an instance belongs to."""
@@ -143,7 +156,9 @@ class Swe(EnvSpec):
         """Return a task's instance, if the file still holds the one that the task was made of."""
         instance = rows.index(self.rows or self.sample).get(str(task.data.get("instance")))
         if instance is None or instance.digest != task.data.get("digest"):
-            raise ConfigError(f"{self.rows or self.sample} does not hold the row that task {task.id!r} was made of; the file was changed")
+            raise ConfigError(
+                f"{self.rows or self.sample} does not hold the row that task {task.id!r} was made of; the file was changed"
+            )
         return instance
 
     def _task(self, instance: Instance) -> Task:
@@ -158,4 +173,6 @@ class Swe(EnvSpec):
             disk_mib=self.disk_mib,
             lifetime_s=4 * (self.total_s + self.tests_s),
         )
-        return Task(instance.id, {"instance": instance.id, "digest": instance.digest, "repo": instance.repo}, sandbox)
+        return Task(
+            instance.id, {"instance": instance.id, "digest": instance.digest, "repo": instance.repo}, sandbox
+        )

@@ -48,7 +48,11 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "submit": (),
 }
 """Parameters of each tool, in the order of the one-line form."""
-OPTIONAL: Mapping[str, tuple[str, ...]] = {"view": ("start", "end"), "str_replace": ("new_str",), "search": ("path",)}
+OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "view": ("start", "end"),
+    "str_replace": ("new_str",),
+    "search": ("path",),
+}
 EDITOR = ("view", "create", "str_replace", "insert", "undo_edit")
 """Commands of ``str_replace_editor``."""
 _ALIASES = {
@@ -117,11 +121,17 @@ def render(call: Call, style: Style) -> str:
         return " ".join([tool, *(shlex.quote(given[name]) for name in PARAMETERS[tool] if name in given)])
     if tool in EDITOR:
         ranged = {"view_range": f"[{given['start']}, {given.get('end', -1)}]"} if "start" in given else {}
-        given = {"command": tool, **{name: given[name] for name in given if name not in ("start", "end")}, **ranged}
+        given = {
+            "command": tool,
+            **{name: given[name] for name in given if name not in ("start", "end")},
+            **ranged,
+        }
         tool = "str_replace_editor"
     short = ("command", "path", "insert_line", "view_range", "search_term")
     lines = [
-        f"<parameter={name}>{value}</parameter>" if name in short and "\n" not in value else f"<parameter={name}>\n{value}\n</parameter>"
+        f"<parameter={name}>{value}</parameter>"
+        if name in short and "\n" not in value
+        else f"<parameter={name}>\n{value}\n</parameter>"
         for name, value in given.items()
     ]
     return "\n".join([f"<function={tool}>", *lines, "</function>"])
@@ -157,7 +167,9 @@ def _line(text: str) -> Call:
         raise Refused(f"{name}: {str(problem).lower()}; put arguments with spaces into quotes") from None
     names = PARAMETERS[name]
     if len(words) > len(names):
-        raise Refused(f"{name} takes {', '.join(names) or 'no arguments'}, found {len(words)} arguments; put those with spaces into quotes")
+        raise Refused(
+            f"{name} takes {', '.join(names) or 'no arguments'}, found {len(words)} arguments; put those with spaces into quotes"
+        )
     return _checked(name, dict(zip(names, words, strict=False)))
 
 
@@ -166,7 +178,9 @@ def _checked(tool: str, given: Mapping[str, str]) -> Call:
         raise Refused(f"there is no tool {tool!r}; the tools are bash, str_replace_editor, search, submit")
     if unknown := sorted(set(given) - set(PARAMETERS[tool])):
         raise Refused(f"{tool} has no parameter {unknown[0]!r}; it takes {', '.join(PARAMETERS[tool])}")
-    if missing := [name for name in PARAMETERS[tool] if name not in given and name not in OPTIONAL.get(tool, ())]:
+    if missing := [
+        name for name in PARAMETERS[tool] if name not in given and name not in OPTIONAL.get(tool, ())
+    ]:
         raise Refused(f"{tool} needs {missing[0]!r}; it takes {', '.join(PARAMETERS[tool])}")
     for name in ("start", "end", "insert_line"):
         if name in given and not re.fullmatch(r"\s*-?\d{1,9}\s*", given[name]):

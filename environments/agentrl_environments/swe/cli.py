@@ -21,23 +21,37 @@ if TYPE_CHECKING:
     from agentrl_environments.swe.rows import Instance
     from agentrl_environments.swe.synth.campaign import Report
 
-app = typer.Typer(no_args_is_help=True, help="Software-engineering tasks: make them, prove them, look for exploits.")
+app = typer.Typer(
+    no_args_is_help=True, help="Software-engineering tasks: make them, prove them, look for exploits."
+)
 """What is registered in the entry-point group ``agentrl.commands``."""
 
 Told = Callable[[str, int, int], None]
-SandboxName = Annotated[str, typer.Option(help="Where code runs: a sandbox provider, NAME or NAME,OPTION=VALUE.")]
+SandboxName = Annotated[
+    str, typer.Option(help="Where code runs: a sandbox provider, NAME or NAME,OPTION=VALUE.")
+]
 
 
 @app.command()
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder for the rows; a stopped campaign goes on there.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder for the rows; a stopped campaign goes on there.", show_default=False),
+    ],
     package: Annotated[
-        list[str] | None, typer.Option(help="name, or name==version[:sha256]; may be repeated. Default: all known.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="name, or name==version[:sha256]; may be repeated. Default: all known.", show_default=False
+        ),
     ] = None,
     per_package: Annotated[int, typer.Option(min=1, help="Rows of each package.")] = 40,
-    kind: Annotated[list[str] | None, typer.Option(help="Kind of bug; may be repeated. Default: all.", show_default=False)] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Kind of bug; may be repeated. Default: all.", show_default=False)
+    ] = None,
     max_failing: Annotated[int, typer.Option(min=1, help="Most tests that a bug may break.")] = 30,
-    narrow: Annotated[bool, typer.Option("--narrow", help="Grade by the broken test files alone: faster rows.")] = False,
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="Grade by the broken test files alone: faster rows.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Sandboxes at once.")] = 2,
     sandbox: SandboxName = "local",
@@ -76,7 +90,9 @@ def synth(
 
 @app.command()
 def verify(
-    file: Annotated[Path | None, typer.Argument(help="File of rows; without one the shipped sample.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="File of rows; without one the shipped sample.", show_default=False)
+    ] = None,
     number: Annotated[int, typer.Option(min=0, help="Rows to prove, spread over the file; 0: all.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Sandboxes at once.")] = 2,
     sandbox: SandboxName = "local",
@@ -104,8 +120,12 @@ def verify(
 
 @app.command()
 def scan(
-    path: Annotated[Path, typer.Argument(help="A run folder, or a file of trajectories.", show_default=False)],
-    submitted: Annotated[bool, typer.Option("--submitted", help="Only what is in a submitted patch.")] = False,
+    path: Annotated[
+        Path, typer.Argument(help="A run folder, or a file of trajectories.", show_default=False)
+    ],
+    submitted: Annotated[
+        bool, typer.Option("--submitted", help="Only what is in a submitted patch.")
+    ] = False,
 ) -> None:
     """Look through stored trajectories for known exploits. A finding is a reason to read an episode, not a verdict."""
     from agentrl.store import read_trajectories
@@ -113,7 +133,9 @@ def scan(
 
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise ConfigError(f"no trajectories in {path}: it holds no .parquet file; name a run folder or a file of trajectories")
+        raise ConfigError(
+            f"no trajectories in {path}: it holds no .parquet file; name a run folder or a file of trajectories"
+        )
     counts: Counter[str] = Counter()
     console, episodes = Console(), 0
     for file in files:
@@ -123,7 +145,9 @@ def scan(
             if found.submitted or not submitted:
                 counts[found.exploit] += 1
                 solved = " [bold](solved)[/]" if found.success else ""
-                console.print(f"{file.name} {found.task} sample {found.sample} turn {found.turn}: {found.exploit}{solved}")
+                console.print(
+                    f"{file.name} {found.task} sample {found.sample} turn {found.turn}: {found.exploit}{solved}"
+                )
                 console.print(f"  {found.excerpt}", style="dim", markup=False)
     table = Table("exploit", "findings")
     for name, count in counts.most_common():
@@ -132,7 +156,9 @@ def scan(
     console.print(f"{sum(counts.values())} findings in {episodes} episodes")
 
 
-async def prove(sandboxes: Sandboxes, instances: Sequence[Instance], *, workers: int, progress: Told = lambda *_: None) -> dict[str, str]:
+async def prove(
+    sandboxes: Sandboxes, instances: Sequence[Instance], *, workers: int, progress: Told = lambda *_: None
+) -> dict[str, str]:
     """Return, by id, what is wrong with the rows that do not hold."""
     from agentrl_environments.swe import Swe
     from agentrl_environments.swe.synth import build

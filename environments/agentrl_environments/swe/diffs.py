@@ -15,9 +15,31 @@ from dataclasses import dataclass
 from difflib import unified_diff
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)", re.DOTALL)
-_SWAPPED = {"--- ": "+++ ", "+++ ": "--- ", "new file mode ": "deleted file mode ", "deleted file mode ": "new file mode "}
-_SWAPPED |= {"old mode ": "new mode ", "new mode ": "old mode ", "rename from ": "rename to ", "rename to ": "rename from "}
-_ORDER = ("diff ", "old mode", "new mode", "new file", "deleted file", "similarity", "rename from", "rename to", "index", "--- ", "+++ ")
+_SWAPPED = {
+    "--- ": "+++ ",
+    "+++ ": "--- ",
+    "new file mode ": "deleted file mode ",
+    "deleted file mode ": "new file mode ",
+}
+_SWAPPED |= {
+    "old mode ": "new mode ",
+    "new mode ": "old mode ",
+    "rename from ": "rename to ",
+    "rename to ": "rename from ",
+}
+_ORDER = (
+    "diff ",
+    "old mode",
+    "new mode",
+    "new file",
+    "deleted file",
+    "similarity",
+    "rename from",
+    "rename to",
+    "index",
+    "--- ",
+    "+++ ",
+)
 _COPIES = ("copy from", "copy to", "dissimilarity")
 
 
@@ -72,7 +94,11 @@ def parse(patch: str) -> tuple[FileDiff, ...]:
             index += 1
             continue
         end = index + 1
-        while end < len(given) and not given[end].startswith("@@ -") and not _starts(given, end, header=given[index:end]):
+        while (
+            end < len(given)
+            and not given[end].startswith("@@ -")
+            and not _starts(given, end, header=given[index:end])
+        ):
             end += 1
         header = given[index:end]
         hunks = []
@@ -121,10 +147,18 @@ def unified(path: str, old: str, new: str) -> str:
     """
     if old == new:
         return ""
-    header = f"diff --git a/{path} b/{path}\n" + "new file mode 100644\n" * (not old) + "deleted file mode 100644\n" * (not new)
-    before, after = (f"{side}/{path}" if content else "/dev/null" for side, content in (("a", old), ("b", new)))
+    header = (
+        f"diff --git a/{path} b/{path}\n"
+        + "new file mode 100644\n" * (not old)
+        + "deleted file mode 100644\n" * (not new)
+    )
+    before, after = (
+        f"{side}/{path}" if content else "/dev/null" for side, content in (("a", old), ("b", new))
+    )
     body = unified_diff(lines(old), lines(new), before, after)
-    return header + "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in body)
+    return header + "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in body
+    )
 
 
 def lines(content: str) -> list[str]:
@@ -143,14 +177,18 @@ def _starts(lines: Sequence[str], index: int, header: Sequence[str] = ()) -> boo
 
 def _hunk(lines: Sequence[str], index: int, found: re.Match[str]) -> tuple[Hunk, int]:
     """Read the hunk whose header is at ``index``; also return where it ends."""
-    start, old, new_start, new = (int(number) if number is not None else 1 for number in found.group(1, 2, 3, 4))
+    start, old, new_start, new = (
+        int(number) if number is not None else 1 for number in found.group(1, 2, 3, 4)
+    )
     index += 1
     first = index
     body: list[str] = []
     while old > 0 or new > 0 or (index < len(lines) and lines[index].startswith("\\")):
         if index == len(lines):
             raise ValueError(f"line {first} of the patch starts a hunk that is {max(old, new)} lines short")
-        line = lines[index] if lines[index] != "\n" else " \n"  # editors strip the space of an empty context line
+        line = (
+            lines[index] if lines[index] != "\n" else " \n"
+        )  # editors strip the space of an empty context line
         if line[0] not in " -+\\":
             raise ValueError(f"line {index + 1} of the patch is inside a hunk and starts with {line[0]!r}")
         old -= line[0] in " -"
@@ -162,7 +200,9 @@ def _hunk(lines: Sequence[str], index: int, found: re.Match[str]) -> tuple[Hunk,
 
 def _file(header: Sequence[str], hunks: tuple[Hunk, ...]) -> FileDiff:
     """Make sense of a header."""
-    named = {mark: line[len(mark) :].rstrip("\n") for line in header for mark in _SWAPPED if line.startswith(mark)}
+    named = {
+        mark: line[len(mark) :].rstrip("\n") for line in header for mark in _SWAPPED if line.startswith(mark)
+    }
     binary = any(line.startswith(("GIT binary patch", "Binary files ")) for line in header)
     if found := re.match(r'diff --git "?a/(.*?)"? "?b/(.*?)"?\n', header[0]):
         old, new = found.group(1, 2)
@@ -175,7 +215,13 @@ def _file(header: Sequence[str], hunks: tuple[Hunk, ...]) -> FileDiff:
         old = ""
     if "deleted file mode " in named:
         new = ""
-    return FileDiff(old, new, tuple(line for line in header if binary or line.startswith((*_ORDER, *_COPIES))), hunks, binary)
+    return FileDiff(
+        old,
+        new,
+        tuple(line for line in header if binary or line.startswith((*_ORDER, *_COPIES))),
+        hunks,
+        binary,
+    )
 
 
 def _path(name: str) -> str:
@@ -202,7 +248,9 @@ def _reversed(file: FileDiff) -> str:
     if file.binary:
         raise ValueError(f"a binary patch of {file.old or file.new} cannot be taken back")
     header = sorted((_swap(line) for line in file.header), key=_rank)
-    hunks = tuple(Hunk(hunk.new_start, hunk.start, tuple(_flip(hunk.lines)), hunk.section) for hunk in file.hunks)
+    hunks = tuple(
+        Hunk(hunk.new_start, hunk.start, tuple(_flip(hunk.lines)), hunk.section) for hunk in file.hunks
+    )
     return text(FileDiff(file.new, file.old, tuple(header), hunks))
 
 

@@ -52,8 +52,16 @@ class Rules:
 class Episode:
     """An agent at work on an instance. ``stack`` holds the shell; who opened it closes it."""
 
-    def __init__(self, instance: Instance, sandbox: Sandbox, trees: Trees, rules: Rules, stack: AsyncExitStack) -> None:
-        self._instance, self._sandbox, self._trees, self._rules, self._stack = instance, sandbox, trees, rules, stack
+    def __init__(
+        self, instance: Instance, sandbox: Sandbox, trees: Trees, rules: Rules, stack: AsyncExitStack
+    ) -> None:
+        self._instance, self._sandbox, self._trees, self._rules, self._stack = (
+            instance,
+            sandbox,
+            trees,
+            rules,
+            stack,
+        )
         self._base = self._base_tree = self._tree = ""
         self._turns = self._stopped = 0
         self._spent_s = 0.0
@@ -78,7 +86,11 @@ class Episode:
             command_s=self._rules.command_s,
             max_output=self._rules.max_output,
         )
-        told = prompts.system(commands_only=self._rules.commands_only, folder=self._sandbox.spec.workdir, command_s=self._rules.command_s)
+        told = prompts.system(
+            commands_only=self._rules.commands_only,
+            folder=self._sandbox.spec.workdir,
+            command_s=self._rules.command_s,
+        )
         messages = (Message("system", told),) if self._rules.told else ()
         return Observation((*messages, Message("user", prompts.problem(self._instance))), plan=plan)
 
@@ -98,7 +110,12 @@ class Episode:
         before = self._tree
         if call.tool in _CHANGES:
             self._tree = await tree(self._sandbox)
-        return self._step(result.text, ran=float(result.ran), stopped=float(result.timed_out), modified=float(self._tree != before))
+        return self._step(
+            result.text,
+            ran=float(result.ran),
+            stopped=float(result.timed_out),
+            modified=float(self._tree != before),
+        )
 
     async def _submit(self) -> Step:
         """Grade what was submitted, in a sandbox that the agent has not touched."""
@@ -106,16 +123,35 @@ class Episode:
         verdict = await grade(self._sandbox, self._instance, self._trees, patch, tests_s=self._rules.tests_s)
         info = {
             **dict.fromkeys(SIGNALS, 0.0),
-            **{"valid": 1.0, "ran": 1.0, "submitted": 1.0, "nonempty": float(bool(patch.strip())), "success": float(verdict.resolved)},
+            **{
+                "valid": 1.0,
+                "ran": 1.0,
+                "submitted": 1.0,
+                "nonempty": float(bool(patch.strip())),
+                "success": float(verdict.resolved),
+            },
             **{"applied": float(verdict.applied), "fixed": verdict.fixed, "kept": verdict.kept},
-            **{"restored": float(bool(verdict.restored)), "rejected": float(verdict.outcome is Outcome.REJECTED)},
+            **{
+                "restored": float(bool(verdict.restored)),
+                "rejected": float(verdict.outcome is Outcome.REJECTED),
+            },
         }
         return Step(Observation.text(_told(verdict, patch)), info["success"], terminated=True, info=info)
 
     def _step(self, text: str, *, valid: float = 1.0, **measured: float) -> Step:
-        info = {**dict.fromkeys(SIGNALS, 0.0), "success": 0.0, "valid": valid, **measured, "nonempty": float(self._tree != self._base_tree)}
+        info = {
+            **dict.fromkeys(SIGNALS, 0.0),
+            "success": 0.0,
+            "valid": valid,
+            **measured,
+            "nonempty": float(self._tree != self._base_tree),
+        }
         rules = self._rules
-        over = self._turns >= rules.max_turns or self._spent_s > rules.total_s or self._stopped >= rules.max_stopped
+        over = (
+            self._turns >= rules.max_turns
+            or self._spent_s > rules.total_s
+            or self._stopped >= rules.max_stopped
+        )
         return Step(Observation.text(text), truncated=over, info=info)
 
     async def _files(self) -> Mapping[str, str]:

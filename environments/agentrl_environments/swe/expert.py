@@ -38,7 +38,10 @@ def _apply(patch: str) -> Call:
     end = "END_OF_PATCH"
     while end in patch:
         end += "_"
-    return Call("bash", {"command": f"git apply --whitespace=nowarn - <<'{end}'\n{patch.removesuffix(chr(10))}\n{end}"})
+    return Call(
+        "bash",
+        {"command": f"git apply --whitespace=nowarn - <<'{end}'\n{patch.removesuffix(chr(10))}\n{end}"},
+    )
 
 
 def _calls(file: diffs.FileDiff, files: Mapping[str, str]) -> list[Call]:
@@ -96,7 +99,9 @@ def _changes(hunk: diffs.Hunk, place: int) -> list[tuple[int, int, list[str]]]:
 def _replace(path: str, lines: Sequence[str], at: int, count: int, put: Sequence[str]) -> Call:
     """Return the replacement of ``count`` lines by others, with as many lines around as make it unique."""
     whole = "".join(lines)
-    for before, after in ((around, below) for around in range(len(lines) + 1) for below in sorted({0, around})):
+    for before, after in (
+        (around, below) for around in range(len(lines) + 1) for below in sorted({0, around})
+    ):
         first, last = max(0, at - before), min(len(lines), at + count + after)
         old, new = "".join(lines[first:last]), "".join([*lines[first:at], *put, *lines[at + count : last]])
         if old.endswith("\n") and new.endswith("\n"):

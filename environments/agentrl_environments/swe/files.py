@@ -29,7 +29,9 @@ class Fields:
         if value is None and default is not None:
             return default
         if name not in self.row or value is None:
-            raise ConfigError(f"{self.where}: field {name!r} is missing; the row has {', '.join(sorted(self.row)) or 'no fields'}")
+            raise ConfigError(
+                f"{self.where}: field {name!r} is missing; the row has {', '.join(sorted(self.row)) or 'no fields'}"
+            )
         if default is None and value == "":
             raise ConfigError(f"{self.where}: field {name!r} is empty")
         if not isinstance(value, str):
@@ -42,9 +44,13 @@ class Fields:
         """Return a field that is a list of texts, or the JSON of one."""
         value = self.json(name) if isinstance(self.row.get(name), str) else self.row.get(name)
         if value is None:
-            raise ConfigError(f"{self.where}: field {name!r} is missing; the row has {', '.join(sorted(self.row)) or 'no fields'}")
+            raise ConfigError(
+                f"{self.where}: field {name!r} is missing; the row has {', '.join(sorted(self.row)) or 'no fields'}"
+            )
         if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{self.where}: field {name!r} must be a list of test names, found {str(value)[:60]!r}")
+            raise ConfigError(
+                f"{self.where}: field {name!r} must be a list of test names, found {str(value)[:60]!r}"
+            )
         return tuple(value)
 
     def json(self, name: str) -> Any:
@@ -91,14 +97,18 @@ def read(file: Path) -> Iterator[tuple[str, Row]]:
     except UnicodeDecodeError as problem:
         raise ConfigError(f"{file}: is not UTF-8: {problem}") from None
     except (OSError, EOFError, zlib.error) as problem:
-        raise ConfigError(f"task rows: cannot read {file}: {getattr(problem, 'strerror', None) or problem}") from None
+        raise ConfigError(
+            f"task rows: cannot read {file}: {getattr(problem, 'strerror', None) or problem}"
+        ) from None
 
 
 def _json(file: Path) -> Iterator[tuple[str, Row]]:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as problem:
-        raise ConfigError(f"{file}:{problem.lineno}: is not JSON: {problem.msg}; JSON lines belong into a .jsonl file") from None
+        raise ConfigError(
+            f"{file}:{problem.lineno}: is not JSON: {problem.msg}; JSON lines belong into a .jsonl file"
+        ) from None
     if not isinstance(rows, list):
         raise ConfigError(f"{file}: must hold a list of rows, found {type(rows).__name__}")
     for index, row in enumerate(rows):
@@ -106,13 +116,19 @@ def _json(file: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, Row]]:
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+    with (
+        gzip.open(file, "rt", encoding="utf-8")
+        if file.suffix == ".gz"
+        else file.open(encoding="utf-8") as lines
+    ):
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     yield f"{file}:{number}", json.loads(line)
                 except json.JSONDecodeError as problem:
-                    raise ConfigError(f"{file}:{number}: is not JSON: {problem.msg} at column {problem.colno}") from None
+                    raise ConfigError(
+                        f"{file}:{number}: is not JSON: {problem.msg} at column {problem.colno}"
+                    ) from None
 
 
 def _parquet(file: Path) -> Iterator[tuple[str, Row]]:

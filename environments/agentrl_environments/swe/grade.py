@@ -42,9 +42,20 @@ ATTEMPTS = (
     ("patch", "--batch", "--forward", "--fuzz=5", "-p1"),
 )
 _STEERING = frozenset(
-    ["conftest.py", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml", "sitecustomize.py", "usercustomize.py"]
+    [
+        "conftest.py",
+        "pytest.ini",
+        ".pytest.ini",
+        "tox.ini",
+        "setup.cfg",
+        "pyproject.toml",
+        "sitecustomize.py",
+        "usercustomize.py",
+    ]
 )
-_RUNNER = frozenset(["pytest", "_pytest", "pluggy", "iniconfig", "packaging", "py", "exceptiongroup", "tomli", "xdist"])
+_RUNNER = frozenset(
+    ["pytest", "_pytest", "pluggy", "iniconfig", "packaging", "py", "exceptiongroup", "tomli", "xdist"]
+)
 _OUTSIDE = re.compile(r"[\s/\"](?:\.git|\.\.)[\s/\"]")
 _TEST_FOLDERS = frozenset(["test", "tests", "testing"])
 
@@ -85,7 +96,9 @@ class Verdict:
         return self.outcome not in (Outcome.EMPTY, Outcome.NOT_APPLIED)
 
 
-async def grade(sandbox: Sandbox, instance: Instance, trees: Trees, patch: bytes, *, tests_s: float) -> Verdict:
+async def grade(
+    sandbox: Sandbox, instance: Instance, trees: Trees, patch: bytes, *, tests_s: float
+) -> Verdict:
     """Grade a patch in ``sandbox``, which is reset first.
 
     Raises:
@@ -101,7 +114,10 @@ async def grade(sandbox: Sandbox, instance: Instance, trees: Trees, patch: bytes
     restored = await _restore(sandbox, instance, base, patch)
     if instance.test_patch:
         argv = ["git", "apply", "--whitespace=nowarn", "-"]
-        must(await sandbox.exec(argv, stdin=instance.test_patch.encode(), env=GIT, timeout_s=SETUP_S), f"{instance.id}: its test patch")
+        must(
+            await sandbox.exec(argv, stdin=instance.test_patch.encode(), env=GIT, timeout_s=SETUP_S),
+            f"{instance.id}: its test patch",
+        )
     canary = await _plant(sandbox, instance)
     command = f"exec 2>&1\n{instance.setup}\n{instance.command}\n"
     env = environment(instance, sandbox.spec.workdir)
@@ -112,14 +128,24 @@ async def grade(sandbox: Sandbox, instance: Instance, trees: Trees, patch: bytes
     return judge(instance, text, ran.exit_code, canary=canary, restored=restored)
 
 
-def judge(instance: Instance, text: str, exit_code: int, *, canary: str = "", restored: tuple[str, ...] = ()) -> Verdict:
+def judge(
+    instance: Instance, text: str, exit_code: int, *, canary: str = "", restored: tuple[str, ...] = ()
+) -> Verdict:
     """Return the verdict on the output of a test run that ended; ``canary`` is the name of the test that must have failed."""
     log = logs.read(instance.parser, text)
     caught = {test: status for test, status in log.statuses.items() if canary and canary in test}
     statuses = {test: status for test, status in log.statuses.items() if test not in caught}
 
     def verdict(outcome: Outcome, detail: str = "", fixed: float = 0.0, kept: float = 0.0) -> Verdict:
-        return Verdict(outcome=outcome, detail=detail, fixed=fixed, kept=kept, restored=restored, statuses=statuses, log=text)
+        return Verdict(
+            outcome=outcome,
+            detail=detail,
+            fixed=fixed,
+            kept=kept,
+            restored=restored,
+            statuses=statuses,
+            log=text,
+        )
 
     if not log.ran:
         return verdict(Outcome.SILENT, f"the command ended with exit code {exit_code}")
@@ -132,7 +158,10 @@ def judge(instance: Instance, text: str, exit_code: int, *, canary: str = "", re
         return verdict(Outcome.REJECTED, f"no test failed, and the command ended with exit code {exit_code}")
     complete = fixed == kept == 1.0
     if complete and canary and (set(caught.values()) != {"FAILED"} or exit_code == 0):
-        return verdict(Outcome.REJECTED, f"a test that must fail: {', '.join(caught.values()) or 'missing'}, exit code {exit_code}")
+        return verdict(
+            Outcome.REJECTED,
+            f"a test that must fail: {', '.join(caught.values()) or 'missing'}, exit code {exit_code}",
+        )
     return verdict(Outcome.RESOLVED if complete else Outcome.UNRESOLVED, fixed=fixed, kept=kept)
 
 
@@ -152,7 +181,8 @@ def _status(test: str, statuses: Mapping[str, logs.Status]) -> logs.Status | Non
 def _agreement(expected: Mapping[str, str], found: Mapping[str, str]) -> float:
     """Return the share of names, expected or found, on which both agree."""
     expected, found = (
-        {re.sub(r"\x1b\[\d+m", "", name).split(" - ")[0]: status for name, status in side.items()} for side in (expected, found)
+        {re.sub(r"\x1b\[\d+m", "", name).split(" - ")[0]: status for name, status in side.items()}
+        for side in (expected, found)
     )
     names = (expected.keys() | found.keys()) - {""}
     return sum(expected.get(name) == found.get(name) for name in names) / len(names) if names else 0.0
@@ -169,7 +199,9 @@ async def apply(sandbox: Sandbox, patch: bytes) -> str:
         path for file in files for path in (file.old, file.new) if path[:1] == "/"
     ]:
         return f"it writes outside the repository: {odd[0].strip()}"
-    plain = "".join(map(diffs.text, files)).encode("utf-8", "surrogateescape")  # nothing between the diffs reaches a tool
+    plain = "".join(map(diffs.text, files)).encode(
+        "utf-8", "surrogateescape"
+    )  # nothing between the diffs reaches a tool
     why = ""
     for argv in ATTEMPTS:
         tried = await sandbox.exec(argv, stdin=plain, env=GIT, timeout_s=SETUP_S)
@@ -178,14 +210,19 @@ async def apply(sandbox: Sandbox, patch: bytes) -> str:
         why = why or tried.stderr.decode(errors="replace").strip()[-400:]
         clean = "git reset -q --hard && git clean -fdq"
         must(await sandbox.exec(["bash", "-c", clean], env=GIT, timeout_s=SETUP_S), "cleaning the tree")
-    there = await sandbox.exec(["git", "apply", "--reverse", "--check", "-"], stdin=plain, env=GIT, timeout_s=SETUP_S)
+    there = await sandbox.exec(
+        ["git", "apply", "--reverse", "--check", "-"], stdin=plain, env=GIT, timeout_s=SETUP_S
+    )
     return "" if there.exit_code == 0 else why or "it changes nothing"
 
 
 async def _restore(sandbox: Sandbox, instance: Instance, base: str, patch: bytes) -> tuple[str, ...]:
     """Put back what steers the tests, whoever changed it, by what really differs from the base; return the paths."""
     script = f"git ls-tree -r -z --name-only {base}; printf '\\0'; git add -A && git diff --cached --no-renames --name-only -z {base}"
-    listed = must(await sandbox.exec(["bash", "-c", script], env=GIT, timeout_s=SETUP_S, max_output=MAX_LOG), f"{instance.id}: comparing")
+    listed = must(
+        await sandbox.exec(["bash", "-c", script], env=GIT, timeout_s=SETUP_S, max_output=MAX_LOG),
+        f"{instance.id}: comparing",
+    )
     there, _, changed = listed.stdout.decode("utf-8", "surrogateescape").partition("\0\0")
     ours = frozenset(there.split("\0"))
     touched = {path for path in changed.split("\0") if path} | set(
@@ -193,7 +230,10 @@ async def _restore(sandbox: Sandbox, instance: Instance, base: str, patch: bytes
     )  # ignored ones too
     restored = tuple(sorted(steering(instance, touched, ours)))
     if restored:
-        must(await sandbox.exec(["rm", "-rf", "--", *restored], timeout_s=SETUP_S), f"{instance.id}: putting back {restored[0]}")
+        must(
+            await sandbox.exec(["rm", "-rf", "--", *restored], timeout_s=SETUP_S),
+            f"{instance.id}: putting back {restored[0]}",
+        )
     if kept := [path for path in restored if path in ours]:
         argv = ["git", "checkout", "-q", base, "--", *kept]
         must(await sandbox.exec(argv, env=GIT, timeout_s=SETUP_S), f"{instance.id}: putting back {kept[0]}")
@@ -204,12 +244,24 @@ def steering(instance: Instance, changed: Collection[str], base: Collection[str]
     """Yield the changed paths that steer the tests and that the fix does not touch; ``base``: all paths there were."""
     fix = set(diffs.paths(instance.patch))
     tests = set(instance.test_files)
-    folders = {parent for path in tests for parent in PurePosixPath(path).parents if _TEST_FOLDERS & set(parent.parts)}
+    folders = {
+        parent
+        for path in tests
+        for parent in PurePosixPath(path).parents
+        if _TEST_FOLDERS & set(parent.parts)
+    }
     old = {str(parent) for path in base for parent in PurePosixPath(path).parents}
     for path in set(changed) - fix:
         pure = PurePosixPath(path)
-        named = pure.name in _STEERING or pure.suffix in (".pth", ".pyc", ".so") or "__pycache__" in pure.parts
-        if path in tests or named or not folders.isdisjoint(pure.parents) or (path not in base and _shadows(pure, old, base)):
+        named = (
+            pure.name in _STEERING or pure.suffix in (".pth", ".pyc", ".so") or "__pycache__" in pure.parts
+        )
+        if (
+            path in tests
+            or named
+            or not folders.isdisjoint(pure.parents)
+            or (path not in base and _shadows(pure, old, base))
+        ):
             yield path
 
 
@@ -227,7 +279,9 @@ def _shadows(path: PurePosixPath, folders: Collection[str], base: Collection[str
 
 async def _plant(sandbox: Sandbox, instance: Instance) -> str:
     """Add the canary to a file of graded tests and return its name; empty where the instance is not one of ours."""
-    files = sorted({file for test in instance.fail_to_pass if (file := test.partition("::")[0]).endswith(".py")})
+    files = sorted(
+        {file for test in instance.fail_to_pass if (file := test.partition("::")[0]).endswith(".py")}
+    )
     if instance.source is None or instance.parser != "pytest" or not files:
         return ""
     name = f"test_{secrets.token_hex(8)}"

@@ -27,7 +27,14 @@ _VERBOSE = re.compile(rf"(\S+?\.py(?:::\S+|::[^\[]+\[.*\])) ({_STATUSES})(?: \(.
 _PYTEST_RAN = re.compile(
     r"=+ test session starts =+|(^|\n)(=+ )?(no tests ran|\d+ (passed|failed|skipped|errors?|xfailed|xpassed|deselected)).* in [\d.]+s"
 )
-_UNITTEST = {"ok": "PASSED", "OK": "PASSED", "FAIL": "FAILED", "ERROR": "ERROR", "expected failure": "XFAIL", "unexpected success": "XPASS"}
+_UNITTEST = {
+    "ok": "PASSED",
+    "OK": "PASSED",
+    "FAIL": "FAILED",
+    "ERROR": "ERROR",
+    "expected failure": "XFAIL",
+    "unexpected success": "XPASS",
+}
 _SYMPY = {"ok": "PASSED", "F": "FAILED", "E": "ERROR", "f": "XFAIL", "X": "XPASS", "s": "SKIPPED"}
 
 

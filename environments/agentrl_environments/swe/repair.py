@@ -53,7 +53,10 @@ class Repair(Swe):
     """Tasks that each row of ``train`` makes, with menus in different orders: what can be learned is not a number for each row."""
 
     sample: ClassVar[Path] = Path(__file__).parent / "repairs.jsonl.gz"
-    signals: ClassVar[Mapping[str, str]] = {**Swe.signals, "passed": "1 where the edit that was tried makes the shown tests pass"}
+    signals: ClassVar[Mapping[str, str]] = {
+        **Swe.signals,
+        "passed": "1 where the edit that was tried makes the shown tests pass",
+    }
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Return the split's tasks whose fix is a change of one line."""
@@ -61,7 +64,9 @@ class Repair(Swe):
         tasks = [task for task in super().tasks(split) if _mendable(known[task.id])]
         orders = self.orders if split == "train" else 1
         return tuple(
-            replace(task, id=f"{task.id}#{order}", data={**task.data, "order": order}) for order in range(orders) for task in tasks
+            replace(task, id=f"{task.id}#{order}", data={**task.data, "order": order})
+            for order in range(orders)
+            for task in tasks
         )
 
     @asynccontextmanager
@@ -92,7 +97,9 @@ class _Menu:
             await self._sandbox.write(f"{self._folder}/{number}.patch", patch.encode())
             self._right = number if patch == self._instance.patch else self._right
         tests = " ".join(shlex.quote(test) for test in self._instance.fail_to_pass[:_TESTS])
-        script = _TRY.format(folder=self._sandbox.spec.workdir, menu=self._folder, command=f"{self._instance.command} {tests}")
+        script = _TRY.format(
+            folder=self._sandbox.spec.workdir, menu=self._folder, command=f"{self._instance.command} {tests}"
+        )
         await self._sandbox.write(f"{self._folder}/tests.patch", self._instance.test_patch.encode())
         await self._sandbox.write(f"{self._folder}/try.sh", script.encode())
         return self._shown("\n".join(f"{number} {told}" for number, (told, _) in enumerate(edits, 1)))
@@ -102,16 +109,26 @@ class _Menu:
         word = re.fullmatch(r"try (\d+)", action.strip())
         if word is None or not 1 <= int(word.group(1)) <= self._num_edits:
             step = await self._inner.step("submit" if action.strip() == "submit" else "")
-            return self._after(step, "no such edit" if not step.terminated else step.observation.messages[-1].content)
+            return self._after(
+                step, "no such edit" if not step.terminated else step.observation.messages[-1].content
+            )
         self._tried = int(word.group(1))
         step = await self._inner.step(f"bash sh {self._folder}/try.sh {self._tried}")
         counts = dict(re.findall(r"(\d+) (failed|error|passed)", step.observation.messages[-1].content)[::-1])
         failed = re.search(r"(\d+) (?:failed|error)", step.observation.messages[-1].content)
         passed = bool(counts) and failed is None
-        return self._after(step, "passed" if passed else f"failed {failed.group(1) if failed else 'all'}", passed=passed)
+        return self._after(
+            step, "passed" if passed else f"failed {failed.group(1) if failed else 'all'}", passed=passed
+        )
 
     def _after(self, step: Step, text: str, *, passed: bool = False) -> Step:
-        return Step(self._shown(text), step.reward, step.terminated, step.truncated, {**step.info, "passed": float(passed)})
+        return Step(
+            self._shown(text),
+            step.reward,
+            step.terminated,
+            step.truncated,
+            {**step.info, "passed": float(passed)},
+        )
 
     def _shown(self, text: str) -> Observation:
         edits = tuple(f"try {number}" for number in range(1, self._num_edits + 1))
@@ -163,7 +180,9 @@ def _fixed(patch: str) -> str:
 
 def _told(old: str, new: str) -> str:
     """Return the one line that differs, before and after, around what differs."""
-    pairs = [(x.strip(), y.strip()) for x, y in zip(old.splitlines(), new.splitlines(), strict=False) if x != y]
+    pairs = [
+        (x.strip(), y.strip()) for x, y in zip(old.splitlines(), new.splitlines(), strict=False) if x != y
+    ]
     before, after = pairs[0]
     start = next((index for index, (x, y) in enumerate(zip(before, after, strict=False)) if x != y), 0)
     first = max(0, start - _CONTEXT)

@@ -36,7 +36,10 @@ _CONDA = "source /opt/miniconda3/bin/activate testbed"
 _HUB_PYTEST = "pytest --no-header -rA --tb=no -p no:cacheprovider"
 _HUB_COMMANDS: Mapping[str, tuple[str, Parser]] = {
     "django/django": ("./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1", "unittest"),
-    "sympy/sympy": ("PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose", "sympy"),
+    "sympy/sympy": (
+        "PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose",
+        "sympy",
+    ),
     "sphinx-doc/sphinx": ("tox --current-env -epy39 -v --", "pytest"),
     "astropy/astropy": ("pytest -rA -vv -o console_output_style=classic --tb=no", "pytest"),
 }
@@ -106,13 +109,19 @@ class Instance:
     @property
     def test_files(self) -> tuple[str, ...]:
         """Files that hold the tests: those of the test patch and those that the test ids name."""
-        named = {found.group() for test in (*self.fail_to_pass, *self.pass_to_pass) if (found := re.match(r"[^:\s\[]+\.py(?=::|$)", test))}
+        named = {
+            found.group()
+            for test in (*self.fail_to_pass, *self.pass_to_pass)
+            if (found := re.match(r"[^:\s\[]+\.py(?=::|$)", test))
+        }
         return tuple(sorted(named | set(diffs.paths(self.test_patch))))
 
     @property
     def split_key(self) -> int:
         """A number from 0 to 999 that places the instance in a split: the same for all of one ``site``."""
-        return int(hashlib.sha256(f"{self.repo}\0{self.site or self.id}".encode()).hexdigest()[:12], 16) % 1000
+        return (
+            int(hashlib.sha256(f"{self.repo}\0{self.site or self.id}".encode()).hexdigest()[:12], 16) % 1000
+        )
 
 
 def load(path: str | Path) -> tuple[Instance, ...]:
@@ -135,7 +144,9 @@ def _version(path: str | Path) -> tuple[Path, int, int]:
     try:
         found = file.stat()
     except OSError as problem:
-        raise ConfigError(f"task rows: cannot read {file}: {problem.strerror}; name a .json, .jsonl, .jsonl.gz or .parquet file") from None
+        raise ConfigError(
+            f"task rows: cannot read {file}: {problem.strerror}; name a .json, .jsonl, .jsonl.gz or .parquet file"
+        ) from None
     return file, found.st_mtime_ns, found.st_size
 
 
@@ -145,7 +156,9 @@ def _load(file: Path, changed_ns: int, size: int) -> Mapping[str, Instance]:
     for where, row in read(file):
         instance = from_row(row, where)
         if instance.id in instances:
-            raise ConfigError(f"{where}: instance_id {instance.id!r} is there already; ids must be unique in a file")
+            raise ConfigError(
+                f"{where}: instance_id {instance.id!r} is there already; ids must be unique in a file"
+            )
         instances[instance.id] = instance
     if not instances:
         raise ConfigError(f"task rows: {file} has no rows")
@@ -177,19 +190,45 @@ def from_row(row: Row, where: str = "row") -> Instance:
 def to_row(instance: Instance) -> dict[str, Any]:
     """Return an instance as a SWE-bench row, with what that form lacks under ``agentrl``: the inverse of `from_row`."""
     row = {name: getattr(instance, ours) for name, ours in _SWE_BENCH.items()}
-    row |= {"FAIL_TO_PASS": json.dumps(instance.fail_to_pass), "PASS_TO_PASS": json.dumps(instance.pass_to_pass)}
+    row |= {
+        "FAIL_TO_PASS": json.dumps(instance.fail_to_pass),
+        "PASS_TO_PASS": json.dumps(instance.pass_to_pass),
+    }
     extra = {name: getattr(instance, name) for name in _OURS}
     extra["source"] = None if instance.source is None else dataclasses.asdict(instance.source)
     return row | {"agentrl": extra}
 
 
 _SWE_BENCH = {
-    **{"repo": "repo", "instance_id": "id", "base_commit": "base_commit", "patch": "patch", "test_patch": "test_patch"},
-    **{"problem_statement": "problem_statement", "hints_text": "hints", "created_at": "created_at", "version": "version"},
+    **{
+        "repo": "repo",
+        "instance_id": "id",
+        "base_commit": "base_commit",
+        "patch": "patch",
+        "test_patch": "test_patch",
+    },
+    **{
+        "problem_statement": "problem_statement",
+        "hints_text": "hints",
+        "created_at": "created_at",
+        "version": "version",
+    },
     **{"environment_setup_commit": "environment_setup_commit", "difficulty": "difficulty"},
 }
 """SWE-bench's name of each field, and ours."""
-_OURS = ("source", "image", "folder", "solved", "hidden", "setup", "command", "parser", "site", "kind", "expected")
+_OURS = (
+    "source",
+    "image",
+    "folder",
+    "solved",
+    "hidden",
+    "setup",
+    "command",
+    "parser",
+    "site",
+    "kind",
+    "expected",
+)
 
 
 def _swe_bench(fields: Fields) -> Instance:
@@ -229,7 +268,9 @@ def _with_ours(instance: Instance, extra: Any, where: str) -> Instance:
     except (TypeError, ValueError) as problem:
         raise ConfigError(f"{where}: field 'agentrl': {problem}") from None
     if changed.parser not in get_args(Parser):
-        raise ConfigError(f"{where}: field 'agentrl': parser is {changed.parser!r}; it must be one of {', '.join(get_args(Parser))}")
+        raise ConfigError(
+            f"{where}: field 'agentrl': parser is {changed.parser!r}; it must be one of {', '.join(get_args(Parser))}"
+        )
     if not changed.command:
         raise ConfigError(f"{where}: field 'agentrl': command is empty; it must run the tests")
     return changed
@@ -246,7 +287,9 @@ def _hub(instance: Instance, fields: Fields) -> Instance:
     else:
         image = f"xingyaoww/sweb.eval.x86_64.{instance.id.lower().replace('__', '_s_')}:latest"
     image = fields.text("image_name", "") or image
-    return dataclasses.replace(instance, image=image, command=" ".join([command, *sorted(set(files))]), parser=parser, setup=_CONDA)
+    return dataclasses.replace(
+        instance, image=image, command=" ".join([command, *sorted(set(files))]), parser=parser, setup=_CONDA
+    )
 
 
 def _swe_smith(fields: Fields) -> Instance:
@@ -271,7 +314,9 @@ def _swe_smith(fields: Fields) -> Instance:
 def _r2e_gym(fields: Fields) -> Instance:
     expected = fields.json("expected_output_json")
     if not isinstance(expected, Mapping) or not expected:
-        raise ConfigError(f"{fields.where}: field 'expected_output_json' must hold an object of test names and statuses")
+        raise ConfigError(
+            f"{fields.where}: field 'expected_output_json' must hold an object of test names and statuses"
+        )
     repo, commit = fields.text("repo_name"), fields.text("commit_hash")
     changes = fields.json("parsed_commit_content")
     return Instance(
@@ -294,12 +339,16 @@ def _patch_of(changes: Any, where: str) -> str:
     try:
         for change in changes["file_diffs"]:
             path = str(change["header"]["file"]["path"])
-            if re.search(r"(^|/)(tests?|r2e_tests)/|(^|/)test_[^/]*$|_test\.py$", path) or change.get("is_binary_file"):
+            if re.search(r"(^|/)(tests?|r2e_tests)/|(^|/)test_[^/]*$|_test\.py$", path) or change.get(
+                "is_binary_file"
+            ):
                 continue
             old, new = change.get("old_file_content") or "", change.get("new_file_content") or ""
             parts.append(diffs.unified(path, old, new))
     except (KeyError, TypeError) as problem:
-        raise ConfigError(f"{where}: field 'parsed_commit_content' lacks {problem}: file_diffs with header, old and new content") from None
+        raise ConfigError(
+            f"{where}: field 'parsed_commit_content' lacks {problem}: file_diffs with header, old and new content"
+        ) from None
     if not "".join(parts):
         raise ConfigError(f"{where}: field 'parsed_commit_content' changes no file that is not a test")
     return "".join(parts)

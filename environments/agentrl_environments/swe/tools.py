@@ -47,7 +47,14 @@ class Tools:
     """
 
     def __init__(
-        self, sandbox: Sandbox, shell: Shell | None, *, env: Mapping[str, str], setup: str, command_s: float, max_output: int
+        self,
+        sandbox: Sandbox,
+        shell: Shell | None,
+        *,
+        env: Mapping[str, str],
+        setup: str,
+        command_s: float,
+        max_output: int,
     ) -> None:
         self._sandbox, self._shell, self._folder = sandbox, shell, sandbox.spec.workdir
         self._env, self._setup, self._fresh = env, setup, True
@@ -66,7 +73,12 @@ class Tools:
                 return await (self._in_shell if self._shell else self._alone)(call.arguments["command"])
             if call.tool == "submit":
                 return Result("", submitted=True)
-            do = {"view": self._view, "create": self._create, "str_replace": self._replace, "insert": self._insert}
+            do = {
+                "view": self._view,
+                "create": self._create,
+                "str_replace": self._replace,
+                "insert": self._insert,
+            }
             do |= {"undo_edit": self._undo, "search": self._search}
             return Result(clip(await do[call.tool](call.arguments), self._max_output))
         except _No as refusal:
@@ -94,13 +106,23 @@ class Tools:
 
     async def _alone(self, command: str) -> Result:
         argv = ["bash", "-c", f"exec 2>&1\n{self._setup}\n{command}\n"]
-        done = await self._sandbox.exec(argv, env=self._env, timeout_s=self._command_s, max_output=4 * self._max_output)
+        done = await self._sandbox.exec(
+            argv, env=self._env, timeout_s=self._command_s, max_output=4 * self._max_output
+        )
         output = _text(done.stdout)
-        if not done.timed_out and done.exit_code == 0 and output.lstrip().partition("\n")[0].strip() == SUBMIT:
+        if (
+            not done.timed_out
+            and done.exit_code == 0
+            and output.lstrip().partition("\n")[0].strip() == SUBMIT
+        ):
             return Result("", submitted=True)
         code = f"stopped after {self._command_s:g} s" if done.timed_out else str(done.exit_code)
         shown = clip(output, self._max_output, done.stdout_total - len(done.stdout)).rstrip("\n")
-        return Result(f"<returncode>{code}</returncode>\n<output>\n{shown}\n</output>", not done.timed_out, done.timed_out)
+        return Result(
+            f"<returncode>{code}</returncode>\n<output>\n{shown}\n</output>",
+            not done.timed_out,
+            done.timed_out,
+        )
 
     async def _view(self, given: Mapping[str, str]) -> str:
         path = self._path(given["path"])
@@ -112,7 +134,9 @@ class Tools:
         start, end = int(given.get("start", 1)), int(given.get("end", -1))
         end = len(lines) if end == -1 else end
         if not 1 <= start <= max(len(lines), 1) or end < start:
-            raise _No(f"lines {start} to {end} do not exist: {given['path']} has {len(lines)} lines, from 1; an end of -1 is the last")
+            raise _No(
+                f"lines {start} to {end} do not exist: {given['path']} has {len(lines)} lines, from 1; an end of -1 is the last"
+            )
         return _numbered(lines, start, min(end, len(lines))) or "[the file is empty]"
 
     async def _listing(self, path: str) -> str:
@@ -153,9 +177,15 @@ class Tools:
         path, old, new = self._path(given["path"]), given["old_str"], given.get("new_str", "")
         text = await self._read(path)
         if not old or old == new:
-            raise _No("old_str is empty" if not old else "old_str and new_str are the same; nothing would change")
-        if text.find(old) == -1 or text.find(old) != text.rfind(old):  # str.count would miss places that overlap
-            at = [text.count("\n", 0, found.start()) + 1 for found in re.finditer(f"(?={re.escape(old)})", text)]
+            raise _No(
+                "old_str is empty" if not old else "old_str and new_str are the same; nothing would change"
+            )
+        if text.find(old) == -1 or text.find(old) != text.rfind(
+            old
+        ):  # str.count would miss places that overlap
+            at = [
+                text.count("\n", 0, found.start()) + 1 for found in re.finditer(f"(?={re.escape(old)})", text)
+            ]
             where = (
                 f"is there {len(at)} times, in lines {', '.join(map(str, at[:20]))}; add lines around it"
                 if at
@@ -163,18 +193,30 @@ class Tools:
             )
             raise _No(f"nothing was replaced: old_str must be in {given['path']} exactly once, and {where}")
         before, _, after = text.partition(old)
-        return await self._edited(given["path"], text, before + new + after, before.count("\n") + 1, new.count("\n") + 1)
+        return await self._edited(
+            given["path"], text, before + new + after, before.count("\n") + 1, new.count("\n") + 1
+        )
 
     async def _insert(self, given: Mapping[str, str]) -> str:
-        text, new, line = await self._read(self._path(given["path"])), given["new_str"], int(given["insert_line"])
+        text, new, line = (
+            await self._read(self._path(given["path"])),
+            given["new_str"],
+            int(given["insert_line"]),
+        )
         lines = _lines(text)
         if not 0 <= line <= len(lines):
-            raise _No(f"insert_line is {line}; {given['path']} has {len(lines)} lines, and 0 inserts before the first")
+            raise _No(
+                f"insert_line is {line}; {given['path']} has {len(lines)} lines, and 0 inserts before the first"
+            )
         before = "".join(lines[:line])
         if before and not before.endswith("\n"):
             before += "\n"
         return await self._edited(
-            given["path"], text, before + new.removesuffix("\n") + "\n" + "".join(lines[line:]), line + 1, new.count("\n") + 1
+            given["path"],
+            text,
+            before + new.removesuffix("\n") + "\n" + "".join(lines[line:]),
+            line + 1,
+            new.count("\n") + 1,
         )
 
     async def _undo(self, given: Mapping[str, str]) -> str:
@@ -192,12 +234,22 @@ class Tools:
         argv = ["grep", "-rnHIF", "--exclude-dir=.git", "--exclude-dir=__pycache__", "-e", term, "--", where]
         found = await self._sandbox.exec(argv, timeout_s=self._command_s, max_output=1 << 22)
         if found.timed_out or (found.exit_code > 1 and not found.stdout):
-            raise _No(f"search failed: {'it took too long' if found.timed_out else _text(found.stderr).strip()[:200]}")
-        places = [(line.split(":", 2), line.removeprefix("./")) for line in _text(found.stdout).splitlines() if line.count(":") >= 2]
+            raise _No(
+                f"search failed: {'it took too long' if found.timed_out else _text(found.stderr).strip()[:200]}"
+            )
+        places = [
+            (line.split(":", 2), line.removeprefix("./"))
+            for line in _text(found.stdout).splitlines()
+            if line.count(":") >= 2
+        ]
         files = {parts[0] for parts, _ in places}
         if len(files) > MAX_FILES:
-            raise _No(f"{term!r} is in {len(files)} files; narrow it to a folder, or search for more of the line")
-        ordered = sorted(places, key=lambda place: (place[0][0], int(place[0][1]) if place[0][1].isdigit() else 0))
+            raise _No(
+                f"{term!r} is in {len(files)} files; narrow it to a folder, or search for more of the line"
+            )
+        ordered = sorted(
+            places, key=lambda place: (place[0][0], int(place[0][1]) if place[0][1].isdigit() else 0)
+        )
         return "\n".join(line for _, line in ordered) or f"{term!r} is in no file of {where}"
 
     async def _edited(self, name: str, old: str, new: str, line: int, count: int) -> str:
@@ -256,4 +308,6 @@ def _lines(text: str) -> list[str]:
 
 
 def _numbered(lines: list[str], start: int, end: int) -> str:
-    return "\n".join(f"{number:6}\t{lines[number - 1].removesuffix(chr(10))}" for number in range(start, end + 1))
+    return "\n".join(
+        f"{number:6}\t{lines[number - 1].removesuffix(chr(10))}" for number in range(start, end + 1)
+    )

@@ -21,7 +21,11 @@ MAX_PATCH = 4 << 20
 """Longest patch, in bytes."""
 SETUP_S = 120.0
 MEASURE_S = 30.0
-_WHO = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in (("NAME", "base"), ("EMAIL", "base@localhost"))}
+_WHO = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "base"), ("EMAIL", "base@localhost"))
+}
 _CONFIG = {
     "safe.directory": "*",
     "core.fsmonitor": "false",
@@ -34,7 +38,12 @@ _CONFIG = {
 GIT = {
     **_WHO,
     **dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2000-01-01T00:00:00+0000"),
-    **{"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": str(len(_CONFIG)), "LC_ALL": "C.UTF-8"},
+    **{
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_COUNT": str(len(_CONFIG)),
+        "LC_ALL": "C.UTF-8",
+    },
     **{f"GIT_CONFIG_KEY_{index}": key for index, key in enumerate(_CONFIG)},
     **{f"GIT_CONFIG_VALUE_{index}": value for index, value in enumerate(_CONFIG.values())},
 }
@@ -98,17 +107,27 @@ async def lay(sandbox: Sandbox, instance: Instance, trees: Trees, *, show_hidden
         for name, patch in (("test_patch", instance.test_patch), ("patch", instance.patch)):
             if patch:
                 argv = ["git", "apply", "--reverse", "--whitespace=nowarn", "-"]
-                must(await sandbox.exec(argv, stdin=patch.encode(), env=GIT, timeout_s=SETUP_S), f"{instance.id}: taking back {name}")
+                must(
+                    await sandbox.exec(argv, stdin=patch.encode(), env=GIT, timeout_s=SETUP_S),
+                    f"{instance.id}: taking back {name}",
+                )
     hidden = "" if show_hidden else " ".join(shlex.quote(path) for path in instance.hidden)
     script = _COMMIT.format(hidden=hidden)
-    taken_back = diffs.paths(instance.patch + instance.test_patch) if instance.solved and instance.source is None else ()
+    taken_back = (
+        diffs.paths(instance.patch + instance.test_patch)
+        if instance.solved and instance.source is None
+        else ()
+    )
     stdin = "".join(f"{path}\0" for path in taken_back).encode()
     made = must(
-        await sandbox.exec(["bash", "-c", script], stdin=stdin, env=GIT, timeout_s=SETUP_S), f"{instance.id}: making the base commit"
+        await sandbox.exec(["bash", "-c", script], stdin=stdin, env=GIT, timeout_s=SETUP_S),
+        f"{instance.id}: making the base commit",
     )
     base = made.stdout.decode().strip()
     if instance.source is not None and instance.base_commit not in ("", base):
-        raise EnvError(f"{instance.id}: the base is {base}, and the row says {instance.base_commit}; it was made from another tree")
+        raise EnvError(
+            f"{instance.id}: the base is {base}, and the row says {instance.base_commit}; it was made from another tree"
+        )
     return base
 
 
@@ -120,9 +139,7 @@ async def tree(sandbox: Sandbox) -> str:
 
 async def extract(sandbox: Sandbox, base: str) -> bytes:
     """Return what the agent changed since the base, committed or not, as a patch; empty where there is none, or git cannot tell."""
-    script = (
-        f"{_INDEX} && git diff --cached --binary --no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/ {base}"
-    )
+    script = f"{_INDEX} && git diff --cached --binary --no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/ {base}"
     found = await sandbox.exec(["bash", "-c", script], env=GIT, timeout_s=MEASURE_S, max_output=MAX_PATCH)
     return found.stdout if found.exit_code == 0 and not found.truncated else b""
 

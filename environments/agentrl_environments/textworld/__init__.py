@@ -16,7 +16,14 @@ from agentrl.env import STANDARD_SIGNALS, Env, EnvSpec, Progress
 from agentrl.errors import ConfigError, MissingExtra
 from agentrl.sandbox import Sandbox
 from agentrl.types import Task
-from agentrl_environments.textworld.families import CoinCollector, Cooking, Family, Ladder, TreasureHunter, parse
+from agentrl_environments.textworld.families import (
+    CoinCollector,
+    Cooking,
+    Family,
+    Ladder,
+    TreasureHunter,
+    parse,
+)
 from agentrl_environments.textworld.games import Entry, Games
 
 if TYPE_CHECKING:
@@ -72,15 +79,29 @@ class TextWorld(EnvSpec):
     def __post_init__(self) -> None:
         for name, known in (("backend", get_args(Backend)), ("observation", get_args(Style))):
             if getattr(self, name) not in known:
-                raise ConfigError(f"textworld: {name} is '{getattr(self, name)}'; it must be one of {', '.join(known)}")
+                raise ConfigError(
+                    f"textworld: {name} is '{getattr(self, name)}'; it must be one of {', '.join(known)}"
+                )
         if self.observation == "raw" and self.backend != "z8":
-            raise ConfigError("textworld: observation='raw' with backend='facts'; only the compiled game has a text: set backend='z8'")
-        for name, least in {"max_turns": 1, "train": 0, "valid": 0, "test": 0, "ood": 0, "workers": 0, "seed": 0}.items():
+            raise ConfigError(
+                "textworld: observation='raw' with backend='facts'; only the compiled game has a text: set backend='z8'"
+            )
+        for name, least in {
+            "max_turns": 1,
+            "train": 0,
+            "valid": 0,
+            "test": 0,
+            "ood": 0,
+            "workers": 0,
+            "seed": 0,
+        }.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"textworld: {name} is {getattr(self, name)}; it must be at least {least}")
         family = self.family
         if self.intermediate and isinstance(family, Cooking) and family.drop:
-            raise ConfigError(f"textworld: the engine tracks no plan for '{self.game}'; leave out '-drop' or intermediate=True")
+            raise ConfigError(
+                f"textworld: the engine tracks no plan for '{self.game}'; leave out '-drop' or intermediate=True"
+            )
         if self.ood_game:
             parse(self.ood_game)
 
@@ -143,8 +164,16 @@ class TextWorld(EnvSpec):
         if split == "ood":
             name = self.ood_game or str(self.family.larger or "")
             if size and not name:
-                raise ConfigError(f"textworld: there is no larger world than '{self.game}'; name one with ood_game, or set ood=0")
-        panel = self._games(name).panel("test" if split == "ood" else split, size, workers=self.workers, progress=progress) if size else ()
+                raise ConfigError(
+                    f"textworld: there is no larger world than '{self.game}'; name one with ood_game, or set ood=0"
+                )
+        panel = (
+            self._games(name).panel(
+                "test" if split == "ood" else split, size, workers=self.workers, progress=progress
+            )
+            if size
+            else ()
+        )
         return tuple(_task(name, entry) for entry in panel)
 
     def _games(self, name: str) -> Games:
@@ -152,7 +181,9 @@ class TextWorld(EnvSpec):
 
 
 def _task(name: str, entry: Entry) -> Task:
-    return Task(f"{name}-{entry.key[:12]}", {"game": name, "seed": entry.seed, "key": entry.key, "file": entry.file})
+    return Task(
+        f"{name}-{entry.key[:12]}", {"game": name, "seed": entry.seed, "key": entry.key, "file": entry.file}
+    )
 
 
 def _engine() -> ModuleType:
@@ -160,5 +191,7 @@ def _engine() -> ModuleType:
     try:
         from agentrl_environments.textworld import engine
     except ImportError as problem:
-        raise MissingExtra(f"text games need the TextWorld engine ({problem}); pip install '.[textworld]'") from None
+        raise MissingExtra(
+            f"text games need the TextWorld engine ({problem}); pip install '.[textworld]'"
+        ) from None
     return engine

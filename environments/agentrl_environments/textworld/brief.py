@@ -14,7 +14,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 DIRECTIONS = ("north", "south", "east", "west")
-_VISIBLE = frozenset(["open", "closed", "locked", "raw", "fried", "roasted", "grilled", "burned", "uncut", "chopped", "sliced", "diced"])
+_VISIBLE = frozenset(
+    [
+        "open",
+        "closed",
+        "locked",
+        "raw",
+        "fried",
+        "roasted",
+        "grilled",
+        "burned",
+        "uncut",
+        "chopped",
+        "sliced",
+        "diced",
+    ]
+)
 """Facts about one thing that a look at it tells."""
 
 
@@ -41,7 +56,9 @@ class Scene:
         self.ways: dict[str, dict[str, str]] = {}  # room -> direction -> next room
         self.doors: dict[tuple[str, str], str] = {}
         self.marks: dict[str, list[str]] = {}
-        self.holds: dict[str, list[tuple[str, str]]] = {}  # room, box, shelf or inventory -> (thing, relation)
+        self.holds: dict[
+            str, list[tuple[str, str]]
+        ] = {}  # room, box, shelf or inventory -> (thing, relation)
         self.here = ""
         for fact in facts:
             name, ids = fact.name, fact.names
@@ -100,7 +117,9 @@ def structure_key(facts: Iterable[Fact], labels: Mapping[str, str], plan: Sequen
     for room in order:  # grows while it is walked
         order += [to for _, to in sorted(scene.ways.get(room, {}).items()) if to not in order]
     names = {**labels, **{room: f"room {number}" for number, room in enumerate(order)}}
-    lines = sorted(f"{fact.name}({', '.join(names.get(thing) or thing for thing in fact.names)})" for fact in facts)
+    lines = sorted(
+        f"{fact.name}({', '.join(names.get(thing) or thing for thing in fact.names)})" for fact in facts
+    )
     return hashlib.sha256(json.dumps([lines, list(plan)]).encode()).hexdigest()
 
 

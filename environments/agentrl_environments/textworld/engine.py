@@ -58,10 +58,37 @@ def structure(game: Game) -> str:
 class Place:
     """One state of a game. ``quests``: which are complete; ``next``: command -> place, ``heard``: event -> command, as far as explored."""
 
-    __slots__ = ("_text", "_typed", "actions", "commands", "heard", "lost", "next", "quests", "score", "state", "won")
+    __slots__ = (
+        "_text",
+        "_typed",
+        "actions",
+        "commands",
+        "heard",
+        "lost",
+        "next",
+        "quests",
+        "score",
+        "state",
+        "won",
+    )
 
-    def __init__(self, state: State, quests: tuple[bool, ...], score: int, won: bool, lost: bool, actions: dict[str, Action]) -> None:
-        self.state, self.quests, self.score, self.won, self.lost, self.actions = state, quests, score, won, lost, actions
+    def __init__(
+        self,
+        state: State,
+        quests: tuple[bool, ...],
+        score: int,
+        won: bool,
+        lost: bool,
+        actions: dict[str, Action],
+    ) -> None:
+        self.state, self.quests, self.score, self.won, self.lost, self.actions = (
+            state,
+            quests,
+            score,
+            won,
+            lost,
+            actions,
+        )
         self.commands = tuple(sorted(actions))
         self.next: dict[str, Place] = {}
         self.heard: dict[str, str | None] = {}
@@ -121,7 +148,9 @@ class World:
         """Return the admissible command that the compiled game's ``event`` tells of, such as ``taking the key``, or ``None``."""
         if event not in place.heard:
             action = self._inform7.detect_action(event, place.actions.values())
-            place.heard[event] = next((command for command, known in place.actions.items() if known is action), None)
+            place.heard[event] = next(
+                (command for command, known in place.actions.items() if known is action), None
+            )
         return place.heard[event]
 
     def play(self, commands: Sequence[str]) -> tuple[list[str], Place]:
@@ -138,12 +167,20 @@ class World:
         key = (frozenset(state.facts), quests, score)
         place = self._places.get(key)
         if place is None:
-            needed = [done for done, quest in zip(quests, self.game.quests, strict=True) if quest.win_events and not quest.optional]
-            place = Place(state, quests, score, bool(needed) and all(needed) and not lost, lost, self._actions(state))
+            needed = [
+                done
+                for done, quest in zip(quests, self.game.quests, strict=True)
+                if quest.win_events and not quest.optional
+            ]
+            place = Place(
+                state, quests, score, bool(needed) and all(needed) and not lost, lost, self._actions(state)
+            )
             self._places[key] = place
         return place
 
-    def _judge(self, state: State, before: tuple[bool, ...], score: int) -> tuple[tuple[bool, ...], int, bool]:
+    def _judge(
+        self, state: State, before: tuple[bool, ...], score: int
+    ) -> tuple[tuple[bool, ...], int, bool]:
         """Apply each quest's rule of the compiled game: complete -> nothing; fails -> lost; won -> its reward, complete."""
         after = list(before)
         lost = False
@@ -162,14 +199,19 @@ class World:
         kb = self.game.kb
         actions: dict[str, Action] = {}
         for action in state.all_applicable_actions(kb.rules.values(), kb.types.constants_mapping):
-            command = action.format_command({thing.name: self.labels[thing.name] for thing in action.variables})
+            command = action.format_command(
+                {thing.name: self.labels[thing.name] for thing in action.variables}
+            )
             known = actions.get(command)
             if known is None or len(action.preconditions) > len(known.preconditions):
                 actions[command] = action
         return actions
 
 
-_COOKED, _CUT = frozenset(["raw", "fried", "roasted", "grilled"]), frozenset(["uncut", "chopped", "sliced", "diced"])
+_COOKED, _CUT = (
+    frozenset(["raw", "fried", "roasted", "grilled"]),
+    frozenset(["uncut", "chopped", "sliced", "diced"]),
+)
 
 
 def recipe_met(state: State) -> bool:
@@ -199,7 +241,9 @@ class PlanTracker:
     """Follows the length of the shortest known plan, as the package's ``intermediate_reward`` does."""
 
     def __init__(self, game: Game, state: State) -> None:
-        self._progress: GameProgression = GameProgression.__new__(GameProgression)  # its constructor derives all valid actions again
+        self._progress: GameProgression = GameProgression.__new__(
+            GameProgression
+        )  # its constructor derives all valid actions again
         self._progress.game, self._progress.state = game, state
         self._progress.quest_progressions = [QuestProgression(quest, game.kb) for quest in game.quests]
         for quest in self._progress.quest_progressions:
@@ -257,4 +301,8 @@ class Library:
 def _notes(game: Game) -> dict[str, str]:
     """Return what examining tells that no fact holds: a cookbook's recipe."""
     ingredients = game.metadata.get("recipe", "").partition("Directions:")[2].split("\n")
-    return {"examine cookbook": "recipe " + " , ".join(filter(None, map(str.strip, ingredients)))} if "recipe" in game.metadata else {}
+    return (
+        {"examine cookbook": "recipe " + " , ".join(filter(None, map(str.strip, ingredients)))}
+        if "recipe" in game.metadata
+        else {}
+    )

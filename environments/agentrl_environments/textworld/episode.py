@@ -23,7 +23,9 @@ class View:
     intermediate: bool
     max_turns: int
 
-    def observation(self, text: str, commands: tuple[str, ...], *, plan: tuple[str, ...] = (), over: bool = False) -> Observation:
+    def observation(
+        self, text: str, commands: tuple[str, ...], *, plan: tuple[str, ...] = (), over: bool = False
+    ) -> Observation:
         """Return what is shown; a game that is over lists no commands."""
         if over:
             commands = ()
@@ -74,7 +76,13 @@ class _Episode:
             change = self._tracker.change()
             info["intermediate"] = (1.0 if won else -1.0) if over else change
         observation = self.view.observation(text, self.place.commands, over=over)
-        return Step(observation, gained, terminated=over, truncated=not over and self._turns >= self.view.max_turns, info=info)
+        return Step(
+            observation,
+            gained,
+            terminated=over,
+            truncated=not over and self._turns >= self.view.max_turns,
+            info=info,
+        )
 
 
 class FactsEpisode(_Episode):
@@ -105,7 +113,11 @@ class CompiledEpisode(_Episode):
     async def reset(self) -> Observation:
         """Return the first observation."""
         opening = self._game.restart()
-        return self.first(self.place.text(self.world.labels) if self.view.brief else clean(opening, self.world.game.objective))
+        return self.first(
+            self.place.text(self.world.labels)
+            if self.view.brief
+            else clean(opening, self.world.game.objective)
+        )
 
     async def step(self, action: str) -> Step:
         """Play one command."""
@@ -119,8 +131,18 @@ class CompiledEpisode(_Episode):
                 self.go(happened)
                 understood = True
         won, lost = "*** The End ***" in reply.text, "*** You lost! ***" in reply.text
-        text = self.tell((command or typed) if understood else None, won, lost) if self.view.brief else clean(reply.text)
-        return self.result(text, score=self._score if reply.score is None else reply.score, won=won, lost=lost, valid=understood)
+        text = (
+            self.tell((command or typed) if understood else None, won, lost)
+            if self.view.brief
+            else clean(reply.text)
+        )
+        return self.result(
+            text,
+            score=self._score if reply.score is None else reply.score,
+            won=won,
+            lost=lost,
+            valid=understood,
+        )
 
     def _typable(self, typed: str) -> bool:
         """Return whether the interpreter may see ``typed``: plain short text that begins with a verb of the game.

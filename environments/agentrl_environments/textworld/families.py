@@ -54,7 +54,11 @@ class Ladder:
         from agentrl_environments.textworld.given import options_of
 
         options = options_of(seed, only_last_action=not self.guided)
-        options.nb_rooms, options.nb_objects, options.quest_length = self.rooms, self.objects, self.quest_length
+        options.nb_rooms, options.nb_objects, options.quest_length = (
+            self.rooms,
+            self.objects,
+            self.quest_length,
+        )
         options.chaining.min_breadth, options.chaining.max_breadth = 1, 5  # as tw-make custom
         return make_game(options)
 
@@ -74,9 +78,13 @@ class CoinCollector:
     def __post_init__(self) -> None:
         _within(self, rooms=(1, 100), quest_length=(1, 100))
         if self.quest_length > self.rooms:
-            raise ConfigError(f"game '{self}': {self.quest_length} rooms on the path, {self.rooms} in all; the path cannot be the longer")
+            raise ConfigError(
+                f"game '{self}': {self.quest_length} rooms on the path, {self.rooms} in all; the path cannot be the longer"
+            )
         if self.simple and self.rooms > 4 * self.quest_length:
-            raise ConfigError(f"game '{self}': simple dead ends leave room for {4 * self.quest_length} rooms; leave out '-simple'")
+            raise ConfigError(
+                f"game '{self}': simple dead ends leave room for {4 * self.quest_length} rooms; leave out '-simple'"
+            )
 
     def __str__(self) -> str:
         return f"coin-r{self.rooms}-q{self.quest_length}" + "-simple" * self.simple
@@ -119,8 +127,16 @@ class TreasureHunter:
         mode, step = divmod(self.level - 1, 10)
         if mode == 2:
             return None
-        lengths = [[round(low + (high - low) * i / 9) for i in range(10)] for low, high in ((1, 5), (2, 10), (3, 20))]
-        return TreasureHunter(next(10 * (mode + 1) + i + 1 for i, length in enumerate(lengths[mode + 1]) if length >= lengths[mode][step]))
+        lengths = [
+            [round(low + (high - low) * i / 9) for i in range(10)] for low, high in ((1, 5), (2, 10), (3, 20))
+        ]
+        return TreasureHunter(
+            next(
+                10 * (mode + 1) + i + 1
+                for i, length in enumerate(lengths[mode + 1])
+                if length >= lengths[mode][step]
+            )
+        )
 
     def make(self, seed: int) -> Game:
         """Make the game of ``seed``."""
@@ -152,7 +168,9 @@ class Cooking:
     def __post_init__(self) -> None:
         _within(self, recipe=(1, 5), take=(0, self.recipe))
         if self.go not in _COOKING_ROOMS:
-            raise ConfigError(f"game '{self}': go is {self.go}; the package has kitchens of {', '.join(map(str, _COOKING_ROOMS))} rooms")
+            raise ConfigError(
+                f"game '{self}': go is {self.go}; the package has kitchens of {', '.join(map(str, _COOKING_ROOMS))} rooms"
+            )
 
     def __str__(self) -> str:
         flags = "".join(f"-{name}" for name in ("open", "cook", "cut", "drop") if getattr(self, name))
@@ -162,7 +180,11 @@ class Cooking:
     def larger(self) -> Cooking | None:
         """The next size of house, all else equal; 12 rooms is the largest."""
         rooms = next((rooms for rooms in _COOKING_ROOMS if rooms > self.go), None)
-        return None if rooms is None else Cooking(self.recipe, self.take, rooms, self.open, self.cook, self.cut, self.drop)
+        return (
+            None
+            if rooms is None
+            else Cooking(self.recipe, self.take, rooms, self.open, self.cook, self.cut, self.drop)
+        )
 
     def make(self, seed: int) -> Game:
         """Make the game of ``seed``."""
@@ -189,7 +211,10 @@ def parse(name: str) -> Family:
     for family in (Ladder, CoinCollector, TreasureHunter, Cooking):
         if match := re.fullmatch(family.pattern, name):
             kinds = {field.name: field.type for field in fields(family)}
-            values: dict[str, Any] = {key: int(text) if kinds[key] == "int" else bool(text) for key, text in match.groupdict().items()}
+            values: dict[str, Any] = {
+                key: int(text) if kinds[key] == "int" else bool(text)
+                for key, text in match.groupdict().items()
+            }
             return family(**values)
     raise ConfigError(
         f"no family of text games reads '{name}'; write one of w2-o3-q4[-guided], coin-r8-q4[-simple], treasure-l5, "
@@ -200,4 +225,6 @@ def parse(name: str) -> Family:
 def _within(family: Family, **ranges: tuple[int, int]) -> None:
     for name, (low, high) in ranges.items():
         if not low <= getattr(family, name) <= high:
-            raise ConfigError(f"game '{family}': {name} is {getattr(family, name)}; it must be {low} to {high}")
+            raise ConfigError(
+                f"game '{family}': {name} is {getattr(family, name)}; it must be {low} to {high}"
+            )

@@ -71,7 +71,9 @@ class Games:
         root = Path(self.root) if self.root else platformdirs.user_cache_path("agentrl") / "textworld"
         return root / f"{_engine_version()}-{_FORMAT}" / self.family / str(self.base)
 
-    def panel(self, split: str, size: int, *, workers: int = 0, progress: Progress | None = None) -> tuple[Entry, ...]:
+    def panel(
+        self, split: str, size: int, *, workers: int = 0, progress: Progress | None = None
+    ) -> tuple[Entry, ...]:
         """Return the first ``size`` structures of ``split`` (or of ``"all"``), making the blocks that are missing.
 
         Raises:
@@ -112,13 +114,19 @@ class Games:
         except OSError as problem:
             raise ConfigError(f"game file {path} cannot be read ({problem.strerror}); {mend}") from None
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ConfigError(f"game file {path} is corrupt ({len(content)} bytes that differ from what was made); {mend}")
+            raise ConfigError(
+                f"game file {path} is corrupt ({len(content)} bytes that differ from what was made); {mend}"
+            )
         data: dict[str, Any] = json.loads(content)
         return data
 
     def compile(self, files: Sequence[str], *, workers: int = 0, progress: Progress | None = None) -> None:
         """Make the ``.z8`` of each file that has none (1 to 10 s each)."""
-        jobs = [{"compile": str(path)} for path in map(self.folder.joinpath, files) if not path.with_suffix(".z8").exists()]
+        jobs = [
+            {"compile": str(path)}
+            for path in map(self.folder.joinpath, files)
+            if not path.with_suffix(".z8").exists()
+        ]
         if not jobs:
             return
         with contextlib.closing(_Crew(self.folder, workers)) as crew:
@@ -133,9 +141,16 @@ class Games:
         path = self._index(block)
         try:
             games = json.loads(path.read_bytes())["games"]
-            return iter([Entry(game["seed"], game["key"], game["sha256"], f"{block:04d}/{game['key'][:12]}.json") for game in games])
+            return iter(
+                [
+                    Entry(game["seed"], game["key"], game["sha256"], f"{block:04d}/{game['key'][:12]}.json")
+                    for game in games
+                ]
+            )
         except (OSError, ValueError, KeyError, TypeError) as problem:
-            raise ConfigError(f"game index {path} is corrupt ({problem}); delete the folder {path.parent} to have it made again") from None
+            raise ConfigError(
+                f"game index {path} is corrupt ({problem}); delete the folder {path.parent} to have it made again"
+            ) from None
 
     def _make(self, crew: _Crew, first: int, split: str, wanted: int, progress: Progress | None) -> None:
         """Make enough missing blocks from ``first`` on for about ``wanted`` games of ``split``; at most a few per worker at a time."""
@@ -146,7 +161,12 @@ class Games:
         with contextlib.ExitStack() as stack:
             folders = [Path(stack.enter_context(_scratch(self.folder))) for _ in blocks]
             jobs = [
-                {"make": self.family, "base": self.base, "seeds": list(range(block * BLOCK, (block + 1) * BLOCK)), "into": str(folder)}
+                {
+                    "make": self.family,
+                    "base": self.base,
+                    "seeds": list(range(block * BLOCK, (block + 1) * BLOCK)),
+                    "into": str(folder),
+                }
                 for block, folder in zip(blocks, folders, strict=True)
             ]
             for done, (number, answer) in enumerate(crew.ask(jobs), 1):
@@ -214,7 +234,11 @@ class _Crew:
         self._folder.mkdir(parents=True, exist_ok=True)
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         # The working directory matters: the package would read a folder "textworld_data" there.
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
+        }
         self._processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "agentrl_environments.textworld.generate"],
@@ -237,7 +261,9 @@ class _Crew:
         errors = self._errors[worker]
         errors.seek(0)
         tail = errors.read().decode(errors="replace")[-2000:]
-        raise EnvError(f"the process that makes TextWorld games died (exit code {process.wait()}) at {json.dumps(job)[:200]}: {tail}")
+        raise EnvError(
+            f"the process that makes TextWorld games died (exit code {process.wait()}) at {json.dumps(job)[:200]}: {tail}"
+        )
 
 
 @contextlib.contextmanager
@@ -255,4 +281,6 @@ def _engine_version() -> str:
     try:
         return version("textworld")
     except ImportError:
-        raise MissingExtra("text games need the TextWorld engine, which is not installed; pip install '.[textworld]'") from None
+        raise MissingExtra(
+            "text games need the TextWorld engine, which is not installed; pip install '.[textworld]'"
+        ) from None

@@ -39,7 +39,9 @@ class Interpreter:
     def __init__(self, path: str) -> None:
         self.path = path
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnsupportedGameWarning)  # it knows no score of these games; they tell it themselves
+            warnings.simplefilter(
+                "ignore", UnsupportedGameWarning
+            )  # it knows no score of these games; they tell it themselves
             self._frotz = FrotzEnv(path, _SEED)
         self._opening: str = self._frotz.reset()[0]
         for what in _TOLD:

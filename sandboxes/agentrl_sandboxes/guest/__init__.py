@@ -47,13 +47,32 @@ def program() -> tuple[str, str]:
     """
     folder, package = Path(__file__).parent, __name__
     modules = [(package.partition(".")[0], ""), (package, "")]
-    modules += [(f"{package}.{name}", (folder / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES]
+    modules += [
+        (f"{package}.{name}", (folder / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES
+    ]
     compiled = [(name, compile(source, name, "exec")) for name, source in modules]
-    return BOOT.format(magic=MAGIC_NUMBER, code=b2a_base64(compress(dumps(compiled)), newline=False)), repr(modules)
+    return BOOT.format(magic=MAGIC_NUMBER, code=b2a_base64(compress(dumps(compiled)), newline=False)), repr(
+        modules
+    )
 
 
 def command(spec: SandboxSpec, *, heartbeat_s: float, python: str = "/usr/bin/python3") -> list[str]:
     """Return what a back end starts as the first process of a sandbox."""
-    config = {"workdir": spec.workdir, "num_files": spec.num_files, "lifetime_s": spec.lifetime_s, "disk_mib": spec.disk_mib}
+    config = {
+        "workdir": spec.workdir,
+        "num_files": spec.num_files,
+        "lifetime_s": spec.lifetime_s,
+        "disk_mib": spec.disk_mib,
+    }
     start, source = program()
-    return [python, "-I", "-S", "-X", "utf8", "-c", start, json.dumps({**config, "heartbeat_s": heartbeat_s}), source]
+    return [
+        python,
+        "-I",
+        "-S",
+        "-X",
+        "utf8",
+        "-c",
+        start,
+        json.dumps({**config, "heartbeat_s": heartbeat_s}),
+        source,
+    ]

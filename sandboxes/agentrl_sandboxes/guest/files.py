@@ -99,7 +99,9 @@ class Write(Channel):
         try:
             while body and not self.problem:
                 body = body[os.write(self.fd, body) :]
-        except OSError as problem:  # a limit on the size of a file stands for one on the disk, on some back ends
+        except (
+            OSError
+        ) as problem:  # a limit on the size of a file stands for one on the disk, on some back ends
             number = errno.ENOSPC if problem.errno == errno.EFBIG else problem.errno or errno.EIO
             self.problem = OSError(number, os.strerror(number))
 

@@ -46,7 +46,15 @@ def dumps(value: object) -> str:
     if isinstance(value, str):
         return encode_basestring_ascii(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{encode_basestring_ascii(key)}: {dumps(item)}" for key, item in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{encode_basestring_ascii(key)}: {dumps(item)}" for key, item in value.items())
+            + "}"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(dumps, value)) + "]"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else repr(value)
+    )

@@ -155,7 +155,9 @@ class Capture:
 class Source:
     """A pipe that is read as soon as there is something; at its end it is closed, and ``over`` is called."""
 
-    def __init__(self, loop: Loop, fd: int, take: Callable[[bytes], object], over: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, loop: Loop, fd: int, take: Callable[[bytes], object], over: Callable[[], object] = lambda: None
+    ) -> None:
         self.loop, self.fd, self.take, self.over = loop, fd, take, over
         os.set_blocking(fd, False)
         loop.watch(fd, select.EPOLLIN, self.read)

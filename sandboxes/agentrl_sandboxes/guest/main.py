@@ -13,10 +13,30 @@ from agentrl_sandboxes.guest.files import Read, Write
 from agentrl_sandboxes.guest.light import deque, dumps, loads, signal
 from agentrl_sandboxes.guest.loop import Loop, Sink, Source
 from agentrl_sandboxes.guest.ports import Connect
-from agentrl_sandboxes.guest.processes import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, below, prctl, processes, save_memory, strike
+from agentrl_sandboxes.guest.processes import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    below,
+    prctl,
+    processes,
+    save_memory,
+    strike,
+)
 from agentrl_sandboxes.guest.shell import CloseShell, OpenShell, Run, Shell
 from agentrl_sandboxes.guest.tar import Get, Put
-from agentrl_sandboxes.guest.wire import CANCEL, CREDIT, DATA, END, HEADER, MAX_FRAME, NUMBER, OPEN, PING, RESULT, WINDOW
+from agentrl_sandboxes.guest.wire import (
+    CANCEL,
+    CREDIT,
+    DATA,
+    END,
+    HEADER,
+    MAX_FRAME,
+    NUMBER,
+    OPEN,
+    PING,
+    RESULT,
+    WINDOW,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +104,9 @@ class Guest:
         me = os.getpid()
         if me > 1:
             return below([me]) - self.supervisors
-        return {pid for pid, (state, _, _) in processes().items() if state not in "ZX"} - self.supervisors - {me}
+        return (
+            {pid for pid, (state, _, _) in processes().items() if state not in "ZX"} - self.supervisors - {me}
+        )
 
     def strays(self) -> set[int]:
         """Return what no supervisor vouches for."""
@@ -178,7 +200,15 @@ class Guest:
 
 
 OPERATIONS: dict[str, type[Any]] = {
-    **{"exec": Exec, "kill_all": KillAll, "read": Read, "write": Write, "put_tar": Put, "get_tar": Get, "connect": Connect},
+    **{
+        "exec": Exec,
+        "kill_all": KillAll,
+        "read": Read,
+        "write": Write,
+        "put_tar": Put,
+        "get_tar": Get,
+        "connect": Connect,
+    },
     **{"shell": OpenShell, "run": Run, "close_shell": CloseShell},
 }
 
@@ -192,7 +222,11 @@ def main() -> None:
         os.makedirs(guest.workdir, exist_ok=True)
         os.chdir(guest.workdir)
     except OSError as problem:
-        guest.send(RESULT, 0, dumps({"errno": problem.errno, "error": f"{guest.workdir}: {problem.strerror}"}).encode())
+        guest.send(
+            RESULT,
+            0,
+            dumps({"errno": problem.errno, "error": f"{guest.workdir}: {problem.strerror}"}).encode(),
+        )
     else:
         guest.send(RESULT, 0, dumps({"python": sys.version.split()[0], "pid": os.getpid()}).encode())
     save_memory()

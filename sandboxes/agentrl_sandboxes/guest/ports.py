@@ -45,7 +45,9 @@ class Connect(Channel):
             return
         family, address = self.ways.pop()
         try:
-            self.socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
+            self.socket = _socket.socket(
+                family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
+            )
         except OSError as problem:
             self.attempt(problem.errno or errno.EIO)
             return

@@ -36,7 +36,11 @@ M_MMAP_THRESHOLD = -3
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 NOT_FOUND, NOT_RUN = 127, 126
 ENVIRONMENT = {
-    **{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"},
+    **{
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+    },
     **{"TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "GIT_TERMINAL_PROMPT": "0"},
 }
 
@@ -138,7 +142,9 @@ def close_all_but(keep: Iterable[int]) -> None:
 
 def expendable() -> None:
     """Let the kernel end this process, and not the guest, when memory runs out."""
-    prctl(PR_SET_DUMPABLE, 1)  # until then what is in /proc of it belongs to root, and this user need not be root
+    prctl(
+        PR_SET_DUMPABLE, 1
+    )  # until then what is in /proc of it belongs to root, and this user need not be root
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("500")
@@ -149,7 +155,9 @@ def expendable() -> None:
 class Command:
     """What to run, and with which files: ``{number inside: ours}``. With a terminal, that is its controlling one, and file 0."""
 
-    def __init__(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], files: dict[int, int], terminal: str = "") -> None:
+    def __init__(
+        self, argv: Sequence[str], cwd: str, env: Mapping[str, str], files: dict[int, int], terminal: str = ""
+    ) -> None:
         self.argv, self.cwd = [raw(word) for word in argv], raw(cwd)
         self.env = {raw(name): raw(value) for name, value in {**ENVIRONMENT, **os.environ, **env}.items()}
         self.files, self.terminal = files, terminal
@@ -178,7 +186,11 @@ class Command:
             child = patiently(lambda: self.spawn(actions))
         except OSError as problem:
             os.write(self.files[2], what + f": {problem.strerror}\n".encode())
-            return NOT_FOUND if what is not self.cwd and problem.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_RUN
+            return (
+                NOT_FOUND
+                if what is not self.cwd and problem.errno in (errno.ENOENT, errno.ENOTDIR)
+                else NOT_RUN
+            )
         for fd in set(self.files.values()):
             os.close(fd)
         pid, status = 0, 0
@@ -188,7 +200,9 @@ class Command:
 
     def actions(self) -> list[tuple[Any, ...]]:
         """Return how the new process makes its files out of ours, which are moved out of the way first."""
-        above = max(self.files) + 1  # and not far above: the C library refuses to move files beyond a process's limit
+        above = (
+            max(self.files) + 1
+        )  # and not far above: the C library refuses to move files beyond a process's limit
         high = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for target, fd in self.files.items()}
         actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in high.items()]
         if self.terminal:
@@ -203,7 +217,15 @@ class Command:
         for folder in folders if name else ():
             path = os.path.join(folder, name)
             try:
-                return os.posix_spawn(path, self.argv, self.env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults)
+                return os.posix_spawn(
+                    path,
+                    self.argv,
+                    self.env,
+                    file_actions=actions,
+                    setsid=True,
+                    setsigmask=(),
+                    setsigdef=defaults,
+                )
             except OSError as failed:
                 if failed.errno not in (errno.ENOENT, errno.ENOTDIR):
                     problem = failed
@@ -218,7 +240,9 @@ class Process:
     What it leaves in the background lives on, unless it is ``whole``: then that is killed when it ends.
     """
 
-    def __init__(self, guest: Guest, command: Command, ended: Callable[[int], object], whole: bool = False) -> None:
+    def __init__(
+        self, guest: Guest, command: Command, ended: Callable[[int], object], whole: bool = False
+    ) -> None:
         self.guest, self.ended, self.whole = guest, ended, whole
         self.code: int | None = None
         self.killing, self.num_killed = False, 0
@@ -259,7 +283,9 @@ class Process:
     def killed(self, num: int) -> None:
         """Go on once nothing of the tree is left."""
         self.killing, self.num_killed = False, self.num_killed + num
-        self.guest.loop.after(0.0 if self.code is not None else 1.0, self.release)  # at once, or when its supervisor has seen it end
+        self.guest.loop.after(
+            0.0 if self.code is not None else 1.0, self.release
+        )  # at once, or when its supervisor has seen it end
 
     def release(self) -> None:
         """Let the supervisor go, unless the tree is being killed."""

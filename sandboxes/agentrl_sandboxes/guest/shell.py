@@ -69,7 +69,11 @@ class Shell:
         null = os.open(os.devnull, os.O_WRONLY)
         self.sane = termios.tcgetattr(self.terminal)
         self.sane[3] &= ~termios.ECHO
-        self.sources = [Source(self.loop, self.master, len), Source(self.loop, status, self.told), Source(self.loop, output, self.take)]
+        self.sources = [
+            Source(self.loop, self.master, len),
+            Source(self.loop, status, self.told),
+            Source(self.loop, output, self.take),
+        ]
         files = {1: to_output, 2: null, COMMAND: self.command, STATUS: to_status, STDERR: to_output}
         try:
             command = Command(BASH, self.cwd, self.env, files, terminal=os.ttyname(self.terminal))
@@ -134,7 +138,9 @@ class Shell:
 
     def told(self, data: bytes) -> None:
         """Hear that bash is at its prompt. After an interrupt that came too late it may say so twice."""
-        if not self.process or self.process.killing:  # a job that was stopped first, to be killed, may bring it to its prompt once more
+        if (
+            not self.process or self.process.killing
+        ):  # a job that was stopped first, to be killed, may bring it to its prompt once more
             return
         self.said += data
         *said, self.said = self.said.split(b"\0")
@@ -168,7 +174,9 @@ class Shell:
             self.answer(code)
             self.closed()
         elif self.ready:
-            reason = self.capture.kept().decode(errors="replace").strip() or f"bash ended with exit code {code}"
+            reason = (
+                self.capture.kept().decode(errors="replace").strip() or f"bash ended with exit code {code}"
+            )
             ready, self.ready = self.ready, None
             ready(OSError(errno.EIO, reason))
         elif self.run:
@@ -183,7 +191,9 @@ class Shell:
 
     def revive(self, ready: Callable[[OSError | None], object]) -> None:
         """Start bash again, where it was, if that is still there."""
-        self.cwd = next(path for path in (self.cwd, self.guest.workdir, "/") if os.access(path, os.X_OK) or path == "/")
+        self.cwd = next(
+            path for path in (self.cwd, self.guest.workdir, "/") if os.access(path, os.X_OK) or path == "/"
+        )
         try:
             self.start(ready)
         except OSError as problem:
@@ -273,4 +283,6 @@ class Run(Channel):
         """Answer."""
         if self.number in self.guest.channels:
             self.send(capture.kept())
-        self.finish(code=code, cwd=cwd, total=capture.total, timed_out=self.timed_out, restarted=self.restarted)
+        self.finish(
+            code=code, cwd=cwd, total=capture.total, timed_out=self.timed_out, restarted=self.restarted
+        )

@@ -130,7 +130,11 @@ def inside(base: str, name: str) -> str:
     """Return where a member belongs; through whatever links lie on the way, it must be below ``base``."""
     relative = os.path.normpath(name)
     parent = os.path.realpath(os.path.join(base, os.path.dirname(relative)))
-    if os.path.isabs(name) or relative.split("/")[0] == ".." or (parent + "/").find(base.rstrip("/") + "/") != 0:
+    if (
+        os.path.isabs(name)
+        or relative.split("/")[0] == ".."
+        or (parent + "/").find(base.rstrip("/") + "/") != 0
+    ):
         raise ValueError(f"{name!r} would be outside the folder")
     return os.path.join(parent, os.path.basename(relative))
 
@@ -172,7 +176,9 @@ def unpack(fd: int, path: str, max_bytes: int) -> None:
 
 def unpack_file(archive: tarfile.TarFile, member: tarfile.TarInfo, target: str) -> None:
     """Write one file."""
-    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+    with os.fdopen(
+        os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb"
+    ) as file:
         source = archive.extractfile(member)
         while source:
             data = source.read(1 << 18)
@@ -190,7 +196,10 @@ def entries(top: str, name: str) -> Iterator[tuple[str, str]]:
         path, name = waiting.pop()
         yield path, name
         if os.path.isdir(path) and not os.path.islink(path):
-            waiting += [(os.path.join(path, entry), os.path.join(name, entry)) for entry in sorted(os.listdir(path), reverse=True)]
+            waiting += [
+                (os.path.join(path, entry), os.path.join(name, entry))
+                for entry in sorted(os.listdir(path), reverse=True)
+            ]
 
 
 def pack(fd: int, path: str, max_bytes: int) -> None:
@@ -202,8 +211,13 @@ def pack(fd: int, path: str, max_bytes: int) -> None:
         os.close(open_regular(os.fsencode(path), os.O_RDONLY))
     name = os.path.basename(os.path.normpath(path))
     left = max_bytes
-    with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as archive:
-        for entry, inner in entries(top, name if name not in ("", ".", "..") else os.path.basename(top) or "."):
+    with (
+        os.fdopen(fd, "wb") as file,
+        tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as archive,
+    ):
+        for entry, inner in entries(
+            top, name if name not in ("", ".", "..") else os.path.basename(top) or "."
+        ):
             info = archive.gettarinfo(entry, inner)
             kind = os.lstat(entry).st_mode
             if info is None or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind)):

@@ -38,7 +38,11 @@ def difficulty(finding: Finding) -> Difficulty:
     """
     candidate = finding.candidate
     frames = {(path, line) for failure in finding.failures.values() for path, line, _ in failure.frames}
-    seen = any(path == there and start <= line <= stop for path, line in frames for there, start, stop in candidate.spans)
+    seen = any(
+        path == there and start <= line <= stop
+        for path, line in frames
+        for there, start, stop in candidate.spans
+    )
     points = (not seen) + (len(finding.fail_to_pass) <= 2) + (candidate.complexity >= 8)
     points += len(candidate.edits) > 1 or candidate.kind == REMOVED
     return "easy" if points <= 1 else "medium" if points == 2 else "hard"
@@ -52,15 +56,26 @@ def site(candidate: Candidate) -> str:
 def instance(tree: Tree, finding: Finding) -> Instance:
     """Return the task of a valid finding; its base commit is not known yet."""
     candidate = finding.candidate
-    texts = {path: tree.files[path].decode() for path in tree.modules if path in {edit.path for edit in candidate.edits}}
+    texts = {
+        path: tree.files[path].decode()
+        for path in tree.modules
+        if path in {edit.path for edit in candidate.edits}
+    }
     fix = candidate.fix(texts)
-    tests = {path: data.decode() for path, data in tree.files.items() if path in {test.partition("::")[0] for test in finding.fail_to_pass}}
+    tests = {
+        path: data.decode()
+        for path, data in tree.files.items()
+        if path in {test.partition("::")[0] for test in finding.fail_to_pass}
+    }
     broken: dict[str, list[list[str]]] = defaultdict(list)
     for test in finding.fail_to_pass:
         path, *names = test.partition("[")[0].split("::")
         if path in tests and names:
             broken[path].append(names)
-    test_patch = "".join(diffs.unified(path, without(tests[path], names), tests[path]) for path, names in sorted(broken.items()))
+    test_patch = "".join(
+        diffs.unified(path, without(tests[path], names), tests[path])
+        for path, names in sorted(broken.items())
+    )
     name = tree.package.name
     return Instance(
         id=f"agentrl__{name}-{candidate.id}",
@@ -90,7 +105,9 @@ def narrowed(row: Instance) -> Instance:
     kept = tuple(test for test in row.pass_to_pass if test.partition("::")[0] in files)
     if len(kept) < len(row.fail_to_pass):
         return row
-    return dataclasses.replace(row, command=" ".join([row.command, *map(shlex.quote, files)]), pass_to_pass=kept)
+    return dataclasses.replace(
+        row, command=" ".join([row.command, *map(shlex.quote, files)]), pass_to_pass=kept
+    )
 
 
 def choose(findings: Sequence[Finding], number: int, *, seed: int) -> list[Finding]:
@@ -136,10 +153,14 @@ async def verify(sandbox: Sandbox, row: Instance, *, tests_s: float = 60.0) -> s
         raise EnvError(
             f"{row.id}: without the fix: {before.outcome}, {before.fixed:.0%} fixed, {before.kept:.0%} kept; expected 0% and 100%"
         )
-    head = must(await sandbox.exec(["git", "rev-parse", "HEAD"], env=GIT), f"{row.id}: naming its base commit")
+    head = must(
+        await sandbox.exec(["git", "rev-parse", "HEAD"], env=GIT), f"{row.id}: naming its base commit"
+    )
     after = await grade.grade(sandbox, row, trees, row.patch.encode(), tests_s=tests_s)
     if not after.resolved:
-        raise EnvError(f"{row.id}: with the fix: {after.outcome}, {after.fixed:.0%} fixed, {after.kept:.0%} kept; {after.detail}")
+        raise EnvError(
+            f"{row.id}: with the fix: {after.outcome}, {after.fixed:.0%} fixed, {after.kept:.0%} kept; {after.detail}"
+        )
     return head.stdout.decode().strip()
 
 

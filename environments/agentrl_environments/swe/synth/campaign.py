@@ -68,7 +68,9 @@ class Report:
 Progress = Callable[[str, int, int], None]
 
 
-async def run(sandboxes: Sandboxes, plan: Plan, folder: Path, *, progress: Progress = lambda *_: None) -> Report:
+async def run(
+    sandboxes: Sandboxes, plan: Plan, folder: Path, *, progress: Progress = lambda *_: None
+) -> Report:
     """Make and verify rows of every package of a plan; go on where ``folder`` holds an earlier one."""
     report = Report()
     for package in plan.packages:
@@ -85,11 +87,16 @@ async def run(sandboxes: Sandboxes, plan: Plan, folder: Path, *, progress: Progr
     return report
 
 
-async def _package(sandboxes: Sandboxes, package: Package, plan: Plan, folder: Path, report: Report, progress: Progress) -> None:
+async def _package(
+    sandboxes: Sandboxes, package: Package, plan: Plan, folder: Path, report: Report, progress: Progress
+) -> None:
     """Add the rows of one package to the report."""
     tree = await asyncio.to_thread(fetch, package)
     clean, findings = await _search(sandboxes, tree, plan, Journal(folder, tree), progress)
-    rows = [build.completed(build.instance(tree, finding), "", clean.tests) for finding in _balanced(findings, plan)]
+    rows = [
+        build.completed(build.instance(tree, finding), "", clean.tests)
+        for finding in _balanced(findings, plan)
+    ]
     rows = [build.narrowed(row) for row in rows] if plan.narrow else rows
     proofs = Proofs(folder)
     await _verify(sandboxes, rows, plan, proofs, progress)
@@ -103,7 +110,9 @@ async def _package(sandboxes: Sandboxes, package: Package, plan: Plan, folder: P
             report.unverified[row.id] = proof["problem"]
 
 
-async def _search(sandboxes: Sandboxes, tree: Tree, plan: Plan, journal: Journal, progress: Progress) -> tuple[Baseline, list[Finding]]:
+async def _search(
+    sandboxes: Sandboxes, tree: Tree, plan: Plan, journal: Journal, progress: Progress
+) -> tuple[Baseline, list[Finding]]:
     """Find enough valid bugs of one package: single ones, then combinations of those."""
     cleans: list[Baseline] = []
     known = journal.read()
@@ -113,7 +122,9 @@ async def _search(sandboxes: Sandboxes, tree: Tree, plan: Plan, journal: Journal
         if journal.begin(clean):
             known.clear()
 
-    async def collect(candidates: Any, target: int, what: str) -> list[Finding]:  # Any: any iterable of candidates
+    async def collect(
+        candidates: Any, target: int, what: str
+    ) -> list[Finding]:  # Any: any iterable of candidates
         findings: list[Finding] = []
         found = validate.search(
             sandboxes,
@@ -138,7 +149,9 @@ async def _search(sandboxes: Sandboxes, tree: Tree, plan: Plan, journal: Journal
     by_split: dict[str, list[Candidate]] = {}
     for one in valid:
         by_split.setdefault(_split(tree, one), []).append(one)
-    pairs = [pair for split in sorted(by_split) for pair in mutate.combinations(by_split[split], seed=plan.seed)]
+    pairs = [
+        pair for split in sorted(by_split) for pair in mutate.combinations(by_split[split], seed=plan.seed)
+    ]
     wanted = int(plan.per_package * COMBINED_SHARE)
     combined = await collect(pairs, wanted, "combined bugs") if wanted and pairs else []
     return cleans[0], singles + combined
@@ -158,7 +171,9 @@ def _balanced(findings: Sequence[Finding], plan: Plan) -> list[Finding]:
     return build.choose(singles, plan.per_package - len(some), seed=plan.seed) + some
 
 
-async def _verify(sandboxes: Sandboxes, rows: Sequence[Instance], plan: Plan, proofs: Proofs, progress: Progress) -> None:
+async def _verify(
+    sandboxes: Sandboxes, rows: Sequence[Instance], plan: Plan, proofs: Proofs, progress: Progress
+) -> None:
     """Prove every row that is not proved yet by the official rule."""
     queue = [row for row in reversed(rows) if row.digest not in proofs.known]
 

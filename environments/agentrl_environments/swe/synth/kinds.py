@@ -71,7 +71,9 @@ def change_operator(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     if isinstance(node, cst.ComparisonTarget) and (other := _COMPARED.get(type(node.operator))):
         yield node.with_changes(operator=other())
     elif isinstance(node, cst.BinaryOperation) and (computed := _COMPUTED.get(type(node.operator))):
-        if not m.matches(node, m.BinaryOperation(operator=m.Modulo(), left=m.SimpleString() | m.ConcatenatedString())):
+        if not m.matches(
+            node, m.BinaryOperation(operator=m.Modulo(), left=m.SimpleString() | m.ConcatenatedString())
+        ):
             yield node.with_changes(operator=computed().with_changes(**_spaces(node.operator)))
     elif isinstance(node, cst.BooleanOperation):
         swapped = cst.Or() if isinstance(node.operator, cst.And) else cst.And()
@@ -80,13 +82,24 @@ def change_operator(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 def swap_operands(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """Exchange the two sides of an operator for which the order matters."""
-    ordered = (cst.Subtract, cst.Divide, cst.FloorDivide, cst.Modulo, cst.Power, cst.LeftShift, cst.RightShift, cst.Add)
+    ordered = (
+        cst.Subtract,
+        cst.Divide,
+        cst.FloorDivide,
+        cst.Modulo,
+        cst.Power,
+        cst.LeftShift,
+        cst.RightShift,
+        cst.Add,
+    )
     if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, ordered):
         yield node.with_changes(left=_closed(node.right), right=_closed(node.left))
     elif isinstance(node, cst.Comparison) and len(node.comparisons) == 1:
         target = node.comparisons[0]
         if type(target.operator) in _EDGES:
-            yield node.with_changes(left=target.comparator, comparisons=[target.with_changes(comparator=node.left)])
+            yield node.with_changes(
+                left=target.comparator, comparisons=[target.with_changes(comparator=node.left)]
+            )
 
 
 def change_constant(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
@@ -112,7 +125,9 @@ def off_by_one(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
                 yield node.with_changes(lower=cst.Integer("1"))
     elif isinstance(node, cst.Call) and m.matches(node.func, m.Name("range")) and node.args:
         last = node.args[min(1, len(node.args) - 1)]
-        yield node.with_changes(args=[arg.with_changes(value=_plus(arg.value, -1)) if arg is last else arg for arg in node.args])
+        yield node.with_changes(
+            args=[arg.with_changes(value=_plus(arg.value, -1)) if arg is last else arg for arg in node.args]
+        )
 
 
 def invert_condition(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
@@ -166,7 +181,22 @@ def remove_wrapper(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
             yield _spliced(block, index, statement.body.body)
     wrappers = m.Call(
         func=m.OneOf(
-            *(m.Name(name) for name in ("list", "tuple", "sorted", "reversed", "str", "int", "set", "dict", "bytes", "iter", "abs"))
+            *(
+                m.Name(name)
+                for name in (
+                    "list",
+                    "tuple",
+                    "sorted",
+                    "reversed",
+                    "str",
+                    "int",
+                    "set",
+                    "dict",
+                    "bytes",
+                    "iter",
+                    "abs",
+                )
+            )
         ),
         args=[m.Arg(keyword=None, star="")],
     )
@@ -176,7 +206,11 @@ def remove_wrapper(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 def break_chain(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """Drop the last link of a chain of calls, of operators, or of conditions."""
-    if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute) and isinstance(node.func.value, (cst.Call, cst.Subscript)):
+    if (
+        isinstance(node, cst.Call)
+        and isinstance(node.func, cst.Attribute)
+        and isinstance(node.func.value, (cst.Call, cst.Subscript))
+    ):
         yield node.func.value
     elif isinstance(node, cst.BinaryOperation):
         yield _closed(node.left)
@@ -193,10 +227,20 @@ def change_return(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     if isinstance(value, cst.Tuple) and len(value.elements) > 1:
         first, second, *rest = value.elements
         yield node.with_changes(
-            value=value.with_changes(elements=[first.with_changes(value=second.value), second.with_changes(value=first.value), *rest])
+            value=value.with_changes(
+                elements=[
+                    first.with_changes(value=second.value),
+                    second.with_changes(value=first.value),
+                    *rest,
+                ]
+            )
         )
-    elif isinstance(value, (cst.Comparison, cst.BooleanOperation)) or m.matches(value, m.UnaryOperation(operator=m.Not())):
-        yield node.with_changes(value=cst.UnaryOperation(cst.Not(), _closed(value)), whitespace_after_return=_SPACE)
+    elif isinstance(value, (cst.Comparison, cst.BooleanOperation)) or m.matches(
+        value, m.UnaryOperation(operator=m.Not())
+    ):
+        yield node.with_changes(
+            value=cst.UnaryOperation(cst.Not(), _closed(value)), whitespace_after_return=_SPACE
+        )
     elif not m.matches(value, m.Name("None") | m.Name("self") | m.Name("NotImplemented")):
         yield node.with_changes(value=cst.Name("None"), whitespace_after_return=_SPACE)
 
@@ -206,7 +250,9 @@ def shuffle_lines(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     if isinstance(node, cst.IndentedBlock):
         for index in range(len(node.body) - 1):
             first, second = node.body[index : index + 2]
-            if not _is_docstring(first) and not m.matches(second, m.SimpleStatementLine(body=[m.Return() | m.Raise()])):
+            if not _is_docstring(first) and not m.matches(
+                second, m.SimpleStatementLine(body=[m.Return() | m.Raise()])
+            ):
                 yield node.with_changes(body=[*node.body[:index], second, first, *node.body[index + 2 :]])
 
 
@@ -219,7 +265,11 @@ def change_exception(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
         called = node.exc.func if isinstance(node.exc, cst.Call) else node.exc
         if isinstance(called, cst.Name) and called.value in _EXCEPTIONS:
             yield node.deep_replace(called, called.with_changes(value=_EXCEPTIONS[called.value]))
-    elif isinstance(node, cst.ExceptHandler) and isinstance(node.type, cst.Name) and node.type.value in _EXCEPTIONS:
+    elif (
+        isinstance(node, cst.ExceptHandler)
+        and isinstance(node.type, cst.Name)
+        and node.type.value in _EXCEPTIONS
+    ):
         yield node.with_changes(type=node.type.with_changes(value=_EXCEPTIONS[node.type.value]))
 
 
@@ -235,8 +285,14 @@ def change_arguments(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
         for index, arg in enumerate(node.args):
             if arg.keyword is not None:
                 kept = [*node.args[:index], *node.args[index + 1 :]]
-                yield node.with_changes(args=[*kept[:-1], kept[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)] if kept else [])
-    elif isinstance(node, cst.Param) and isinstance(node.default, cst.Name) and node.default.value in ("True", "False", "None"):
+                yield node.with_changes(
+                    args=[*kept[:-1], kept[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)] if kept else []
+                )
+    elif (
+        isinstance(node, cst.Param)
+        and isinstance(node.default, cst.Name)
+        and node.default.value in ("True", "False", "None")
+    ):
         yield node.with_changes(default=cst.Name("True" if node.default.value != "True" else "False"))
 
 
@@ -253,7 +309,9 @@ def change_bases(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     if isinstance(node, cst.ClassDef):
         for index in range(len(node.bases)):
             kept = [*node.bases[:index], *node.bases[index + 1 :]]
-            yield node.with_changes(bases=[*kept[:-1], kept[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)] if kept else [])
+            yield node.with_changes(
+                bases=[*kept[:-1], kept[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)] if kept else []
+            )
 
 
 def remove_method(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
@@ -304,7 +362,9 @@ _Block = cst.IndentedBlock
 _Statement = TypeVar("_Statement", bound=cst.CSTNode)
 
 
-def _statements(node: cst.CSTNode, wanted: type[_Statement] | tuple[type[_Statement], ...]) -> Iterator[tuple[_Block, int, _Statement]]:
+def _statements(
+    node: cst.CSTNode, wanted: type[_Statement] | tuple[type[_Statement], ...]
+) -> Iterator[tuple[_Block, int, _Statement]]:
     """Yield the statements of a block that are ``wanted``, with the block and their place in it."""
     if isinstance(node, cst.IndentedBlock):
         for index, statement in enumerate(node.body):
@@ -325,12 +385,24 @@ def _spliced(block: _Block, index: int, statements: Sequence[cst.BaseStatement])
 
 
 def _is_docstring(statement: cst.CSTNode) -> bool:
-    return m.matches(statement, m.SimpleStatementLine(body=[m.Expr(m.SimpleString() | m.ConcatenatedString())]))
+    return m.matches(
+        statement, m.SimpleStatementLine(body=[m.Expr(m.SimpleString() | m.ConcatenatedString())])
+    )
 
 
 def _closed(node: cst.BaseExpression) -> cst.BaseExpression:
     """Return an expression that keeps its meaning wherever it is put."""
-    simple = (cst.Name, cst.Attribute, cst.Call, cst.Subscript, cst.Integer, cst.SimpleString, cst.List, cst.Dict, cst.Float)
+    simple = (
+        cst.Name,
+        cst.Attribute,
+        cst.Call,
+        cst.Subscript,
+        cst.Integer,
+        cst.SimpleString,
+        cst.List,
+        cst.Dict,
+        cst.Float,
+    )
     if isinstance(node, simple) or node.lpar:
         return node
     return node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
@@ -348,4 +420,6 @@ def _spaces(operator: cst.CSTNode) -> dict[str, object]:
 
 def _spaced(node: cst.CSTNode) -> dict[str, cst.CSTNode]:
     """Return the change that puts a space after the keyword, where ``if(x)`` had none."""
-    return {"whitespace_before_test": _SPACE} if isinstance(node, cst.If) else {"whitespace_after_while": _SPACE}
+    return (
+        {"whitespace_before_test": _SPACE} if isinstance(node, cst.If) else {"whitespace_after_while": _SPACE}
+    )

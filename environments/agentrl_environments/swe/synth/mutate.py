@@ -68,7 +68,9 @@ class Candidate:
         return "".join(unified(path, broken, files[path]) for path, broken in self.apply(files).items())
 
 
-def candidates(tree: Tree, *, seed: int, kinds: Sequence[str] = (), per_function: int = 3) -> Iterator[Candidate]:
+def candidates(
+    tree: Tree, *, seed: int, kinds: Sequence[str] = (), per_function: int = 3
+) -> Iterator[Candidate]:
     """Yield single bugs of a package: kinds in turn, each time at a place drawn by ``seed``; none twice.
 
     ``kinds`` empty: all. ``per_function`` bounds the bugs of one kind in one function, so that long functions do not fill the set.
@@ -81,7 +83,9 @@ def candidates(tree: Tree, *, seed: int, kinds: Sequence[str] = (), per_function
     texts = {path: tree.files[path].decode() for path in tree.modules if _is_python(tree.files[path])}
     sites: dict[str, list[Site]] = {name: [] for name in kinds or known}
     if unknown := sorted(set(sites) - set(known)):
-        raise ConfigError(f"no kind of bug is named {', '.join(unknown)}; there are {', '.join(known)}, and combinations of them")
+        raise ConfigError(
+            f"no kind of bug is named {', '.join(unknown)}; there are {', '.join(known)}, and combinations of them"
+        )
     for path, text in texts.items():
         for site in find(path, text, tuple(sites)):
             sites[site.kind].append(site)
@@ -140,7 +144,19 @@ def complexity(node: ast.AST) -> int:
     """
     count = 1
     for inner in ast.walk(node):
-        if isinstance(inner, (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.AsyncFor, ast.Assert, ast.match_case)):
+        if isinstance(
+            inner,
+            (
+                ast.If,
+                ast.For,
+                ast.While,
+                ast.IfExp,
+                ast.ExceptHandler,
+                ast.AsyncFor,
+                ast.Assert,
+                ast.match_case,
+            ),
+        ):
             count += 1
         elif isinstance(inner, ast.BoolOp):
             count += len(inner.values) - 1

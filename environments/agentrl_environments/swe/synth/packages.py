@@ -38,7 +38,20 @@ MAX_BYTES = 64 << 20
 FETCH_S = 300.0
 """Longest wait for pip."""
 _NOT_SOURCES = frozenset(
-    {"test", "tests", "testing", "docs", "doc", "examples", "example", "benchmark", "benchmarks", "bench", "fuzz", "tools"}
+    {
+        "test",
+        "tests",
+        "testing",
+        "docs",
+        "doc",
+        "examples",
+        "example",
+        "benchmark",
+        "benchmarks",
+        "bench",
+        "fuzz",
+        "tools",
+    }
 )
 
 
@@ -86,19 +99,31 @@ class Tree:
     def command(self) -> str:
         """The shell line, run in the repository's folder, whose output is graded; the test runner is on Python's path already."""
         left_out = "".join(f" --ignore={path}" for path in self.package.ignore)
-        python = PYTEST.replace("python3 ", "python3 -S ", 1)  # no other installed package is seen, and no other copy of this one
+        python = PYTEST.replace(
+            "python3 ", "python3 -S ", 1
+        )  # no other installed package is seen, and no other copy of this one
         return f"PYTHONPATH={self.root}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONDONTWRITEBYTECODE=1 {python}{left_out}"
 
 
 PACKAGES: tuple[Package, ...] = (
-    Package(name="h11", version="0.16.0", licence="MIT", sha256="4e35b956cf45792e4caa5885e69fba00bdbc6ffafbfa020300e549b208ee5ff1"),
+    Package(
+        name="h11",
+        version="0.16.0",
+        licence="MIT",
+        sha256="4e35b956cf45792e4caa5885e69fba00bdbc6ffafbfa020300e549b208ee5ff1",
+    ),
     Package(
         name="voluptuous",
         version="0.16.0",
         licence="BSD-3-Clause",
         sha256="006535e22fed944aec17bef6e8725472476194743c87bd233e912eb463f8ff05",
     ),
-    Package(name="parse", version="1.22.4", licence="MIT", sha256="706d458feed5a81b02768d3156e8070baf6cee7d150a3a3c0cd43101a875c3b5"),
+    Package(
+        name="parse",
+        version="1.22.4",
+        licence="MIT",
+        sha256="706d458feed5a81b02768d3156e8070baf6cee7d150a3a3c0cd43101a875c3b5",
+    ),
     Package(
         name="xmltodict",
         version="1.0.4",
@@ -112,7 +137,12 @@ PACKAGES: tuple[Package, ...] = (
         licence="BSD-3-Clause",
         sha256="149b26cabada6f63212f97e94505d21578cb1d280cf714827f328d5e70765fea",
     ),
-    Package(name="cachetools", version="8.0.1", licence="MIT", sha256="deb1d376d4d28c2f33f3e3058043b005e0af75c35c094bd54053e27d2906ad95"),
+    Package(
+        name="cachetools",
+        version="8.0.1",
+        licence="MIT",
+        sha256="deb1d376d4d28c2f33f3e3058043b005e0af75c35c094bd54053e27d2906ad95",
+    ),
     Package(
         name="toolz",
         version="1.0.0",
@@ -120,7 +150,12 @@ PACKAGES: tuple[Package, ...] = (
         sha256="2c86e3d9a04798ac556793bced838816296a2f085017664e4995cb40a1047a02",
         heldout=True,
     ),
-    Package(name="tomlkit", version="0.15.2", licence="MIT", sha256="83e32755ba1d20d9340bd069ee97e9f6232ba2346b63ffcba425de01f7e327a6"),
+    Package(
+        name="tomlkit",
+        version="0.15.2",
+        licence="MIT",
+        sha256="83e32755ba1d20d9340bd069ee97e9f6232ba2346b63ffcba425de01f7e327a6",
+    ),
 )
 """Packages that are used unless others are named. None of them needs another package; all are under permissive licences."""
 
@@ -172,7 +207,9 @@ def named(text: str) -> Package:
     version, _, sha256 = version.partition(":")
     if not name or not version:
         known = ", ".join(package.name for package in (*PACKAGES, *MORE))
-        raise ConfigError(f"package {text!r} is not known here (known: {known}); pin a version, as in {name or 'name'}==1.0")
+        raise ConfigError(
+            f"package {text!r} is not known here (known: {known}); pin a version, as in {name or 'name'}==1.0"
+        )
     return Package(name=name, version=version, sha256=sha256)
 
 
@@ -204,13 +241,22 @@ def tools(folder: Path | None = None) -> dict[str, bytes]:
             _keep(kept, data)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             files |= {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    return files | {importlib.util.cache_from_source(name): _compiled(name, data) for name, data in files.items() if name.endswith(".py")}
+    return files | {
+        importlib.util.cache_from_source(name): _compiled(name, data)
+        for name, data in files.items()
+        if name.endswith(".py")
+    }
 
 
 def _compiled(name: str, data: bytes) -> bytes:
     """Return the content of a module's compiled file, by hash and unchecked (PEP 552): it depends on nothing but the source."""
     code = compile(data, name, "exec", dont_inherit=True, optimize=0)
-    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(data) + marshal.dumps(code)
+    return (
+        importlib.util.MAGIC_NUMBER
+        + (1).to_bytes(4, "little")
+        + importlib.util.source_hash(data)
+        + marshal.dumps(code)
+    )
 
 
 def cache_folder() -> Path:
@@ -254,7 +300,10 @@ def arrange(package: Package, source: Source, files: Mapping[str, bytes]) -> Tre
     modules = tuple(
         path
         for path in sorted(files)
-        if path.startswith(below) and path.endswith(".py") and not _is_test(path) and _is_module(path.removeprefix(below), files, below)
+        if path.startswith(below)
+        and path.endswith(".py")
+        and not _is_test(path)
+        and _is_module(path.removeprefix(below), files, below)
     )
     if not modules:
         raise Refused("layout", f"{package.pin} has no Python modules")
@@ -266,7 +315,11 @@ def arrange(package: Package, source: Source, files: Mapping[str, bytes]) -> Tre
 def _is_test(path: str) -> bool:
     parts = PurePosixPath(path).parts
     name = parts[-1]
-    return bool({"test", "tests", "testing"} & set(parts[:-1])) or name.startswith("test_") or name in ("conftest.py", "tests.py")
+    return (
+        bool({"test", "tests", "testing"} & set(parts[:-1]))
+        or name.startswith("test_")
+        or name in ("conftest.py", "tests.py")
+    )
 
 
 def _is_module(path: str, files: Mapping[str, bytes], below: str) -> bool:
@@ -290,7 +343,17 @@ def _download(pin: str, sha256: str, options: tuple[str, ...]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(pin + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "--no-input", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "--no-input",
+            *options,
+        ]
         command += ["-d", f"{folder}/got", "-r", str(requirements)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S, check=False)
@@ -301,5 +364,8 @@ def _download(pin: str, sha256: str, options: tuple[str, ...]) -> bytes:
             return got[0].read_bytes()
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         building = any("metadata" in line or "build" in line for line in lines)
-        told = next((line for line in lines if line.upper().startswith("ERROR")), lines[-1] if lines else f"exit code {done.returncode}")
+        told = next(
+            (line for line in lines if line.upper().startswith("ERROR")),
+            lines[-1] if lines else f"exit code {done.returncode}",
+        )
         raise Refused("build" if building else "download", f"pip could not fetch {pin}: {told.strip()}")

@@ -133,7 +133,9 @@ def foreign(name: str, root: str) -> bool:
     """Whether a loaded module is of the standard library or the tools: safe to import before the package."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
-    return name == getattr(module, "__name__", "") and (file is None or not os.path.abspath(file).startswith(root + os.sep))  # noqa: PTH100
+    return name == getattr(module, "__name__", "") and (
+        file is None or not os.path.abspath(file).startswith(root + os.sep)
+    )  # noqa: PTH100
 
 
 class Watch:
@@ -158,7 +160,10 @@ class Watch:
         """Note a test's outcome: the worst of its set-up, call and teardown."""
         outcome = report.outcome  # type: ignore[attr-defined]
         expected = hasattr(report, "wasxfail")
-        word = {"passed": "XPASS" if expected else "PASSED", "skipped": "XFAIL" if expected else "SKIPPED"}.get(outcome, "FAILED")
+        word = {
+            "passed": "XPASS" if expected else "PASSED",
+            "skipped": "XFAIL" if expected else "SKIPPED",
+        }.get(outcome, "FAILED")
         if outcome == "failed" and report.when != "call":  # type: ignore[attr-defined]
             word = "ERROR"
         order = ["PASSED", "XFAIL", "SKIPPED", "XPASS", "FAILED", "ERROR"]
@@ -178,7 +183,9 @@ class Watch:
         self.failures[name] = {
             "type": type(error).__name__,
             "message": told[:MAX_TEXT],
-            "frames": [(frame.filename[len(self.root) :], frame.lineno, frame.name) for frame in inside][-40:],
+            "frames": [(frame.filename[len(self.root) :], frame.lineno, frame.name) for frame in inside][
+                -40:
+            ],
         }
 
     def report(self) -> Json:

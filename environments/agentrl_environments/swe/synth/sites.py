@@ -56,14 +56,22 @@ class Site:
         before = self.unit.code(self.unit.node)
         try:
             after = self.unit.code(self.unit.node.deep_replace(self.node, self.replacement))
-            old, new = ("".join(["if True:\n"] * bool(self.unit.indents) + lines) for lines in (before, after))
+            old, new = (
+                "".join(["if True:\n"] * bool(self.unit.indents) + lines) for lines in (before, after)
+            )
             if ast.dump(ast.parse(old)) == ast.dump(ast.parse(new)):
                 return None
             compile(new, self.path, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, cst.CSTValidationError):
             return None
         edit = _edit(self.path, self.unit.start, before, after)
-        return Candidate(kind=self.kind, edits=(edit,), functions=(self.function,), spans=(self.span,), complexity=self.complexity)
+        return Candidate(
+            kind=self.kind,
+            edits=(edit,),
+            functions=(self.function,),
+            spans=(self.span,),
+            complexity=self.complexity,
+        )
 
 
 def find(path: str, text: str, kinds: Sequence[str]) -> list[Site]:
@@ -96,10 +104,16 @@ def find_in(path: str, text: str, function: str, kinds: Sequence[str]) -> list[S
     return [site for site in sites if site.function == function]
 
 
-def _outermost(tree: ast.AST, names: Sequence[str]) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef | None, int]:
+def _outermost(
+    tree: ast.AST, names: Sequence[str]
+) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef | None, int]:
     """Return the first function on the way that ``names`` lead, and how many of them it took."""
     for depth, name in enumerate(names, 1):
-        inner = [node for node in ast.walk(tree) if isinstance(node, _DEFINED) and node.name == name and node is not tree]
+        inner = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, _DEFINED) and node.name == name and node is not tree
+        ]
         if not inner:
             break
         tree = min(inner, key=lambda node: (node.col_offset, node.lineno))
@@ -111,16 +125,25 @@ def _outermost(tree: ast.AST, names: Sequence[str]) -> tuple[ast.FunctionDef | a
 class _Walk:
     """A walk over one module."""
 
-    def __init__(self, path: str, text: str, wrapper: MetadataWrapper, kinds: Sequence[str], *, shift: int = 0) -> None:
+    def __init__(
+        self, path: str, text: str, wrapper: MetadataWrapper, kinds: Sequence[str], *, shift: int = 0
+    ) -> None:
         self.shift = shift
         self.path, self.module, self.kinds = path, wrapper.module, [(name, KINDS[name]) for name in kinds]
         self.lines = text.splitlines(keepends=True)
         self.positions = wrapper.resolve(WhitespaceInclusivePositionProvider)
-        self.functions = {node.lineno: node for node in ast.walk(ast.parse(text)) if isinstance(node, _DEFINED)}
+        self.functions = {
+            node.lineno: node for node in ast.walk(ast.parse(text)) if isinstance(node, _DEFINED)
+        }
         self.complexity = cache(complexity)
 
     def below(
-        self, node: cst.CSTNode, names: tuple[str, ...], indents: tuple[str, ...], unit: Unit | None, outer: ast.AST | None
+        self,
+        node: cst.CSTNode,
+        names: tuple[str, ...],
+        indents: tuple[str, ...],
+        unit: Unit | None,
+        outer: ast.AST | None,
     ) -> Iterator[Site]:
         """Yield the sites at and below a node; ``outer`` is the outermost function around it."""
         if isinstance(node, _PASSED_BY) or _only_types(node):
@@ -130,7 +153,11 @@ class _Walk:
             if isinstance(node, cst.FunctionDef) and outer is None:
                 outer = self.functions[self.positions[node.name].start.line]
                 unit = self.unit(node, indents)
-        if unit is None and isinstance(node, (cst.BaseCompoundStatement, cst.SimpleStatementLine)) and not indents:
+        if (
+            unit is None
+            and isinstance(node, (cst.BaseCompoundStatement, cst.SimpleStatementLine))
+            and not indents
+        ):
             unit = self.unit(node, indents)
         if unit is not None:
             where = "::".join((self.path, ".".join(names))) if names else self.path
@@ -138,7 +165,16 @@ class _Walk:
             for name, kind in self.kinds:
                 if isinstance(node, kind.types):
                     for replacement in kind.replace(node):
-                        yield Site(name, self.path, where, _span(self.path, outer, self.shift), number, node, replacement, unit)
+                        yield Site(
+                            name,
+                            self.path,
+                            where,
+                            _span(self.path, outer, self.shift),
+                            number,
+                            node,
+                            replacement,
+                            unit,
+                        )
         if isinstance(node, cst.IndentedBlock):
             indents = (*indents, self.module.default_indent if node.indent is None else node.indent)
         for child in node.children:
@@ -177,5 +213,12 @@ def _edit(path: str, offset: int, before: Sequence[str], after: Sequence[str]) -
     """Return the smallest run of lines that turns ``before``, which starts at line ``offset``, into ``after``."""
     short = min(len(before), len(after))
     start = next((index for index in range(short) if before[index] != after[index]), short)
-    tail = next((index for index in range(short - start) if before[-1 - index] != after[-1 - index]), short - start)
-    return Edit(path=path, start=offset + start, stop=offset + len(before) - tail, lines=tuple(after[start : len(after) - tail]))
+    tail = next(
+        (index for index in range(short - start) if before[-1 - index] != after[-1 - index]), short - start
+    )
+    return Edit(
+        path=path,
+        start=offset + start,
+        stop=offset + len(before) - tail,
+        lines=tuple(after[start : len(after) - tail]),
+    )

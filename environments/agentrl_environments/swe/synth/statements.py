@@ -26,7 +26,9 @@ _COMMON = re.compile(
 """Lines that say nothing about any particular fix."""
 
 
-def statement(package: str, finding: Finding, tests: Mapping[str, str], fix: str, modules: Mapping[str, str]) -> str:
+def statement(
+    package: str, finding: Finding, tests: Mapping[str, str], fix: str, modules: Mapping[str, str]
+) -> str:
     """Return the problem statement of a finding; ``tests``: the test files; ``fix``: the patch; ``modules``: the files with the bug."""
     for examples, messages in ((MAX_EXAMPLES, True), (MAX_EXAMPLES, False), (0, True), (0, False)):
         text = _write(package, finding, tests, modules, examples=examples, messages=messages)
@@ -43,12 +45,28 @@ def leaks(text: str, fix: str) -> bool:
     >>> leaks("look: `return x + 1`\n", "--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-    return x + 1\n+    return x\n")
     True
     """
-    lines = {line[1:].strip() for file in diffs.parse(fix) for hunk in file.hunks for line in hunk.lines if line[0] in "+-"}
+    lines = {
+        line[1:].strip()
+        for file in diffs.parse(fix)
+        for hunk in file.hunks
+        for line in hunk.lines
+        if line[0] in "+-"
+    }
     squeezed = " ".join(text.split())
-    return any(" ".join(line.split()) in squeezed for line in lines if len(line) > 5 and not _COMMON.fullmatch(line))
+    return any(
+        " ".join(line.split()) in squeezed for line in lines if len(line) > 5 and not _COMMON.fullmatch(line)
+    )
 
 
-def _write(package: str, finding: Finding, tests: Mapping[str, str], modules: Mapping[str, str], *, examples: int, messages: bool) -> str:
+def _write(
+    package: str,
+    finding: Finding,
+    tests: Mapping[str, str],
+    modules: Mapping[str, str],
+    *,
+    examples: int,
+    messages: bool,
+) -> str:
     parts = [_head(package, finding, modules)]
     shown: set[str] = set()
     told: set[tuple[str, str]] = set()
@@ -63,7 +81,9 @@ def _write(package: str, finding: Finding, tests: Mapping[str, str], modules: Ma
         case = re.search(r"\[(.*)\]$", test)
         with_case = f" (for the case `{case.group(1)}`)" if case and code else ""
         if code:
-            parts.append(f"This fails{with_case}:\n\n```python\n{code}\n```\n\n{outcome(failure, told=messages)}")
+            parts.append(
+                f"This fails{with_case}:\n\n```python\n{code}\n```\n\n{outcome(failure, told=messages)}"
+            )
         else:
             name = re.sub(r"\[.*$", "", test).rpartition("::")[2]
             parts.append(f"A check called `{name}` fails. {outcome(failure, told=messages)}")
@@ -77,7 +97,9 @@ def _head(package: str, finding: Finding, modules: Mapping[str, str]) -> str:
     if finding.candidate.kind == REMOVED:
         path, name = finding.candidate.functions[0].split("::")
         signature, told = _signature(modules[path], name)
-        described = f"\n\n```python\n{signature}\n```" + (f"\n\nIts description says:\n\n{told}" if told else "")
+        described = f"\n\n```python\n{signature}\n```" + (
+            f"\n\nIts description says:\n\n{told}" if told else ""
+        )
         return f"`{name}` in `{path}` is not implemented: it only raises `NotImplementedError`. Write it.{described}"
     many = " There may be more than one cause." if len(finding.candidate.edits) > 1 else ""
     return f"{package} does not behave as it should.{many}"
@@ -123,8 +145,23 @@ def example(test: str, failure: Failure, tests: Mapping[str, str]) -> str:
     needed = _names(failed, ast.Load)
     for earlier in reversed(before):
         made = _names(earlier, ast.Store)
-        simple = isinstance(earlier, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
-        touched = isinstance(earlier, ast.Expr) and isinstance(earlier.value, ast.Call) and bool(_names(earlier, ast.Load) & needed)
+        simple = isinstance(
+            earlier,
+            (
+                ast.Assign,
+                ast.AnnAssign,
+                ast.AugAssign,
+                ast.Import,
+                ast.ImportFrom,
+                ast.FunctionDef,
+                ast.ClassDef,
+            ),
+        )
+        touched = (
+            isinstance(earlier, ast.Expr)
+            and isinstance(earlier.value, ast.Call)
+            and bool(_names(earlier, ast.Load) & needed)
+        )
         if (simple and made & needed) or touched:
             chosen.insert(0, earlier)
             needed |= _names(earlier, ast.Load)
@@ -147,7 +184,9 @@ def _function(tree: ast.AST, names: Sequence[str]) -> ast.FunctionDef | ast.Asyn
     return None
 
 
-def _statement_at(function: ast.FunctionDef | ast.AsyncFunctionDef, line: int) -> tuple[ast.stmt | None, list[ast.stmt]]:
+def _statement_at(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, line: int
+) -> tuple[ast.stmt | None, list[ast.stmt]]:
     """Return the statement that holds a line, with a ``with`` around it, and all that come before it."""
     before: list[ast.stmt] = []
 
@@ -157,7 +196,11 @@ def _statement_at(function: ast.FunctionDef | ast.AsyncFunctionDef, line: int) -
                 before.append(one)
                 continue
             inner = [block for name in ("body", "orelse", "finalbody") for block in getattr(one, name, [])]
-            if inner and not isinstance(one, (ast.With, ast.FunctionDef, ast.ClassDef)) and line >= inner[0].lineno:
+            if (
+                inner
+                and not isinstance(one, (ast.With, ast.FunctionDef, ast.ClassDef))
+                and line >= inner[0].lineno
+            ):
                 return inside(inner)
             return one
         return None
@@ -169,7 +212,9 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
     found = {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, context)}
     if context is ast.Store:
         found |= {one.name for one in ast.walk(node) if isinstance(one, (ast.FunctionDef, ast.ClassDef))}
-        found |= {(one.asname or one.name).partition(".")[0] for one in ast.walk(node) if isinstance(one, ast.alias)}
+        found |= {
+            (one.asname or one.name).partition(".")[0] for one in ast.walk(node) if isinstance(one, ast.alias)
+        }
         if isinstance(node, (ast.Assign, ast.AugAssign)):  # x.y = 1 and x[0] = 1 change x
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
@@ -183,11 +228,15 @@ def _signature(text: str, name: str) -> tuple[str, str]:
         return name, ""
     word = "async def" if isinstance(function, ast.AsyncFunctionDef) else "def"
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    return f"{word} {function.name}({ast.unparse(function.args)}){returns}:", ast.get_docstring(function) or ""
+    return f"{word} {function.name}({ast.unparse(function.args)}){returns}:", ast.get_docstring(
+        function
+    ) or ""
 
 
 def _cut(text: str) -> str:
-    text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text.strip().replace("`", "'"))  # addresses are others in each run
+    text = re.sub(
+        r"\b0x[0-9a-f]{6,}\b", "0x...", text.strip().replace("`", "'")
+    )  # addresses are others in each run
     return text if len(text) <= _MAX_TOLD else text[: _MAX_TOLD // 2] + " ... " + text[-_MAX_TOLD // 4 :]
 
 
@@ -197,13 +246,20 @@ def without(text: str, names: Iterable[Sequence[str]]) -> str:
     gone = {id(node): node for way in names for node in _all(tree, way)}
     lines = text.splitlines(keepends=True)
     cuts: list[tuple[int, int, str]] = []
-    holders: list[ast.Module | ast.ClassDef] = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+    holders: list[ast.Module | ast.ClassDef] = [
+        tree,
+        *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)),
+    ]
     for holder in holders:
         body = holder.body
         removed = [node for node in body if id(node) in gone]
         for node in removed:
             start = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
-            instead = " " * node.col_offset + "pass\n" if len(removed) == len(body) and node is removed[-1] and holder is not tree else ""
+            instead = (
+                " " * node.col_offset + "pass\n"
+                if len(removed) == len(body) and node is removed[-1] and holder is not tree
+                else ""
+            )
             cuts.append((start - 1, node.end_lineno or node.lineno, instead))
     for start, stop, instead in sorted(cuts, reverse=True):
         while not instead and stop < len(lines) and not lines[stop].strip():
@@ -217,12 +273,23 @@ def _all(tree: ast.Module, names: Sequence[str]) -> Iterator[ast.stmt]:
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     holders: list[ast.Module | ast.ClassDef] = [tree]
     for name in names[:-1]:
-        holders = [node for holder in holders for node in holder.body if isinstance(node, ast.ClassDef) and node.name == name]
+        holders = [
+            node
+            for holder in holders
+            for node in holder.body
+            if isinstance(node, ast.ClassDef) and node.name == name
+        ]
     seen: set[str] = set()
     while holders:
         holder = holders.pop()
-        own = [node for node in holder.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == names[-1]]
+        own = [
+            node
+            for node in holder.body
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == names[-1]
+        ]
         yield from own
         if isinstance(holder, ast.ClassDef) and not own and holder.name not in seen:
             seen.add(holder.name)
-            holders += [classes[base.id] for base in holder.bases if isinstance(base, ast.Name) and base.id in classes]
+            holders += [
+                classes[base.id] for base in holder.bases if isinstance(base, ast.Name) and base.id in classes
+            ]

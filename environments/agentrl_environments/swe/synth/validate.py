@@ -106,7 +106,9 @@ class Suite:
         self._sandbox, self._tools = sandbox, tools
         self._laid = False
 
-    async def run(self, jobs: Sequence[Mapping[str, object]], *, seed: int, modules: Sequence[str] = ()) -> list[Run]:
+    async def run(
+        self, jobs: Sequence[Mapping[str, object]], *, seed: int, modules: Sequence[str] = ()
+    ) -> list[Run]:
         """Run the suite once for each job (``files``: what is in place of the package's own; ``timeout_s``); ``seed`` is of hashes.
 
         Raises:
@@ -116,7 +118,9 @@ class Suite:
         while len(runs) < len(jobs):
             left = [{"id": str(index), **job} for index, job in enumerate(jobs)][len(runs) :]
             found = await self._runs(left, seed, modules)
-            runs += found or [Run(status="crashed")]  # what ends the runner itself ends no more than its own job
+            runs += found or [
+                Run(status="crashed")
+            ]  # what ends the runner itself ends no more than its own job
             if len(runs) < len(jobs):  # it had no time to put the files back
                 await self._sandbox.reset()
                 self._laid = False
@@ -130,8 +134,18 @@ class Suite:
             await self._sandbox.put_tar(tools, self._tools)
             self._laid = True
         request = {
-            **{"folder": folder, "path": self.tree.root, "tools": [tools], "compiled": f"{tools}/.compiled", "memory_mib": 1024},
-            **{"args": ["-o", "addopts=", *(f"--ignore={path}" for path in self.tree.package.ignore)], "preload": modules, "jobs": jobs},
+            **{
+                "folder": folder,
+                "path": self.tree.root,
+                "tools": [tools],
+                "compiled": f"{tools}/.compiled",
+                "memory_mib": 1024,
+            },
+            **{
+                "args": ["-o", "addopts=", *(f"--ignore={path}" for path in self.tree.package.ignore)],
+                "preload": modules,
+                "jobs": jobs,
+            },
         }
         limit = sum(float(job["timeout_s"]) + 1.0 for job in jobs) + 30.0
         ran = await self._sandbox.exec(
@@ -141,9 +155,13 @@ class Suite:
             timeout_s=limit,
             max_output=256 << 20,
         )
-        answers = [_run(json.loads(line)) for line in ran.stdout.splitlines(keepends=True) if line.endswith(b"\n")]
+        answers = [
+            _run(json.loads(line)) for line in ran.stdout.splitlines(keepends=True) if line.endswith(b"\n")
+        ]
         if ran.exit_code != 0 and not answers and len(jobs) == 1 and b"Traceback" in ran.stderr:
-            raise SandboxError(f"the runner of {self.tree.package.pin} does not run here: {ran.stderr.decode(errors='replace')[-400:]}")
+            raise SandboxError(
+                f"the runner of {self.tree.package.pin} does not run here: {ran.stderr.decode(errors='replace')[-400:]}"
+            )
         return answers
 
 
@@ -159,20 +177,35 @@ async def baseline(suite: Suite, *, most_s: float = 120.0) -> Baseline:
     for run in runs:
         if run.status != "done":
             what = ", ".join(run.broken[:3]) or run.status
-            raise Refused("suite", f"the tests of {pin} do not run as they are: {what}; leave files out, or choose another version")
+            raise Refused(
+                "suite",
+                f"the tests of {pin} do not run as they are: {what}; leave files out, or choose another version",
+            )
     passed = [{test for test, status in run.tests.items() if status == "PASSED"} for run in runs]
     always, ever = set.intersection(*passed), set.union(*passed)
     failing = {test for run in runs for test, status in run.tests.items() if status in ("FAILED", "ERROR")}
     if not always or len(failing) > len(always) / 20:
         raise Refused("suite", f"{len(failing)} of {len(runs[0].tests)} tests of {pin} fail as they are")
-    named = tuple(test for test in runs[0].tests if test in always and logs.read("pytest", f"PASSED {test}\n").statuses == {test: "PASSED"})
-    return Baseline(tests=named, num_flaky=len(ever - always), wall_s=min(run.wall_s for run in runs[1:]), modules=runs[0].modules)
+    named = tuple(
+        test
+        for test in runs[0].tests
+        if test in always and logs.read("pytest", f"PASSED {test}\n").statuses == {test: "PASSED"}
+    )
+    return Baseline(
+        tests=named,
+        num_flaky=len(ever - always),
+        wall_s=min(run.wall_s for run in runs[1:]),
+        modules=runs[0].modules,
+    )
 
 
 async def check(suite: Suite, clean: Baseline, candidates: Sequence[Candidate]) -> list[Finding]:
     """Find out what becomes of candidates, in their order."""
     jobs = [{"timeout_s": clean.deadline_s, "files": one.apply(suite.texts)} for one in candidates]
-    first = [_judge(clean, one, run) for one, run in zip(candidates, await suite.run(jobs, seed=1, modules=clean.modules), strict=True)]
+    first = [
+        _judge(clean, one, run)
+        for one, run in zip(candidates, await suite.run(jobs, seed=1, modules=clean.modules), strict=True)
+    ]
     again = [index for index, finding in enumerate(first) if finding.outcome is Outcome.VALID]
     runs = await suite.run([jobs[index] for index in again], seed=2, modules=clean.modules) if again else []
     findings = list(first)
@@ -213,7 +246,9 @@ async def search(
     waiting, known = iter(candidates), known or {}
     tools = await asyncio.to_thread(sources.tools)
     async with AsyncExitStack() as stack:
-        suites = [Suite(await stack.enter_async_context(sandboxes.open(spec)), tree, tools) for _ in range(workers)]
+        suites = [
+            Suite(await stack.enter_async_context(sandboxes.open(spec)), tree, tools) for _ in range(workers)
+        ]
         cleans = await asyncio.gather(*(baseline(suite) for suite in suites))
         clean = cleans[0]
         on_baseline(clean)
@@ -221,7 +256,9 @@ async def search(
         while found < target and (chosen := list(islice(waiting, _BATCH * workers))):
             new = [one for one in chosen if one.id not in known]
             shares = [new[index::workers] for index in range(workers)]
-            made = await asyncio.gather(*(check(suite, clean, share) for suite, share in zip(suites, shares, strict=True)))
+            made = await asyncio.gather(
+                *(check(suite, clean, share) for suite, share in zip(suites, shares, strict=True))
+            )
             findings = {finding.candidate.id: finding for share in made for finding in share}
             for one in chosen:
                 finding = findings.get(one.id) or replace(known[one.id], candidate=one)
@@ -249,7 +286,9 @@ def _judge(clean: Baseline, candidate: Candidate, run: Run) -> Finding:
     if outcome is not Outcome.VALID:
         return Finding(candidate=candidate, outcome=outcome, cpu_s=run.cpu_s)
     failures = {test: run.failures[test] for test in failing if test in run.failures}
-    return Finding(candidate=candidate, outcome=outcome, fail_to_pass=failing, failures=failures, cpu_s=run.cpu_s)
+    return Finding(
+        candidate=candidate, outcome=outcome, fail_to_pass=failing, failures=failures, cpu_s=run.cpu_s
+    )
 
 
 def _run(answer: Mapping[str, Any]) -> Run:
@@ -267,6 +306,10 @@ def _run(answer: Mapping[str, Any]) -> Run:
 def read_failures(found: Mapping[str, Any]) -> dict[str, Failure]:
     """Return failures from their JSON form."""
     return {
-        test: Failure(type=one["type"], message=one["message"], frames=tuple((path, line, name) for path, line, name in one["frames"]))
+        test: Failure(
+            type=one["type"],
+            message=one["message"],
+            frames=tuple((path, line, name) for path, line, name in one["frames"]),
+        )
         for test, one in found.items()
     }
