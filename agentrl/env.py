@@ -15,7 +15,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from agentrl.sandbox import Sandbox
 from agentrl.types import Observation, Step, Task
@@ -67,10 +67,13 @@ class EnvSpec(ABC):
         """
 
     @abstractmethod
-    def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AbstractAsyncContextManager[Env]:
-        """Open one episode of ``task``; leaving the context frees all it held."""
+    def open(self, task: Task, sandbox: Sandbox | None, shared: Any) -> AbstractAsyncContextManager[Env]:
+        """Open one episode of ``task``; leaving the context frees all it held.
 
-    def shared(self) -> AbstractAsyncContextManager[object]:
+        ``shared`` is what ``shared()`` opened. An implementation names its own type there (Any: each environment has another).
+        """
+
+    def shared(self) -> AbstractAsyncContextManager[Any]:
         """Open what many episodes share and is dear to start. Opened once per worker process; the default is nothing."""
         return nullcontext()
 

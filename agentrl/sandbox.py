@@ -20,36 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-Network = Literal["none", "open"]
-"""``none``: loopback inside and nothing else. ``open``: the outside can be reached; few back ends allow it."""
+from agentrl.types import Network, SandboxSpec
 
 Limit = Literal["cpu", "memory", "processes", "disk", "files", "lifetime"]
 """What a sandbox is bounded in."""
 
 MAX_OUTPUT = 1 << 20
 """Bytes of each output stream that a result keeps unless the caller says otherwise."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxSpec:
-    """What a task asks of its sandbox. The defaults are closed and small; specs are hashable, and a pool is keyed by them."""
-
-    image: str = ""
-    """Name of the root file system; empty for the provider's base image."""
-    workdir: str = "/workspace"
-    """Where commands start; made, and writable, if the image lacks it."""
-    writable: tuple[str, ...] = ()
-    """More folders of the image that must be writable. They count against ``disk_mib``; their content is kept."""
-    cpus: float = 1.0
-    memory_mib: int = 1024
-    disk_mib: int = 512
-    """All that may be written, wherever it is writable."""
-    num_processes: int = 256
-    num_files: int = 1024
-    """File descriptors of one process."""
-    lifetime_s: float = 3600.0
-    """The sandbox ends itself after this long, whoever still holds it."""
-    network: Network = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

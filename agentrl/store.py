@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 
 from agentrl.errors import CheckpointError
 from agentrl.files import replace, sync_folder
-from agentrl.sandbox import SandboxSpec
 from agentrl.types import (
     Action,
     Credited,
@@ -41,6 +40,7 @@ from agentrl.types import (
     Ledger,
     Message,
     Observation,
+    SandboxSpec,
     Scored,
     Task,
     Trajectory,

@@ -14,16 +14,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from agentrl.sandbox import SandboxSpec
-
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 Json = bool | int | float | str | None | Sequence["Json"] | Mapping[str, "Json"]
+Network = Literal["none", "open"]
+"""``none``: loopback inside and nothing else. ``open``: the outside can be reached; few back ends allow it."""
 Role = Literal["system", "user", "assistant", "tool"]
 Need = Literal["values", "entropies", "old_logprobs", "ref_logprobs", "teacher_logprobs"]
 """A measurement on action tokens that a piece of the chain asks for; only the forward passes somebody needs are run."""
@@ -66,12 +66,39 @@ class Message:
     images: tuple[bytes, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What a task asks of its sandbox. The defaults are closed and small; specs are hashable, and a pool is keyed by them."""
+
+    image: str = ""
+    """Name of the root file system; empty for the provider's base image."""
+    workdir: str = "/workspace"
+    """Where commands start; made, and writable, if the image lacks it."""
+    writable: tuple[str, ...] = ()
+    """More folders of the image that must be writable. They count against ``disk_mib``; their content is kept."""
+    cpus: float = 1.0
+    memory_mib: int = 1024
+    disk_mib: int = 512
+    """All that may be written, wherever it is writable."""
+    num_processes: int = 256
+    num_files: int = 1024
+    """File descriptors of one process."""
+    lifetime_s: float = 3600.0
+    """The sandbox ends itself after this long, whoever still holds it."""
+    network: Network = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One problem. An environment is a deterministic function of its task: everything random is in ``data``."""
+    """One problem. An environment is a deterministic function of its task: everything random is in ``data``.
+
+    ``data`` is JSON. Its author knows the type of each value, so it is read without casts: ``seed: int = task.data["seed"]``.
+    """
 
     id: str
-    data: Mapping[str, Json] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # Any: JSON whose shape the environment's author knows
     sandbox: SandboxSpec | None = None
 
 

@@ -32,7 +32,8 @@ from rich.table import Table
 
 from agentrl.errors import ConfigError
 from agentrl.plugins import load_sandbox, make_sandbox
-from agentrl.sandbox import Limit, Sandboxes, SandboxSpec
+from agentrl.sandbox import Limit, Sandboxes
+from agentrl.types import SandboxSpec
 
 T = TypeVar("T")
 SPEC = SandboxSpec(memory_mib=512, disk_mib=256, num_processes=64)

@@ -25,7 +25,8 @@ from agentrl_sandboxes import leases, records
 from agentrl_sandboxes.local import Local
 from agentrl_sandboxes.pool import PoolOptions
 
-from agentrl.sandbox import Limit, Sandboxes, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Limit, Sandboxes, SandboxProvider
+from agentrl.types import SandboxSpec
 
 POOL = PoolOptions(num_warm=1, reap_every_s=1.0)
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}

@@ -15,7 +15,8 @@ from pathlib import Path
 from agentrl_sandboxes.backend import Handle, Lease
 from agentrl_sandboxes.session import Session
 
-from agentrl.sandbox import Capabilities, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Capabilities, SandboxProvider
+from agentrl.types import SandboxSpec
 
 SPEC = SandboxSpec()
 

@@ -11,7 +11,8 @@ import pytest
 from agentrl_sandboxes.auto import LIMITS, Auto
 
 from agentrl.errors import ConfigError
-from agentrl.sandbox import Capabilities, Limit, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit, SandboxProvider
+from agentrl.types import SandboxSpec
 
 SERVED: list[str] = []
 

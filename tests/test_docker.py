@@ -30,8 +30,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import ConfigError, ImageMissing, SandboxError
-from agentrl.sandbox import SandboxSpec
 from agentrl.testing.sandbox import check_sandbox
+from agentrl.types import SandboxSpec
 
 SPEC = SandboxSpec()
 LEASE = Lease(id="agentrl-test", owner="host/boot/1/1", run="r", deadline=2e9)

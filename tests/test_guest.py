@@ -21,7 +21,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plain import Plain, session
 
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 
 VERSIONS = ("3.8", "3.9", "3.10", "3.12", "3.13")
 

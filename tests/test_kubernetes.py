@@ -19,7 +19,7 @@ from agentrl_sandboxes.pool import PoolOptions
 from cluster import cluster
 
 from agentrl.errors import ConfigError, ImageMissing, MissingExtra, SandboxError
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 
 ECHO = "import os\nwhile data := os.read(0, 65536):\n    while data:\n        data = data[os.write(1, data):]"
 SPEC = SandboxSpec()

@@ -18,8 +18,8 @@ from agentrl_sandboxes.leases import new_lease, owner
 from agentrl_sandboxes.local import Local, LocalBackend
 
 from agentrl.errors import ConfigError, ImageMissing, SandboxError
-from agentrl.sandbox import SandboxSpec
 from agentrl.testing.sandbox import BASE, check_sandbox
+from agentrl.types import SandboxSpec
 
 ROOT = Path(__file__).parent.parent
 SPEC = SandboxSpec(image="host", disk_mib=32, memory_mib=256, num_processes=32, num_files=128)

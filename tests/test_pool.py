@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from looped import looped
 
 from agentrl.errors import ConfigError, SandboxError
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 
 ONE, TWO = SandboxSpec(image="one"), SandboxSpec(image="two")
 

@@ -14,7 +14,8 @@ from agentrl_sandboxes.service import METRICS, Service, serving
 from looped import looped
 
 from agentrl.errors import ConfigError, ImageMissing, SandboxError
-from agentrl.sandbox import Capabilities, Limit, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit
+from agentrl.types import SandboxSpec
 
 ALL: frozenset[Limit] = frozenset({"cpu", "memory", "processes", "disk", "files", "lifetime"})
 SPEC = SandboxSpec()

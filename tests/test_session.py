@@ -14,7 +14,7 @@ from agentrl_sandboxes.session import Session
 from plain import Plain, PlainStream, session
 
 from agentrl.errors import SandboxError
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 
 
 def children_of(pid: int) -> set[int]:

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrl.errors import CheckpointError
-from agentrl.sandbox import SandboxSpec
 from agentrl.store import (
     Stored,
     drop_trajectories_after,
@@ -26,6 +25,7 @@ from agentrl.types import (
     End,
     Message,
     Observation,
+    SandboxSpec,
     Scored,
     Task,
     Trajectory,

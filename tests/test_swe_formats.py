@@ -14,7 +14,8 @@ from agentrl_environments.swe.grade import Outcome, Verdict, grade
 from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.workspace import Trees, lay, tools_folder
 
-from agentrl.sandbox import Sandbox, SandboxSpec
+from agentrl.sandbox import Sandbox
+from agentrl.types import SandboxSpec
 
 COMMAND = f"PYTHONPATH=.:/testbed-tools {rows.PYTEST}"
 SPEC = SandboxSpec(

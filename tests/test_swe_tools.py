@@ -9,7 +9,8 @@ from agentrl_environments.swe.workspace import Trees, extract, lay, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.sandbox import Sandbox, SandboxSpec
+from agentrl.sandbox import Sandbox
+from agentrl.types import SandboxSpec
 
 Run = Callable[[str], Awaitable[Result]]
 SETUP = "ready=yes"

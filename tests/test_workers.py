@@ -14,8 +14,7 @@ from agentrl.errors import ConfigError, EnvError
 from agentrl.policy import ScriptedPolicy
 from agentrl.rollout import Limits, Played, play_all
 from agentrl.samplers import Draw
-from agentrl.sandbox import SandboxSpec
-from agentrl.types import Action, End, Task
+from agentrl.types import Action, End, SandboxSpec, Task
 from agentrl.workers import MAX_STARTS, Workers, open_host
 
 LIMITS = Limits(max_turns=3, concurrency=16)

@@ -19,7 +19,7 @@ from agentrl_environments.swe.workspace import tools_folder
 from agentrl_sandboxes.backend import Handle, Lease
 from plain import Plain, PlainProvider
 
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 
 CALC = '''\
 """Sums."""

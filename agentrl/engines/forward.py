@@ -154,8 +154,8 @@ class _Product:
         packs = (
             self._weight.device.type == "cpu"
             and self._weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-        )  # type: ignore[no-untyped-call]
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        )
         self._packs = packs and torch.backends.cpu.get_cpu_capability() == "AVX512"
         self.refresh()
 

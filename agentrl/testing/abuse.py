@@ -21,10 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from agentrl.errors import SandboxError
-from agentrl.sandbox import Sandbox, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Sandbox, SandboxProvider
 from agentrl.testing.canaries import canaries
 from agentrl.testing.env import ContractViolation
 from agentrl.testing.siege import FLOOD_MIB, LATE_S, Attack, Found, Row, Siege, inside
+from agentrl.types import SandboxSpec
 
 SPEC = SandboxSpec(memory_mib=256, disk_mib=64, num_processes=64, num_files=128, lifetime_s=600.0)
 """What attacks run in, so that a bomb is small."""

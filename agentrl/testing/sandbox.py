@@ -17,10 +17,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 from agentrl.errors import AgentRLError, SandboxError
-from agentrl.sandbox import Sandbox, Sandboxes, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Sandbox, Sandboxes, SandboxProvider
 from agentrl.testing.env import ContractViolation, _Held, _left_over
 from agentrl.testing.sandbox_calls import CALLS, DAEMON
 from agentrl.testing.sandbox_limits import LIMITS, limited
+from agentrl.types import SandboxSpec
 
 BASE = SandboxSpec(memory_mib=512, disk_mib=128)
 """What most clauses are checked in."""

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 
 from agentrl.errors import SandboxError
-from agentrl.sandbox import Limit, Sandbox, SandboxSpec
+from agentrl.sandbox import Limit, Sandbox
+from agentrl.types import SandboxSpec
 
 SMALL: Mapping[Limit, Mapping[str, float]] = {
     "cpu": {"cpus": 0.5},

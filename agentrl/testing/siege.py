@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from agentrl.errors import SandboxError
-from agentrl.sandbox import Limit, Sandbox, Sandboxes, SandboxSpec
+from agentrl.sandbox import Limit, Sandbox, Sandboxes
 from agentrl.testing import attacks
 from agentrl.testing.canaries import Canaries
+from agentrl.types import SandboxSpec
 
 Outcome = Literal["denied", "contained", "escaped", "not enforced", "not run"]
 Found = list[str]

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agentrl.sandbox import Capabilities, SandboxSpec
+from agentrl.sandbox import Capabilities
+from agentrl.types import SandboxSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

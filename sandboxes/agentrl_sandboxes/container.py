@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any  # Any: the API's JSON
 
 from agentrl.errors import ConfigError
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes import images
 from agentrl_sandboxes.backend import Lease
 from agentrl_sandboxes.seccomp_profile import profile

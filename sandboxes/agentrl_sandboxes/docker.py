@@ -23,7 +23,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any  # Any: the API's JSON
 
 from agentrl.errors import ConfigError, ImageMissing, SandboxError
-from agentrl.sandbox import Capabilities, Limit, Sandboxes, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit, Sandboxes, SandboxProvider
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes import images, inside
 from agentrl_sandboxes.backend import Handle, Lease
 from agentrl_sandboxes.container import MIB, Engine, Root, container, folders

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any  # Any: JSON
 
-from agentrl.sandbox import Limit, SandboxSpec
+from agentrl.sandbox import Limit
+from agentrl.types import SandboxSpec
 
 PYTHON = "/usr/bin/python3"
 MIB = 1 << 20

@@ -23,7 +23,8 @@ from types import ModuleType
 from typing import Any  # Any: the client's models and responses
 
 from agentrl.errors import ConfigError, ImageMissing, MissingExtra, SandboxError, boundary
-from agentrl.sandbox import Capabilities, Limit, Sandboxes, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit, Sandboxes, SandboxProvider
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes import inside
 from agentrl_sandboxes.backend import Handle, Lease
 from agentrl_sandboxes.leases import new_lease, reapable

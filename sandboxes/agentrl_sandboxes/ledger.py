@@ -6,7 +6,8 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from agentrl.sandbox import Capabilities, SandboxSpec
+from agentrl.sandbox import Capabilities
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes.backend import Backend, Handle, Lease, Stream
 from agentrl_sandboxes.leases import GRACE_S
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentrl.errors import ConfigError, ImageMissing, SandboxError
-from agentrl.sandbox import Capabilities, Limit, Sandboxes, SandboxProvider, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit, Sandboxes, SandboxProvider
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes import reaper, records
 from agentrl_sandboxes.backend import Handle, Lease, Stream
 from agentrl_sandboxes.confine import Order

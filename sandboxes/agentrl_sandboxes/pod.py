@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any  # Any: the API's JSON
 
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes import images, inside
 from agentrl_sandboxes.backend import Lease
 from agentrl_sandboxes.container import folders

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 from agentrl.errors import ConfigError, SandboxError
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import ConfigError, SandboxError
-from agentrl.sandbox import Capabilities, Limit, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes import records, seccomp
 from agentrl_sandboxes.leases import new_lease
 

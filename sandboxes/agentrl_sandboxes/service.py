@@ -18,7 +18,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from agentrl.errors import AgentRLError, ImageMissing, SandboxError, boundary
-from agentrl.sandbox import Capabilities, Limit, Sandbox, Sandboxes, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit, Sandbox, Sandboxes
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes.backend import Backend, Lease
 from agentrl_sandboxes.leases import new_lease
 from agentrl_sandboxes.ledger import Ledger

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any  # arguments of a request, what JSON holds
 
 from agentrl.errors import SandboxError, boundary
-from agentrl.sandbox import MAX_OUTPUT, ExecResult, SandboxSpec, Shell
+from agentrl.sandbox import MAX_OUTPUT, ExecResult, Shell
+from agentrl.types import SandboxSpec
 from agentrl_sandboxes import guest
 from agentrl_sandboxes.backend import Backend, Handle, Lease
 from agentrl_sandboxes.endpoint import endpoint

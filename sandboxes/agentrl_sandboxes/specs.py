@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection
 
 from agentrl.errors import ConfigError
-from agentrl.sandbox import Capabilities, Limit, SandboxSpec
+from agentrl.sandbox import Capabilities, Limit
+from agentrl.types import SandboxSpec
 
 LIMITS: dict[str, Limit] = {
     "cpus": "cpu",

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal, get_args
 
 from agentrl.env import STANDARD_SIGNALS, Env, EnvSpec, Progress
 from agentrl.errors import ConfigError, EnvError
-from agentrl.sandbox import Sandbox, SandboxSpec
-from agentrl.types import Task
+from agentrl.sandbox import Sandbox
+from agentrl.types import SandboxSpec, Task
 from agentrl_environments.swe import rows, sources
 from agentrl_environments.swe.episode import SIGNALS, Episode, Rules
 from agentrl_environments.swe.hacks import attacks

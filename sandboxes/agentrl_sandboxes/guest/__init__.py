@@ -17,7 +17,7 @@ from marshal import dumps
 from pathlib import Path
 from zlib import compress
 
-from agentrl.sandbox import SandboxSpec
+from agentrl.types import SandboxSpec
 
 MODULES = ("light", "wire", "loop", "processes", "channels", "files", "tar", "ports", "shell", "main")
 """In the order of their imports."""

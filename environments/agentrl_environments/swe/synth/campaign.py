@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any  # Any: lines of a journal, before they are read
 
 from agentrl.errors import EnvError, SandboxError
-from agentrl.sandbox import Sandboxes, SandboxSpec
+from agentrl.sandbox import Sandboxes
+from agentrl.types import SandboxSpec
 from agentrl_environments.swe import Swe
 from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.synth import build, mutate, validate

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any  # Any: what the runner answers, before it is read
 
 from agentrl.errors import SandboxError
-from agentrl.sandbox import Sandbox, Sandboxes, SandboxSpec
+from agentrl.sandbox import Sandbox, Sandboxes
+from agentrl.types import SandboxSpec
 from agentrl_environments.swe import logs, sources
 from agentrl_environments.swe.synth.mutate import Candidate
 from agentrl_environments.swe.synth.packages import Refused, Tree
