@@ -317,8 +317,8 @@ def new(
     folder: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
 ) -> None:
     """Write the package of a new environment, which keeps the contract from the first minute."""
+    from agentrl.commands.scaffold import new_environment
     from agentrl.errors import ConfigError
-    from agentrl.scaffold import new_environment
 
     if kind != "env":
         raise ConfigError(f"agentrl can make: env; found {kind!r}. Write agentrl new env NAME")

@@ -7,7 +7,7 @@ packaging metadata and imports no environment):
     text, info = env.reset(options={"task": "bandit-train-0"})
 
 Text goes in and text comes out; ``info`` holds the signals, the task's id and, where the environment lists them, the admissible actions.
-The other direction, gymnasium's environments as ours, is ``agentrl.gym_text``.
+The other direction, gymnasium's environments as ours, is ``agentrl.env.gym_text``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import gymnasium
 from gymnasium.spaces import Text
 
 from agentrl.env import EnvSpec
+from agentrl.env.gym_text import GymEpisode, GymText
 from agentrl.errors import AgentRLError, ConfigError, EnvError
-from agentrl.gym_text import GymEpisode, GymText
+from agentrl.hosts import open_host
 from agentrl.plugins import environments, make_environment, sandboxes_for, unknown
 from agentrl.rollout import Host, deadline
 from agentrl.sandbox import SandboxProvider
 from agentrl.types import Observation, Step, Task
-from agentrl.workers import open_host
 
 __all__ = ["AnyText", "GymEpisode", "GymText", "TextEnv", "register_all"]
 

@@ -32,7 +32,7 @@ T = typing.TypeVar("T")
 def describe(value: object) -> Json:
     """Return ``value`` as JSON that names every class and function, so that equal descriptions mean equal behaviour of equal code."""
     if isinstance(value, enum.Enum):
-        return f"{type(value).__module__}:{type(value).__qualname__}.{value.name}"
+        return f"{public_name(type(value).__module__, type(value).__qualname__)}.{value.name}"
     if value is None or isinstance(value, _SCALARS):
         return value
     if isinstance(value, np.generic):
@@ -58,8 +58,8 @@ def describe(value: object) -> Json:
             **{key: describe(item) for key, item in value.keywords.items()},
         }
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return f"{value.__module__}:{value.__qualname__}"
-    name = f"{type(value).__module__}:{type(value).__qualname__}"
+        return public_name(value.__module__, value.__qualname__)
+    name = public_name(type(value).__module__, type(value).__qualname__)
     if dataclasses.is_dataclass(value):
         fields = {
             field.name: describe(getattr(value, field.name))
@@ -68,6 +68,21 @@ def describe(value: object) -> Json:
         }
         return {"class": name, **fields}
     return {"class": name}
+
+
+_ROOTS = ("agentrl", "agentrl_environments", "agentrl_sandboxes")
+
+
+def public_name(module: str, qualname: str) -> str:
+    """Return the name under which a class or function is described: it does not change when agentrl moves its code.
+
+    Names of agentrl's own packages are unique within a package (a test holds this), so the module is left out; others keep theirs.
+
+    >>> public_name("agentrl.credit.group", "RLOO"), public_name("mine.rewards", "Speed")
+    ('agentrl:RLOO', 'mine.rewards:Speed')
+    """
+    root = module.partition(".")[0]
+    return f"{root if root in _ROOTS else module}:{qualname}"
 
 
 def pretty(value: object) -> str:
@@ -244,6 +259,14 @@ def check_types(value: object, path: str = "") -> Iterator[str]:
             yield f"{here} must be {_spell(hint)}; found {item!r} ({type(item).__name__})"
         else:
             yield from check_types(item, here)
+
+
+def too_small(part: object, where: str, **least: float) -> Iterator[str]:
+    """Yield one line for each field of ``part`` that is below its least value; ``where`` is the path of ``part`` in messages."""
+    for name, low in least.items():
+        found = getattr(part, name)
+        if found < low:
+            yield f"{where}{name} is {found}; at least {low} is needed"
 
 
 @functools.cache

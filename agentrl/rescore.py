@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from agentrl.credit import Credit, Modifier
 from agentrl.errors import ConfigError
+from agentrl.records.store import Stored
 from agentrl.rewards import Reward, Transform
-from agentrl.sources import Gauges, Payment
-from agentrl.store import Stored
+from agentrl.rewards.payment import Gauges, Payment
 from agentrl.types import Credited, Ledger, Scored, ScoredGroup
 
 Array = npt.NDArray[np.float64]

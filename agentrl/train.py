@@ -13,20 +13,21 @@ from contextlib import aclosing
 from pathlib import Path
 from statistics import fmean
 
-from agentrl.batch import make_batch
-from agentrl.evaluate import Report, evaluate
+from agentrl.evaluation import evaluate
+from agentrl.evaluation.report import Report
+from agentrl.evaluation.reporter import Reporter
 from agentrl.policy import Policy
-from agentrl.recipe import Origin, Recipe, Stage
+from agentrl.recipe import Collected, Origin, Recipe, Stage
+from agentrl.recipe.check import check
+from agentrl.recipe.plan import check_plan
+from agentrl.records.store import trajectory_path, write_trajectories
+from agentrl.records.summary import summarise
 from agentrl.run import Run, open_run
-from agentrl.sources import Collected
-from agentrl.store import trajectory_path, write_trajectories
-from agentrl.summary import summarise
-from agentrl.tables import Reporter
 from agentrl.types import Credited, ScoredGroup, seed_of
 
 
 async def train(
-    recipe: Recipe, folder: Path, reporter: Reporter, origin: Origin | None = None
+    recipe: Recipe, folder: Path, reporter: Reporter | None = None, origin: Origin | None = None
 ) -> Mapping[str, Report]:
     """Run ``recipe`` in ``folder`` to its end, from wherever it was left, and return its evaluations by name.
 
@@ -37,6 +38,8 @@ async def train(
         EnvError: not one episode of an update could be played.
         Collapsed: a monitor of the recipe stopped the run.
     """
+    check(recipe)
+    check_plan(recipe)
     async with open_run(recipe, folder, reporter, origin) as run, aclosing(episodes(run)) as played:
         for name, update in evaluations(recipe).items():
             if update >= run.update:  # of a process that was killed before it committed the update
@@ -46,7 +49,7 @@ async def train(
         async for update, collected in played:
             stage, local = recipe.stage_at(update)
             groups, credited, stats = await learn(run, update, collected)
-            await run.engine.load(run.learner.weights(), version=update + 1)
+            await run.engine.load(run.learners.policy.weights(), version=update + 1)
             write_trajectories(
                 trajectory_path(folder, update),
                 groups,
@@ -106,7 +109,7 @@ async def learn(
 ) -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
     """Measure, credit and optimise: one update. Groups that the filters left empty leave the weights as they are."""
     stage, local = run.recipe.stage_at(update)
-    told = (
+    counted = (
         {name: fmean(values) for name, values in collected.gauges.items()}
         | collected.counts
         | {"filter/dropped": float(collected.num_dropped)}
@@ -114,32 +117,17 @@ async def learn(
 
     def compute() -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
         if local == 0:
-            run.learner.start(stage.optimisation, stage.updates)
-            for scorer in run.scorers[stage.name]:
-                scorer.start(run.learner.weights(), stage.updates)
+            run.learners.start(stage)
         if not collected.groups:
-            return [], [], told
+            return [], [], counted
         temperature = run.recipe.sampling.temperature
-        groups = run.learner.annotate(collected.groups, stage.needs - {"teacher_logprobs"}, temperature)
-        if stage.name in run.teachers:
-            groups = run.teachers[stage.name].annotate(groups, run.learner, temperature)
-        for scorer in run.scorers[stage.name]:
-            groups = scorer.score(groups, temperature)
+        groups = run.learners.measure(stage, collected.groups, temperature)
         credited = stage.credit(groups)
         for modify in stage.modifiers:
             credited = modify(groups, credited)
-        stats = run.learner.update(
-            make_batch(groups, credited),
-            stage.objective,
-            epochs=stage.epochs,
-            minibatches=stage.minibatches,
-            seed=seed_of(run.recipe.seed, "minibatches", update),
-            temperature=temperature,
-        )
-        stats = {f"learner/{name}": value for name, value in stats.items()}
-        for scorer in run.scorers[stage.name]:
-            stats |= scorer.learn(groups, temperature)
-        return groups, credited, stats | told
+        seed = seed_of(run.recipe.seed, "minibatches", update)
+        metrics = run.learners.update(stage, groups, credited, seed=seed, temperature=temperature)
+        return groups, credited, metrics | counted
 
     if stage.source.max_staleness:
         return await asyncio.to_thread(compute)  # playing goes on meanwhile
@@ -182,7 +170,7 @@ async def measure(run: Run, name: str, policy: Policy) -> Report:
     report = await evaluate(
         policy,
         run.host,
-        run.ground.tasks(settings.split)[: settings.num_tasks or None],
+        run.ground.tasks[settings.split][: settings.num_tasks or None],
         episodes_per_task=settings.episodes_per_task,
         seed=seed_of(run.recipe.seed, "evaluate"),
         limits=run.ground.limits,

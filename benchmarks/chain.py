@@ -25,7 +25,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.batch import make_batch
 from agentrl.credit import Credit, Modifier
 from agentrl.credit.anchors import HGPO, GiGPO
 from agentrl.credit.baselines import OthersAtTurn
@@ -38,16 +37,19 @@ from agentrl.credit.modifiers import UnitDeviation, Whiten
 from agentrl.credit.returns import TurnReturn, reinforce_plus_plus, turn_rloo
 from agentrl.credit.strata import CountOf, Stratified
 from agentrl.credit.weights import ConflictTokens, Duration, KeepTokens, KeepVaried
-from agentrl.learner import Compute, Learner, Optimisation
+from agentrl.learner import Compute, Optimisation
+from agentrl.learner.batch import make_batch
+from agentrl.learner.learner import TorchLearner
+from agentrl.learner.model import build_model
+from agentrl.learner.spec import ModelSpec, Shape
 from agentrl.losses.clip import Clip as ClippedSurrogate
-from agentrl.model import ModelSpec, Shape, build_model
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.gates import Gates, Level
 from agentrl.rewards.outcome import Format, Outcome, Process
+from agentrl.rewards.payment import Payment
 from agentrl.rewards.refine import Clip, Delta, Overlong
 from agentrl.samplers.filters import DynamicSampling
-from agentrl.sources import Payment
 from agentrl.types import (
     Action,
     End,
@@ -203,7 +205,7 @@ def update_s(played: Sequence[Group], part_tokens: int) -> tuple[float, int, int
         VOCAB,
         seed=0,
     )
-    learner = Learner(model, Compute(token_budget=max(1024, longest)))
+    learner = TorchLearner(model, Compute(token_budget=max(1024, longest)))
     learner.start(Optimisation(lr=1e-4), 3)
     part = [(one,) for group in played for one in group][: max(1, part_tokens // longest)]
     groups = OUTCOME_ONLY.score(part)

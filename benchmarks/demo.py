@@ -14,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-from agentrl.evaluate import Report
-from agentrl.metrics import read_metrics
+from agentrl.commands.reporter import ConsoleReporter
+from agentrl.evaluation.report import Report
 from agentrl.options import override
-from agentrl.recipe import Recipe, load
-from agentrl.tables import Reporter
+from agentrl.recipe import Recipe
+from agentrl.recipe.load import load
+from agentrl.records.metrics import read_metrics
 from agentrl.train import reports, train
 
 TARGET = {"after": 0.90, "every seed": 0.85, "before, at most": 0.60}
@@ -30,7 +31,7 @@ def run(recipe: Recipe, folder: Path) -> tuple[dict[str, Report], float]:
     if not took.exists():
         recipe.env.prepare(lambda *_: None)  # making games is set-up
         began = time.perf_counter()
-        with Reporter() as reporter:
+        with ConsoleReporter() as reporter:
             asyncio.run(train(recipe, folder, reporter))
         took.write_text(json.dumps(time.perf_counter() - began))
     return reports(recipe, folder), float(json.loads(took.read_text()))

@@ -34,11 +34,11 @@ from agentrl_environments.textworld.games import Games
 from rich.console import Console
 from rich.table import Table
 
+from agentrl.hosts.workers import Workers
 from agentrl.policy import RandomPolicy
 from agentrl.rollout import Limits, play_all
 from agentrl.samplers import Draw
 from agentrl.types import Task
-from agentrl.workers import Workers
 
 TURNS = 20
 DEADLINE_S = 120.0

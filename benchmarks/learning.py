@@ -31,13 +31,14 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any  # a run's record is JSON
 
-from agentrl import files
-from agentrl.evaluate import Report
-from agentrl.metrics import read_metrics
+from agentrl.commands.reporter import ConsoleReporter
+from agentrl.commands.tables import Table, show
+from agentrl.evaluation.report import Report
+from agentrl.evaluation.statistics import mean_interval
 from agentrl.options import describe
 from agentrl.recipe import Recipe
-from agentrl.statistics import mean_interval
-from agentrl.tables import Reporter, Table, show
+from agentrl.records import files
+from agentrl.records.metrics import read_metrics
 from agentrl.train import train
 from benchmarks.learning_tasks import Trial
 from benchmarks.learning_tasks.trials import TRIALS
@@ -84,7 +85,7 @@ def beginning(trial: Trial, seed: int, folder: Path) -> tuple[float, Path]:
 
 def play(recipe: Recipe, folder: Path) -> Mapping[str, Report]:
     """Run a recipe to its end in silence and return its evaluations."""
-    with Reporter(io.StringIO()) as reporter:
+    with ConsoleReporter(io.StringIO()) as reporter:
         return asyncio.run(train(recipe, folder, reporter))
 
 

@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrl.evaluate import Report
-from agentrl.metrics import read_metrics
-from agentrl.recipe import Recipe, load
+from agentrl.evaluation.report import Report
+from agentrl.recipe import Recipe
+from agentrl.recipe.load import load
+from agentrl.records.metrics import read_metrics
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "methods"
 WINDOW = 5

@@ -30,8 +30,9 @@ from rich.table import Table
 
 from agentrl.engines.local import LocalEngine
 from agentrl.env import EnvSpec
-from agentrl.in_process import InProcess
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer, build_model, train_tokenizer
+from agentrl.hosts.in_process import InProcess
+from agentrl.learner.model import build_model, train_tokenizer
+from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
 from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
 from agentrl.render import Renderer, TagRenderer, context
 from agentrl.rollout import Limits, play

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrl.env import panel_hash
-from agentrl.evaluate import evaluate
-from agentrl.in_process import InProcess
+from agentrl.evaluation import evaluate
+from agentrl.hosts.in_process import InProcess
 from agentrl.policy import ExpertPolicy, Policy, RandomPolicy
 from agentrl.rollout import Limits
 from agentrl.types import Task

@@ -73,15 +73,17 @@ class Clock:
 
 
 def run_ours(vocab: int, num_updates: int, token_budget: int) -> dict[str, float]:
-    from agentrl.batch import make_batch
-    from agentrl.learner import Compute, Learner, Optimisation
+    from agentrl.learner import Compute, Optimisation
+    from agentrl.learner.batch import make_batch
+    from agentrl.learner.learner import TorchLearner
+    from agentrl.learner.model import build_model
+    from agentrl.learner.spec import ModelSpec, Shape
     from agentrl.losses.clip import Clip
-    from agentrl.model import ModelSpec, Shape, build_model
-    from agentrl.objective import Objective
+    from agentrl.losses.objective import Objective
     from agentrl.types import Action, Credited, End, Observation, Scored, Task, Trajectory, Turn, floats, ints
 
     model = build_model(ModelSpec(shape=Shape(), tokenizer="-"), vocab, seed=0)
-    learner = Learner(model, Compute(token_budget=token_budget))
+    learner = TorchLearner(model, Compute(token_budget=token_budget))
     learner.start(Optimisation(lr=1e-3), num_updates)
     advantages = np.random.default_rng(1).normal(size=NUM_GROUPS * GROUP_SIZE)
     scored, credited = [], []

@@ -12,10 +12,10 @@ from agentrl.credit.baselines import OthersAtTurn
 from agentrl.credit.modifiers import UnitDeviation
 from agentrl.credit.returns import TurnReturn
 from agentrl.learner import Compute, Linear, Optimisation
+from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
 from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
 from agentrl.render import TagRenderer

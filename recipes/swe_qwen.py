@@ -13,16 +13,16 @@ from agentrl_environments.swe import Swe
 from agentrl_sandboxes.docker import Docker
 from agentrl_sandboxes.pool import PoolOptions
 
-from agentrl.chat import ChatRenderer
 from agentrl.credit.group import RLOO
 from agentrl.engines.spec import Local
 from agentrl.learner import Compute, Optimisation
+from agentrl.learner.spec import LoRA, ModelSpec
 from agentrl.losses.clip import Clip
+from agentrl.losses.objective import Objective
 from agentrl.losses.tis import TokenTIS
-from agentrl.model import LoRA, ModelSpec
-from agentrl.objective import Objective
 from agentrl.policy import ExpertPolicy, Sampling
 from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
+from agentrl.render.chat import ChatRenderer
 from agentrl.rewards.compose import Scaled, Sum
 from agentrl.rewards.gates import Gates, Level
 from agentrl.rewards.outcome import Format, Outcome

@@ -10,10 +10,10 @@ from agentrl.credit.constant import Constant
 from agentrl.credit.gae import TurnGAE
 from agentrl.credit.modifiers import Whiten
 from agentrl.learner import Compute, Linear, Optimisation
+from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
 from agentrl.losses.clip import Clip
+from agentrl.losses.objective import Objective
 from agentrl.losses.value import ValueLoss
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer
-from agentrl.objective import Objective
 from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
 from agentrl.recipe import Evaluation, Recipe, Stage
 from agentrl.rewards.compose import Sum

@@ -11,18 +11,18 @@ published practitioner's study of multi-turn RL on these games: no discount, lam
 
 from agentrl_environments.textworld import TextWorld
 
-from agentrl.chat import ChatRenderer
 from agentrl.credit.gae import TurnGAE
 from agentrl.credit.modifiers import Whiten
 from agentrl.credit.penalty import KLPenalty
 from agentrl.engines.spec import Local
 from agentrl.learner import Compute, Optimisation
+from agentrl.learner.spec import ModelSpec
 from agentrl.losses.clip import Clip
+from agentrl.losses.objective import Objective
 from agentrl.losses.value import ValueLoss
-from agentrl.model import ModelSpec
-from agentrl.objective import Objective
 from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
 from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
+from agentrl.render.chat import ChatRenderer
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.outcome import Format, Outcome
 from agentrl.rollout import Limits

@@ -4,7 +4,7 @@ from typing import Any
 
 import gymnasium
 
-from agentrl.gym_text import GymEnv, GymText
+from agentrl.env.gym_text import GymEnv, GymText
 
 PLACES = ("red", "green", "yellow", "blue", "taxi")
 

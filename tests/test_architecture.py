@@ -14,14 +14,20 @@ ROOT = Path(__file__).parent.parent
 ROOTS = {"agentrl": ROOT / "agentrl", "agentrl_environments": ROOT / "environments" / "agentrl_environments"}
 ROOTS["agentrl_sandboxes"] = ROOT / "sandboxes" / "agentrl_sandboxes"
 TORCH_ALLOWED = (
-    "agentrl.model",
-    "agentrl.batch",
+    "agentrl.learner.model",
+    "agentrl.learner.batch",
     "agentrl.losses",
     "agentrl.learner",
-    "agentrl.checkpoint",
+    "agentrl.learner.checkpoint",
     "agentrl.engines",
 )
-PLUGIN_MAY_IMPORT = {"agentrl.errors", "agentrl.types", "agentrl.sandbox", "agentrl.env", "agentrl.gym_text"}
+PLUGIN_MAY_IMPORT = {
+    "agentrl.errors",
+    "agentrl.types",
+    "agentrl.sandbox",
+    "agentrl.env",
+    "agentrl.env.gym_text",
+}
 MAX_DEPTH = 8
 
 

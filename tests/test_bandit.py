@@ -6,7 +6,7 @@ import pytest
 from agentrl_environments.bandit import Bandit
 
 from agentrl.errors import ConfigError
-from agentrl.in_process import InProcess
+from agentrl.hosts.in_process import InProcess
 from agentrl.policy import ExpertPolicy, RandomPolicy, ScriptedPolicy
 from agentrl.rollout import Limits, play_all
 from agentrl.samplers import Draw

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.batch import Batch, Micro, make_batch
+from agentrl.learner.batch import Batch, Micro, make_batch
 from agentrl.types import Action, Credited, End, Observation, Scored, Task, Trajectory, Turn, floats, ints
 
 

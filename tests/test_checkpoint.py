@@ -14,15 +14,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agentrl import checkpoint
-from agentrl.batch import make_batch
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.learner import Learner, Linear, Optimisation
+from agentrl.learner import Linear, Optimisation, checkpoint
+from agentrl.learner.batch import make_batch
+from agentrl.learner.learner import TorchLearner
+from agentrl.learner.model import build_model, train_tokenizer
+from agentrl.learner.spec import LoRA, ModelSpec, Shape
 from agentrl.losses.clip import Clip
 from agentrl.losses.kl import KL
+from agentrl.losses.objective import Objective
 from agentrl.losses.value import ValueLoss
-from agentrl.model import LoRA, ModelSpec, Shape, build_model, train_tokenizer
-from agentrl.objective import Objective
 from agentrl.types import (
     Action,
     Credited,
@@ -54,14 +55,14 @@ def groups_of(number: int, seed: int) -> list[ScoredGroup]:
     return [(Scored(Trajectory(Task("t"), (turn(), turn()), End.TERMINATED), {}),) for _ in range(number)]
 
 
-def new_learner(seed: int = 0, **spec: object) -> Learner:
+def new_learner(seed: int = 0, **spec: object) -> TorchLearner:
     model = build_model(ModelSpec(**({"shape": SHAPE, "tokenizer": "-"} | spec)), VOCAB, seed=seed)
-    learner = Learner(model, value_head=True)
+    learner = TorchLearner(model, value_head=True)
     learner.start(OPTIMISATION, total_updates=6)
     return learner
 
 
-def play(learner: Learner, updates: range) -> list[dict[str, float]]:
+def play(learner: TorchLearner, updates: range) -> list[dict[str, float]]:
     found = []
     for update in updates:
         groups = learner.annotate(groups_of(4, update), OBJECTIVE.needs)
@@ -72,7 +73,7 @@ def play(learner: Learner, updates: range) -> list[dict[str, float]]:
     return found
 
 
-def assert_equal(left: Learner, right: Learner) -> None:
+def assert_equal(left: TorchLearner, right: TorchLearner) -> None:
     (tensors, numbers), (others, their_numbers) = left.state_dict(), right.state_dict()
     assert numbers == their_numbers
     assert tensors.keys() == others.keys()

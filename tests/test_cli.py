@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agentrl.cli import app
-from agentrl.evaluate import Report
+from agentrl.evaluation.report import Report
 
 RECIPE = '''"""A tiny recipe."""
 
@@ -22,8 +22,8 @@ from agentrl.credit.constant import Constant
 from agentrl.credit.group import GRPO
 from agentrl.learner import Compute, Optimisation
 from agentrl.losses.clip import Clip
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer
-from agentrl.objective import Objective
+from agentrl.learner.model import ModelSpec, Shape, TrainedTokenizer
+from agentrl.losses.objective import Objective
 from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
 from agentrl.recipe import Evaluation, Recipe, Stage
 from agentrl.rollout import Limits
@@ -353,7 +353,7 @@ def test_a_new_environment_is_written(tmp_path):
 
 
 def test_doctor_fails_where_something_needed_is_missing(monkeypatch):
-    from agentrl import doctor
+    from agentrl.commands import doctor
 
     missing = doctor.Check("torch", False, "not installed", "pip install '.[train]'")
     monkeypatch.setattr(doctor, "checks", lambda: [missing])

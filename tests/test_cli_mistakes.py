@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_cli import PROGRAM, RECIPE, agentrl, refused
 
-from agentrl.model import train_tokenizer
+from agentrl.learner.model import train_tokenizer
 
 HUGE = (
     "model.shape.hidden=200000",
@@ -147,7 +147,7 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_its_extra(recipe, t
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused_before_any_work(recipe, tmp_path):
-    from agentrl.model import TrainedTokenizer
+    from agentrl.learner.spec import TrainedTokenizer
 
     plain = tmp_path / "tokenizer"
     train_tokenizer(["a b"], TrainedTokenizer(special=("<pad>", "<end>"))).save_pretrained(plain)

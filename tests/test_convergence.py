@@ -15,8 +15,8 @@ from agentrl.credit.modifiers import Scale, UnitDeviation, Whiten
 from agentrl.credit.returns import TurnReturn
 from agentrl.learner import Optimisation
 from agentrl.losses.clip import Clip
+from agentrl.losses.objective import Objective
 from agentrl.losses.value import ValueLoss
-from agentrl.objective import Objective
 from agentrl.sources import Rollouts
 
 STAGE = replace(

@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agentrl.doctor import Check, checks, healthy
+from agentrl.commands.doctor import Check, checks, healthy
 
 
 def by_name(**folders):
@@ -54,7 +54,7 @@ def test_only_what_is_needed_decides():
 
 def test_looking_loads_nothing_heavy_but_torch():
     code = (
-        "import sys; from agentrl.doctor import checks; assert 'torch' not in sys.modules; checks();"
+        "import sys; from agentrl.commands.doctor import checks; assert 'torch' not in sys.modules; checks();"
         "print(sorted({'transformers', 'textworld', 'vllm', 'wandb', 'mlflow', 'docker'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -65,7 +65,7 @@ def test_a_missing_torch_is_a_finding_not_a_crash(tmp_path):
     code = (
         "import sys, importlib.util; find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name in ('torch', 'transformers') else find(name, *rest)\n"
-        "from agentrl.doctor import checks, healthy; found = {c.name: c for c in checks()}\n"
+        "from agentrl.commands.doctor import checks, healthy; found = {c.name: c for c in checks()}\n"
         "print(found['torch'], found['gpu'], healthy(list(found.values())))"
     )
     done = subprocess.run(

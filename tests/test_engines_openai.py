@@ -12,7 +12,7 @@ from agentrl.cli import app
 from agentrl.engines import openai
 from agentrl.engines.openai import OpenAIPolicy
 from agentrl.errors import ConfigError, ContextFull, EngineError
-from agentrl.evaluate import Report
+from agentrl.evaluation.report import Report
 from agentrl.policy import Sampling
 from agentrl.types import Action, Message, Observation, Turn
 

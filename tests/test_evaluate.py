@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from agentrl.errors import CheckpointError, ConfigError, EnvError
-from agentrl.evaluate import MEASURES, Report, TaskResult, compare, evaluate, task_results
-from agentrl.metrics import check_names
+from agentrl.evaluation import evaluate
+from agentrl.evaluation.report import MEASURES, Report, TaskResult, compare, task_results
+from agentrl.evaluation.statistics import mean_interval
 from agentrl.policy import RandomPolicy, ScriptedPolicy
+from agentrl.records.metrics import check_names
+from agentrl.records.store import read_trajectories
 from agentrl.rollout import Limits
-from agentrl.statistics import mean_interval
-from agentrl.store import read_trajectories
 from agentrl.types import End, Observation, Step, Task
 
 LIMITS = Limits(max_turns=4, max_attempts=2)

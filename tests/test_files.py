@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import ConfigError
-from agentrl.files import replace, writing
+from agentrl.records.files import replace, writing
 
 
 def test_a_file_is_replaced_as_a_whole_and_its_folders_are_made(tmp_path):

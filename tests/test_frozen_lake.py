@@ -6,7 +6,7 @@ from agentrl_environments.frozen_lake import ACTIONS, MOVES, FrozenLake
 
 from agentrl.env import panel_hash
 from agentrl.errors import ConfigError
-from agentrl.in_process import InProcess
+from agentrl.hosts.in_process import InProcess
 from agentrl.policy import ExpertPolicy, RandomPolicy, ScriptedPolicy
 from agentrl.rollout import Limits, play_all
 from agentrl.samplers import Draw

@@ -15,23 +15,24 @@ from agentrl.credit.given import Given
 from agentrl.credit.group import RLOO
 from agentrl.credit.teachers import TowardStudent
 from agentrl.errors import ConfigError
-from agentrl.guidance.gate import DemonstrationGate
-from agentrl.guidance.hints import PlanShare, Scaffold
-from agentrl.guidance.privileged import Privileged
-from agentrl.guidance.refine import Refined, last_attempt
-from agentrl.guidance.thermostat import Thermostat
+from agentrl.learner.model import load_tokenizer
 from agentrl.losses.clip import Clip
 from agentrl.losses.likelihood import NegativeLogLikelihood
+from agentrl.losses.objective import Objective
 from agentrl.losses.origin import ByOrigin, FromTeacher
 from agentrl.losses.ratios import CritiqueShaped
 from agentrl.losses.tis import TokenTIS
-from agentrl.metrics import read_metrics
-from agentrl.model import load_tokenizer
-from agentrl.objective import Objective
 from agentrl.policy import ErringPolicy, ExpertPolicy, ScriptedPolicy
-from agentrl.recipe import check
+from agentrl.recipe.check import check
+from agentrl.records.metrics import read_metrics
 from agentrl.rewards.outcome import Outcome
-from agentrl.sources import Demonstrations, Payment, Rollouts
+from agentrl.rewards.payment import Payment
+from agentrl.sources import Demonstrations, Rollouts
+from agentrl.sources.gate import DemonstrationGate
+from agentrl.sources.hints import PlanShare, Scaffold
+from agentrl.sources.privileged import Privileged
+from agentrl.sources.refine import Refined, last_attempt
+from agentrl.sources.thermostat import Thermostat
 from agentrl.types import Action
 
 PAY = Payment(reward=Outcome())

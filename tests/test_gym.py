@@ -11,11 +11,11 @@ from taxi import TAXI
 import agentrl.gym
 from agentrl.errors import ConfigError, EnvError
 from agentrl.gym import AnyText, TextEnv, register_all
+from agentrl.hosts import open_host
 from agentrl.policy import ExpertPolicy, ScriptedPolicy
 from agentrl.rollout import Limits, play
 from agentrl.testing import check_env
 from agentrl.types import End
-from agentrl.workers import open_host
 
 
 @pytest.mark.parametrize("name", ["bandit", "frozen-lake"])

@@ -16,8 +16,9 @@ from agentrl.rewards import Inquiring
 from agentrl.rewards.compose import Scaled, Sum
 from agentrl.rewards.judged import Judged
 from agentrl.rewards.outcome import EnvReward
+from agentrl.rewards.payment import Payment
 from agentrl.rewards.rubrics import Checklist, Pairwise, Pointwise, pairs, transcript
-from agentrl.sources import Payment, Rollouts
+from agentrl.sources import Rollouts
 from agentrl.types import Action, Message, Observation
 
 POLITE = Pointwise("Was it polite?")

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from agentrl.batch import Batch, make_batch
 from agentrl.errors import ConfigError, Diverged
-from agentrl.learner import Compute, Learner, Linear, Optimisation
+from agentrl.learner import Compute, Linear, Optimisation
+from agentrl.learner.batch import Batch, make_batch
+from agentrl.learner.learner import TorchLearner
+from agentrl.learner.model import build_model
+from agentrl.learner.spec import LoRA, ModelSpec, Shape
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, seq_sum_then_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.groups import NFT, OREAL, CoPG, DisCO, KLBound
 from agentrl.losses.kl import KL
 from agentrl.losses.likelihood import PolicyGradient
+from agentrl.losses.objective import Objective
 from agentrl.losses.tis import TokenTIS
 from agentrl.losses.value import ValueLoss
-from agentrl.model import LoRA, ModelSpec, Shape, build_model
-from agentrl.objective import Objective
 from agentrl.types import (
     Action,
     Credited,
@@ -72,14 +74,14 @@ def credit(groups: list[ScoredGroup], *, seed: int = 1, targets: bool = True) ->
 
 def learner_of(
     *, budget: int = 2048, value_head: bool = True, optimisation: Optimisation | None = None, **spec: object
-) -> Learner:
+) -> TorchLearner:
     model = build_model(ModelSpec(shape=SHAPE, tokenizer="-", **spec), VOCAB, seed=3)
-    learner = Learner(model, Compute(token_budget=budget), value_head=value_head)
+    learner = TorchLearner(model, Compute(token_budget=budget), value_head=value_head)
     learner.start(optimisation or Optimisation(lr=1e-3), total_updates=10)
     return learner
 
 
-def parameters(learner: Learner) -> dict[str, torch.Tensor]:
+def parameters(learner: TorchLearner) -> dict[str, torch.Tensor]:
     return {
         name: tensor.clone()
         for name, tensor in learner.state_dict()[0].items()
@@ -88,7 +90,7 @@ def parameters(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def gradient(
-    learner: Learner, batch: Batch, objective: Objective, temperature: float = 1.0
+    learner: TorchLearner, batch: Batch, objective: Objective, temperature: float = 1.0
 ) -> dict[str, torch.Tensor]:
     """The gradient that an update steps with, read off where the optimiser would use it."""
     found = {}
@@ -104,7 +106,7 @@ def gradient(
     return found
 
 
-def full_forward(learner: Learner, tokens: np.ndarray, temperature: float = 1.0) -> torch.Tensor:
+def full_forward(learner: TorchLearner, tokens: np.ndarray, temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities of every next token by the model's own forward."""
     own = build_model(ModelSpec(shape=SHAPE, tokenizer="-"), VOCAB, seed=3)
     own.load_state_dict(learner.weights())
@@ -351,7 +353,7 @@ def test_log_probabilities_in_chunks_have_the_same_gradient(monkeypatch):
     groups = groups_of(4)
     objective = Objective(loss=PolicyGradient(), regularisers=(EntropyBonus(0.1),), observation_weight=0.5)
     whole = gradient(learner_of(), make_batch(groups, credit(groups)), objective)
-    monkeypatch.setattr("agentrl.learner_forward._MOST_LOGITS", 7 * VOCAB)
+    monkeypatch.setattr("agentrl.learner.forward._MOST_LOGITS", 7 * VOCAB)
     chunked = gradient(learner_of(), make_batch(groups, credit(groups)), objective)
     assert all(torch.allclose(whole[name], chunked[name], atol=1e-6) for name in whole)
 
@@ -375,7 +377,7 @@ def test_other_architectures_give_their_own_log_probabilities(architecture):
     if architecture in ("mistral", "gemma2"):
         extra["sliding_window"] = 5
     spec = ModelSpec(shape=replace(SHAPE, architecture=architecture, extra=extra), tokenizer="-")
-    learner = Learner(build_model(spec, VOCAB, seed=3))
+    learner = TorchLearner(build_model(spec, VOCAB, seed=3))
     (scored, _), *_ = learner.annotate(groups_of(4), frozenset({"old_logprobs"}))
     (row,) = make_batch([(scored,)]).sequences[0].rows
     with torch.no_grad():
@@ -510,8 +512,10 @@ def test_what_an_objective_lacks_is_said_before_any_work():
         learner_of(optimisation=Optimisation(freeze_policy_updates=1)).update(batch, Objective())
     with pytest.raises(ConfigError, match="not a finite number"):
         learner_of().update(make_batch(groups), Objective())
-    with pytest.raises(ConfigError, match=r"call Learner\.start"):
-        Learner(build_model(ModelSpec(shape=SHAPE, tokenizer="-"), VOCAB, seed=0)).update(batch, Objective())
+    with pytest.raises(ConfigError, match=r"call TorchLearner\.start"):
+        TorchLearner(build_model(ModelSpec(shape=SHAPE, tokenizer="-"), VOCAB, seed=0)).update(
+            batch, Objective()
+        )
     late = learner_of()
     late.update(batch, Objective())
     with pytest.raises(ConfigError, match="from its first update on"):
@@ -544,7 +548,7 @@ def test_bfloat16_products_keep_float32_weights_and_come_near():
     groups = groups_of(3)
     exact = learner_of()
     model = build_model(ModelSpec(shape=SHAPE, tokenizer="-"), VOCAB, seed=3)
-    coarse = Learner(model, Compute(precision="bfloat16"), value_head=True)
+    coarse = TorchLearner(model, Compute(precision="bfloat16"), value_head=True)
     coarse.start(Optimisation(lr=1e-3), 10)
     left, right = (learner.annotate(groups, ALL) for learner in (exact, coarse))
     gaps = [

@@ -7,13 +7,15 @@ from itertools import product
 
 import pytest
 
-from agentrl.in_process import InProcess
-from agentrl.model import TrainedTokenizer, train_tokenizer
+from agentrl.hosts.in_process import InProcess
+from agentrl.learner.model import train_tokenizer
+from agentrl.learner.spec import TrainedTokenizer
 from agentrl.policy import ExpertPolicy, RandomPolicy, ScriptedPolicy
-from agentrl.recipe import check
+from agentrl.recipe.check import check
+from agentrl.rewards.payment import Payment
 from agentrl.rollout import Limits, play_all
 from agentrl.samplers import Draw
-from agentrl.sources import Payment, Rollouts
+from agentrl.sources import Rollouts
 from agentrl.testing import check_env
 from benchmarks import learning
 from benchmarks.learning_tasks import imitate

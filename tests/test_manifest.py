@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.manifest import make_manifest, package_versions, read_manifest, reconcile
+from agentrl.records.manifest import make_manifest, package_versions, read_manifest, reconcile
 
 
 def manifest(**changes):
@@ -67,7 +67,7 @@ def test_an_unreadable_manifest_is_named(tmp_path, content):
 
 
 def test_threads_are_counted_only_where_torch_is_loaded():
-    code = "import sys, json; from agentrl.manifest import make_manifest; print(json.dumps(make_manifest(seed=0, panels={})))"
+    code = "import sys, json; from agentrl.records.manifest import make_manifest; print(json.dumps(make_manifest(seed=0, panels={})))"
     alone = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert alone["threads"] is None
     loaded = "import torch; torch.set_num_threads(2); " + code

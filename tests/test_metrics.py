@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import CheckpointError, ConfigError, MissingExtra
-from agentrl.metrics import METRICS, MetricsLog, MLflow, TensorBoard, WandB, check_names, read_metrics
+from agentrl.records.metrics import METRICS, MetricsLog, MLflow, TensorBoard, WandB, check_names, read_metrics
 
 
 def test_a_record_is_one_line_in_order_of_name_and_wall_clock_is_kept_apart(tmp_path):

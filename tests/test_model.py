@@ -7,11 +7,7 @@ import pytest
 import torch
 
 from agentrl.errors import ConfigError
-from agentrl.model import (
-    LoRA,
-    ModelSpec,
-    Shape,
-    TrainedTokenizer,
+from agentrl.learner.model import (
     build_model,
     check_fits,
     check_tokens,
@@ -19,6 +15,7 @@ from agentrl.model import (
     memory_mib,
     train_tokenizer,
 )
+from agentrl.learner.spec import LoRA, ModelSpec, Shape, TrainedTokenizer
 
 SHAPE = Shape(hidden=32, layers=2, heads=4, kv_heads=2, mlp=48, max_context=64)
 SPEC = ModelSpec(shape=SHAPE, tokenizer="-")
@@ -151,7 +148,7 @@ def test_a_tokenizer_without_the_needed_tokens_is_refused(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_vocabulary_is_the_same_in_every_process():
-    code = "from agentrl.model import train_tokenizer; import sys; print(train_tokenizer(sys.argv[1:]).backend_tokenizer.to_str())"
+    code = "from agentrl.learner.model import train_tokenizer; import sys; print(train_tokenizer(sys.argv[1:]).backend_tokenizer.to_str())"
     found = subprocess.run(
         [sys.executable, "-c", code, *TEXTS], stdout=subprocess.PIPE, text=True, check=True
     ).stdout

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from agentrl.credit.modifiers import Scale
 from agentrl.errors import Collapsed, ConfigError
-from agentrl.metrics import read_metrics
-from agentrl.monitors import Fallen, Limit, ProxyRises, usual
+from agentrl.records.metrics import read_metrics
+from agentrl.records.monitors import Fallen, Limit, ProxyRises, usual
 from agentrl.sources import Rollouts
 
 

@@ -17,7 +17,6 @@ from test_credit_methods import GROUP_RULES, componentwise, timed
 from test_learner import credit, groups_of, learner_of
 from test_losses_methods import gradient, inputs
 
-from agentrl.batch import make_batch
 from agentrl.credit.components import EpisodeAndSteps
 from agentrl.credit.entropy import EMPG
 from agentrl.credit.gae import BiLevelGAE
@@ -25,13 +24,14 @@ from agentrl.credit.group import GRPO, RLOO
 from agentrl.credit.returns import reinforce_plus_plus, reinforce_plus_plus_baseline
 from agentrl.credit.weights import ConflictTokens, Duration, KeepTokens, KeepVaried
 from agentrl.errors import ConfigError
-from agentrl.implicit import ImplicitPRM, OpenImplicitPRM, pair_weights
+from agentrl.learner.batch import make_batch
+from agentrl.learner.implicit import ImplicitPRM, OpenImplicitPRM, pair_weights
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, token_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.epo import EPO
 from agentrl.losses.likelihood import PolicyGradient
+from agentrl.losses.objective import Objective
 from agentrl.losses.tis import SequenceTIS, TokenRejection, TokenTIS, weighed
-from agentrl.objective import Objective
 from agentrl.rewards.refine import threshold_for
 from agentrl.types import Credited, Scored, floats, ints
 

@@ -56,7 +56,12 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
         ("bandit", {"arms": "3"}, ConfigError, r"environment 'bandit': arms must be int; found '3' \(str\)"),
         ("bandit", {"arms": 99}, ConfigError, "arms must be from 2 to 8, found 99"),
         ("frozen-lake", {"view": "map"}, ConfigError, "view must be one of 'local', 'grid'; found 'map'"),
-        ("agentrl.gym_text:GymText", {"env_id": "Taxi-v3"}, ConfigError, "needs a value for actions, render"),
+        (
+            "agentrl.env.gym_text:GymText",
+            {"env_id": "Taxi-v3"},
+            ConfigError,
+            "needs a value for actions, render",
+        ),
         ("agentrl.env:EnvSpec", {}, ConfigError, "is no dataclass"),
     ],
 )

@@ -10,13 +10,15 @@ from agentrl.credit.gae import TokenGAE
 from agentrl.credit.group import GRPO
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner import Optimisation
+from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
 from agentrl.losses.clip import Clip
 from agentrl.losses.groups import DisCO
+from agentrl.losses.objective import Objective
 from agentrl.losses.tis import TokenTIS
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer
-from agentrl.objective import Objective
 from agentrl.policy import ExpertPolicy, Sampling
-from agentrl.recipe import Evaluation, Recipe, Stage, check, check_panels, load, read
+from agentrl.recipe import Evaluation, Recipe, Stage, check_panels
+from agentrl.recipe.check import check
+from agentrl.recipe.load import load, read
 from agentrl.rewards.outcome import Process
 from agentrl.rollout import Limits
 from agentrl.samplers.filters import DynamicSampling

@@ -8,8 +8,10 @@ from typer.testing import CliRunner
 
 from agentrl.cli import app
 from agentrl.errors import ConfigError
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer, build_model
-from agentrl.recipe import check, load
+from agentrl.learner.model import build_model
+from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
+from agentrl.recipe.check import check
+from agentrl.recipe.load import load
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 METHODS = sorted(path for path in (FOLDER / "methods").glob("*.py") if path.stem != "base")

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from agentrl.chat import ChatRenderer
 from agentrl.errors import ConfigError, TokenDrift
 from agentrl.render import TagRenderer, check_drift, context
+from agentrl.render.chat import ChatRenderer
 from agentrl.types import Action, End, Message, Observation, Task, Trajectory, Turn, floats, ints
 
 CHATML = (

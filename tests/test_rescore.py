@@ -13,10 +13,10 @@ from agentrl.credit.modifiers import Scale
 from agentrl.credit.returns import TurnReturn
 from agentrl.errors import ConfigError
 from agentrl.recipe import Origin
+from agentrl.records.store import read_trajectories
 from agentrl.rescore import Chain, credit_difference, ledger_differences, rescore
 from agentrl.rewards.compose import Scaled
 from agentrl.rewards.outcome import EnvReward, Outcome
-from agentrl.store import read_trajectories
 
 FILE = """
 import tiny
@@ -81,10 +81,10 @@ def folder(tmp_path_factory):
     import asyncio
     import io
 
-    from agentrl.tables import Reporter
+    from agentrl.commands.reporter import ConsoleReporter
     from agentrl.train import train
 
-    with Reporter(io.StringIO()) as reporter:
+    with ConsoleReporter(io.StringIO()) as reporter:
         asyncio.run(train(tiny.recipe, where, reporter, Origin(name="tiny_file.py", source=FILE)))
     return where
 

@@ -19,9 +19,9 @@ from agentrl.credit.gae import TurnGAE
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.losses.clip import Clip
 from agentrl.losses.kl import KL
+from agentrl.losses.objective import Objective
 from agentrl.losses.value import ValueLoss
-from agentrl.metrics import read_metrics
-from agentrl.objective import Objective
+from agentrl.records.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 

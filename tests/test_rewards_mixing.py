@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from agentrl.errors import ConfigError
 from agentrl.losses.clip import Clip
+from agentrl.losses.objective import Objective
 from agentrl.losses.tis import TokenTIS
-from agentrl.objective import Objective
-from agentrl.recipe import check
+from agentrl.recipe.check import check
 from agentrl.rescore import Chain, ledger_differences, rescore
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.mixing import Hypervolume, Lagrangian, hypervolume
 from agentrl.rewards.outcome import EnvReward, Outcome
-from agentrl.sources import Payment
+from agentrl.rewards.payment import Payment
 from agentrl.types import Action, End, Observation, Task, Trajectory, Turn, floats
 
 CLOSE = {"rtol": 0.0, "atol": 1e-6}

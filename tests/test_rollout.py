@@ -7,7 +7,7 @@ import pytest
 from misbehaving import Gentle
 
 from agentrl.errors import ContextFull, EngineError, TokenDrift
-from agentrl.in_process import InProcess
+from agentrl.hosts.in_process import InProcess
 from agentrl.policy import ExpertPolicy, RandomPolicy, ScriptedPolicy
 from agentrl.rollout import Limits, Played, play, play_all
 from agentrl.samplers import Draw

@@ -7,10 +7,10 @@ from corridor import Corridor
 
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner import Compute
-from agentrl.manifest import read_manifest
-from agentrl.model import load_tokenizer
+from agentrl.learner.model import load_tokenizer
 from agentrl.policy import RandomPolicy
 from agentrl.recipe import Checkpoints
+from agentrl.records.manifest import read_manifest
 from agentrl.rollout import Limits
 from agentrl.types import Observation, Step
 

@@ -5,8 +5,8 @@ import tomllib
 
 import pytest
 
+from agentrl.commands.scaffold import new_environment
 from agentrl.errors import ConfigError
-from agentrl.scaffold import new_environment
 
 
 def test_a_new_environment_keeps_the_contract_from_the_first_minute(tmp_path):

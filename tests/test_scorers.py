@@ -15,13 +15,13 @@ from test_losses_methods import inputs
 
 from agentrl.credit.components import EpisodeAndSteps
 from agentrl.errors import ConfigError
-from agentrl.implicit import ImplicitPRM, pair_weights
 from agentrl.learner import Optimisation
+from agentrl.learner.implicit import ImplicitPRM, pair_weights
 from agentrl.losses.aggregation import nested_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.epo import EPO
 from agentrl.losses.kl import KL, k2
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 from agentrl.rewards.outcome import Outcome
 from agentrl.samplers.adaptive import SEC
 from agentrl.sources import Rollouts

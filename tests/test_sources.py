@@ -8,16 +8,19 @@ import tiny
 from corridor import LETTERS, Corridor
 
 from agentrl.errors import ConfigError, EnvError
-from agentrl.in_process import InProcess
-from agentrl.model import TrainedTokenizer, train_tokenizer
+from agentrl.hosts.in_process import InProcess
+from agentrl.learner.model import train_tokenizer
+from agentrl.learner.spec import TrainedTokenizer
 from agentrl.policy import ExpertPolicy, RandomPolicy, ScriptedPolicy
+from agentrl.recipe import Collected, Playground
+from agentrl.records.store import read_trajectories
 from agentrl.rewards.compose import Scaled
 from agentrl.rewards.outcome import EnvReward, Outcome
+from agentrl.rewards.payment import Payment
 from agentrl.rollout import Limits
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.samplers.uniform import Uniform
-from agentrl.sources import Collected, Demonstrations, Payment, Playground, Rollouts
-from agentrl.store import read_trajectories
+from agentrl.sources import Demonstrations, Rollouts
 from agentrl.types import End
 
 PAY = Payment(reward=EnvReward())

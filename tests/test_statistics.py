@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.statistics import (
+from agentrl.evaluation.statistics import (
     mcnemar_p_value,
     mean_interval,
     pass_at_k,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrl.errors import CheckpointError
-from agentrl.store import (
+from agentrl.records.store import (
     Stored,
     drop_trajectories_after,
     iter_trajectories,
@@ -279,7 +279,7 @@ def test_a_killed_run_forgets_updates_that_were_never_committed(tmp_path):
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
     script = textwrap.dedent(f"""
         from pathlib import Path
-        from agentrl.store import write_trajectories
+        from agentrl.records.store import write_trajectories
         from agentrl.types import Action, End, Observation, Task, Trajectory, Turn
         path = Path({str(tmp_path)!r}) / "part-0.parquet"
         for update in range(10_000):
@@ -304,7 +304,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
         import resource, sys
         from pathlib import Path
         from agentrl.errors import ConfigError
-        from agentrl.store import write_trajectories
+        from agentrl.records.store import write_trajectories
         from agentrl.types import Action, End, Observation, Task, Trajectory, Turn
         long = Trajectory(Task("a"), tuple(Turn(Observation.text(str(n) * 50), Action("x")) for n in range(200)), End.TERMINATED)
         path = Path({str(tmp_path)!r}) / "part-0.parquet"

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from agentrl.metrics import check_names
-from agentrl.summary import summarise
+from agentrl.records.metrics import check_names
+from agentrl.records.summary import summarise
 from agentrl.types import Action, Credited, End, Observation, Scored, Task, Trajectory, Turn, floats, ints
 
 

@@ -10,7 +10,7 @@ from agentrl_environments.swe.rows import Instance
 from agentrl_sandboxes.docker import Docker
 
 from agentrl.errors import ConfigError
-from agentrl.in_process import InProcess
+from agentrl.hosts.in_process import InProcess
 from agentrl.policy import ExpertPolicy, Policy, ScriptedPolicy
 from agentrl.rollout import Limits, play
 from agentrl.sandbox import SandboxProvider

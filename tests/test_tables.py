@@ -1,9 +1,10 @@
 import io
 import re
 
-from agentrl.evaluate import MEASURES, Report, TaskResult, compare
-from agentrl.statistics import Interval
-from agentrl.tables import Reporter, comparison_table, number, plain, results_table, show, with_interval
+from agentrl.commands.reporter import ConsoleReporter
+from agentrl.commands.tables import comparison_table, number, plain, results_table, show, with_interval
+from agentrl.evaluation.report import MEASURES, Report, TaskResult, compare
+from agentrl.evaluation.statistics import Interval
 from agentrl.types import End, Task, Trajectory
 
 
@@ -92,7 +93,7 @@ def test_what_is_not_known_is_a_dash():
 
 def test_plain_output_is_a_line_per_update_and_report():
     stream = io.StringIO()
-    with Reporter(stream) as reporter:
+    with ConsoleReporter(stream) as reporter:
         for update in range(3):
             reporter.episode(Trajectory(Task("a"), (), End.FAILED))
             reporter.update(
@@ -113,7 +114,7 @@ def test_plain_output_is_a_line_per_update_and_report():
 def test_plain_progress_is_a_line_per_tenth_and_nothing_for_what_is_quick():
     now = 0.0
     stream = io.StringIO()
-    reporter = Reporter(stream, clock=lambda: now)
+    reporter = ConsoleReporter(stream, clock=lambda: now)
     for done in range(1, 1001):
         now += 0.05
         reporter.progress("games", done, 1000)
@@ -132,7 +133,7 @@ def test_plain_progress_is_a_line_per_tenth_and_nothing_for_what_is_quick():
 
 def test_a_live_view_shows_updates_episodes_and_bars_and_leaves_lines_above():
     stream = Terminal()
-    with Reporter(stream, clock=iter(range(10_000)).__next__) as reporter:
+    with ConsoleReporter(stream, clock=iter(range(10_000)).__next__) as reporter:
         reporter.progress("games", 3, 10)
         reporter.episode(Trajectory(Task("a"), (), End.FAILED))
         assert "3/10" in stream.getvalue()

@@ -11,10 +11,11 @@ from strategies import scored, trajectory
 from agentrl.credit.group import RLOO
 from agentrl.credit.teachers import OPSD, Distil
 from agentrl.errors import ConfigError
+from agentrl.learner.spec import Teacher, expert_plan, first_action
+from agentrl.learner.teacher import informed
 from agentrl.losses.clip import Clip
-from agentrl.objective import Objective
-from agentrl.recipe import check
-from agentrl.teacher import Teacher, expert_plan, first_action, informed
+from agentrl.losses.objective import Objective
+from agentrl.recipe.check import check
 from agentrl.types import Credited, Observation, floats, ints
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}

@@ -9,30 +9,31 @@ import pytest
 import tiny
 from corridor import Blocking, Corridor
 
+from agentrl.commands.reporter import ConsoleReporter
 from agentrl.credit.gae import TokenGAE, TurnGAE
 from agentrl.credit.group import GRPO, RLOO, DrGRPO
 from agentrl.credit.modifiers import Whiten
 from agentrl.credit.penalty import KLPenalty
 from agentrl.credit.returns import TurnReturn, turn_rloo
 from agentrl.errors import Diverged, EnvError
-from agentrl.learner import Learner, Optimisation
+from agentrl.learner import Optimisation
+from agentrl.learner.learner import TorchLearner
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, token_mean, turn_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.kl import KL, k2, k3
 from agentrl.losses.likelihood import PolicyGradient
+from agentrl.losses.objective import Objective
 from agentrl.losses.tis import SequenceTIS, TokenRejection, TokenTIS
 from agentrl.losses.value import ValueLoss
-from agentrl.metrics import read_metrics
-from agentrl.objective import Objective
 from agentrl.policy import Sampling
+from agentrl.records.metrics import read_metrics
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.gates import Gates, Level
 from agentrl.rewards.outcome import EnvReward, Format, Outcome
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.samplers.uniform import Uniform
 from agentrl.sources import Rollouts
-from agentrl.tables import Reporter
 from agentrl.train import due, evaluations, train
 from agentrl.types import End
 
@@ -144,9 +145,9 @@ def test_sampler_and_learner_agree_on_every_token_of_real_episodes(temperature, 
 
 
 def test_a_learner_at_another_temperature_than_the_sampler_would_be_seen(tmp_path, monkeypatch):
-    update = Learner.update
+    update = TorchLearner.update
     monkeypatch.setattr(
-        Learner,
+        TorchLearner,
         "update",
         lambda self, *args, **options: update(self, *args, **{**options, "temperature": 1.0}),
     )
@@ -183,7 +184,7 @@ def test_playing_ahead_stays_within_its_bound_and_is_used(staleness, tmp_path):
 def order_of_events(recipe, folder, monkeypatch):
     """Return what began and ended, in order: updates of the learner, and episodes by the end."""
     events = []
-    update = Learner.update
+    update = TorchLearner.update
 
     def watched(self, *args, **options):
         events.append("learning begins")
@@ -198,8 +199,8 @@ def order_of_events(recipe, folder, monkeypatch):
         return result
 
     pause = threading.Event()
-    monkeypatch.setattr(Learner, "update", watched)
-    with Reporter(io.StringIO()) as reporter:
+    monkeypatch.setattr(TorchLearner, "update", watched)
+    with ConsoleReporter(io.StringIO()) as reporter:
         monkeypatch.setattr(reporter, "episode", lambda trajectory: events.append("episode"))
         asyncio.run(train(recipe, folder, reporter))
     return events
@@ -225,7 +226,7 @@ def test_a_learner_that_fails_ends_the_run_at_once(staleness, tmp_path, monkeypa
     def diverge(self, *args, **options):
         raise Diverged("the loss is not finite")
 
-    monkeypatch.setattr(Learner, "update", diverge)
+    monkeypatch.setattr(TorchLearner, "update", diverge)
     with pytest.raises(Diverged, match="not finite"):
         tiny.run(tiny.only(replace(AHEAD, source=replace(AHEAD.source, max_staleness=staleness))), tmp_path)
 

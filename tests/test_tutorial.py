@@ -2,7 +2,7 @@ import re
 import sys
 from pathlib import Path
 
-from agentrl.scaffold import render
+from agentrl.commands.scaffold import render
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tutorial-environment.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

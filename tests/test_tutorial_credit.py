@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agentrl.cli import app
-from agentrl.recipe import check, load
+from agentrl.recipe.check import check
+from agentrl.recipe.load import load
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "your-own-credit-rule.md").read_text()

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from agentrl.hosts.wire import Wire
+from agentrl.hosts.worker import _pickled
 from agentrl.types import Message, Observation, Step
-from agentrl.worker import Wire, _pickled
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def test_a_socket_that_is_full_loses_nothing(hold_s):
 def test_a_process_whose_loop_stands_still_ends_itself(does, status):
     program = f"""
 import asyncio, time
-from agentrl.worker import stand_by
+from agentrl.hosts.worker import stand_by
 
 async def run():
     stand_by(0.6)

@@ -11,11 +11,12 @@ import pytest
 from misbehaving import Gentle, Misbehaving
 
 from agentrl.errors import ConfigError, EnvError
+from agentrl.hosts import open_host
+from agentrl.hosts.workers import MAX_STARTS, Workers
 from agentrl.policy import ScriptedPolicy
 from agentrl.rollout import Limits, Played, play_all
 from agentrl.samplers import Draw
 from agentrl.types import Action, End, SandboxSpec, Task
-from agentrl.workers import MAX_STARTS, Workers, open_host
 
 LIMITS = Limits(max_turns=3, concurrency=16)
 
@@ -359,7 +360,7 @@ def test_killing_the_parent_leaves_no_process(tmp_path, action):
     program = f"""
 import asyncio
 from misbehaving import Misbehaving
-from agentrl.workers import Workers
+from agentrl.hosts.workers import Workers
 
 async def run():
     spec = Misbehaving()

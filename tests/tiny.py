@@ -13,22 +13,22 @@ import pyarrow.parquet as pq
 from corridor import LETTERS, Corridor
 from safetensors.numpy import load_file
 
+from agentrl.commands.reporter import ConsoleReporter
 from agentrl.credit.constant import Constant
 from agentrl.credit.modifiers import Whiten
 from agentrl.credit.returns import TurnReturn
 from agentrl.learner import Compute, Optimisation
+from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
 from agentrl.losses.clip import Clip
-from agentrl.metrics import read_metrics
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
 from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
+from agentrl.records.metrics import read_metrics
+from agentrl.records.store import Stored, iter_trajectories
 from agentrl.render import TagRenderer
 from agentrl.rewards.outcome import EnvReward
 from agentrl.rollout import Limits
 from agentrl.sources import Demonstrations, Rollouts
-from agentrl.store import Stored, iter_trajectories
-from agentrl.tables import Reporter
 from agentrl.train import train
 
 
@@ -88,7 +88,7 @@ def only(stage: Stage, **changes: Any) -> Recipe:  # Any: fields of a Recipe
 def run(what: Recipe, folder: Path) -> str:
     """Train to the end; return what was said on the way."""
     said = io.StringIO()
-    with Reporter(said) as reporter:
+    with ConsoleReporter(said) as reporter:
         asyncio.run(train(what, folder, reporter))
     return said.getvalue()
 
@@ -138,7 +138,7 @@ def in_background(
 
 def reports_of(what: Recipe, folder: Path) -> dict[str, Any]:  # Any: evaluation reports
     """Train to the end; return the evaluations."""
-    with Reporter(io.StringIO()) as reporter:
+    with ConsoleReporter(io.StringIO()) as reporter:
         return dict(asyncio.run(train(what, folder, reporter)))
 
 

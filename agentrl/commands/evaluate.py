@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.commands.places import Place, newest_checkpoint, place, run_of, sandbox
+from agentrl.commands.reporter import ConsoleReporter
+from agentrl.commands.tables import comparison_table, results_table, show
 from agentrl.engines.openai import OpenAIPolicy
 from agentrl.env import EnvSpec
 from agentrl.errors import ConfigError
-from agentrl.evaluate import Report, compare, evaluate
-from agentrl.images import playable
-from agentrl.options import describe, differences
+from agentrl.evaluation import evaluate
+from agentrl.evaluation.report import Report, compare
+from agentrl.hosts import open_host
+from agentrl.hosts.images import playable
+from agentrl.options import describe
 from agentrl.plugins import sandboxes_for
 from agentrl.policy import ExpertPolicy, Policy, RandomPolicy, Sampling
+from agentrl.records.folder import changes
 from agentrl.rollout import Limits
 from agentrl.sandbox import SandboxProvider
-from agentrl.tables import Reporter, comparison_table, results_table, show
 from agentrl.types import End, Trajectory, seed_of
-from agentrl.workers import open_host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ def run(target: str, options: Sequence[str], asked: Asked) -> None:
     """Evaluate, print the result, and write the report."""
     settings = settle(place(target, options), asked)
     out = asked.out or _out(target, settings)
-    with Reporter() as reporter:
+    with ConsoleReporter() as reporter:
         for line in drifted(settings.recipe_at):
             reporter.say(f"the run's recipe now means something else than when it was trained: {line}")
         report = asyncio.run(measure(settings, out, reporter))
@@ -83,10 +86,9 @@ def drifted(recipe_at: Path | None) -> list[str]:
     """Return where a run's recipe differs from what the run recorded: the code it names has changed since."""
     if recipe_at is None or not recipe_at.is_dir():
         return []
-    from agentrl.recipe import load
+    from agentrl.recipe.load import load
 
-    recorded = json.loads((recipe_at / "recipe.json").read_text())
-    return list(differences(recorded, json.loads(json.dumps(describe(load(recipe_at))))))[:5]
+    return changes(recipe_at / "recipe.json", describe(load(recipe_at)))[:5]
 
 
 def settle(where: Place, asked: Asked) -> Settings:
@@ -132,7 +134,7 @@ def _given(asked: Asked, *names: str) -> dict[str, Any]:  # Any: each value has 
 
 def _as_the_recipe(settings: Settings, recipe_at: Path) -> Settings:
     """Return the settings with which training evaluates: a final checkpoint then gets the very numbers of the final table."""
-    from agentrl.recipe import load
+    from agentrl.recipe.load import load
 
     recipe = load(recipe_at)
     return dataclasses.replace(
@@ -149,7 +151,7 @@ def _as_the_recipe(settings: Settings, recipe_at: Path) -> Settings:
     )
 
 
-async def measure(settings: Settings, out: Path, reporter: Reporter) -> Report:
+async def measure(settings: Settings, out: Path, reporter: ConsoleReporter) -> Report:
     """Play the panel and write report and trajectories."""
     async with opened(settings) as policy:
         settings.env.prepare(reporter.progress)
@@ -221,11 +223,12 @@ async def opened(settings: Settings) -> AsyncIterator[Policy]:
 @asynccontextmanager
 async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]:
     """Open an engine with the weights of a checkpoint, of a run's newest, or of a plain model folder."""
-    from agentrl.chat import ChatRenderer
-    from agentrl.checkpoint import read_weights, verify
     from agentrl.engines.spec import Local
-    from agentrl.model import ModelSpec, load_tokenizer
-    from agentrl.recipe import load
+    from agentrl.learner.checkpoint import read_weights, verify
+    from agentrl.learner.model import load_tokenizer
+    from agentrl.learner.spec import ModelSpec
+    from agentrl.recipe.load import load
+    from agentrl.render.chat import ChatRenderer
 
     model = folder
     if not (folder / "config.json").is_file():  # not a plain model folder

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agentrl.commands.places import environment
+from agentrl.commands.reporter import ConsoleReporter
+from agentrl.commands.tables import Table, show
 from agentrl.env import EnvSpec, panel_hash
 from agentrl.errors import ConfigError
 from agentrl.options import spell_type
 from agentrl.plugins import environments, load_environment, sandboxes, unknown
-from agentrl.tables import Reporter, Table, show
 
 _ROOT = Path(__file__).parents[2]
 """Where a checkout of agentrl keeps recipes and benchmarks."""
@@ -68,7 +69,7 @@ def info(name: str, options: Sequence[str]) -> None:
     print()
     show(Table("signals", ("signal", "meaning"), tuple(spec.signals.items()), left=(0, 1)))
     print()
-    with Reporter() as reporter:
+    with ConsoleReporter() as reporter:
         spec.prepare(reporter.progress)
     panels = {split: spec.tasks(split) for split in spec.splits}
     rows = [(split, str(len(tasks)), panel_hash(tasks) if tasks else "-") for split, tasks in panels.items()]
@@ -123,7 +124,7 @@ def bench(name: str | None, arguments: Sequence[str]) -> int:
 
 def doctor() -> bool:
     """Print what this machine has and lacks; return whether all that is needed is there."""
-    from agentrl.doctor import checks, healthy
+    from agentrl.commands.doctor import checks, healthy
 
     found = checks()
     rows = [(one.name, "ok" if one.ok else "MISSING" if one.needed else "-", one.found) for one in found]

@@ -64,7 +64,7 @@ def place(target: str, options: Sequence[str]) -> Place:
     """
     path = Path(target)
     if target not in environments() and (path.suffix == ".py" or path.is_dir()):
-        from agentrl.recipe import load
+        from agentrl.recipe.load import load
 
         at = run_of(path) if path.is_dir() else path
         if at is None:

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentrl.commands.places import place, sandbox
+from agentrl.commands.reporter import ConsoleReporter
+from agentrl.commands.tables import Table, show
 from agentrl.env import STANDARD_SIGNALS, EnvSpec
 from agentrl.errors import ConfigError, EnvError
+from agentrl.hosts import open_host
 from agentrl.plugins import sandboxes_for
 from agentrl.policy import ExpertPolicy
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.outcome import EnvReward, Format, Outcome, Process
 from agentrl.rollout import Limits, play
 from agentrl.sandbox import SandboxProvider
-from agentrl.tables import Reporter, Table, show
 from agentrl.types import Action, End, Observation, Task, Trajectory, Turn
-from agentrl.workers import open_host
 
 HELP = "type an action; ? lists the admissible ones, ! shows what an expert would do, q quits"
 _A_DAY_S = 86_400.0
@@ -30,7 +31,7 @@ def run(
 ) -> None:
     """Play one episode and print what it measured and would be paid."""
     spec, provider = place(target, options).env, sandbox(given) if given else None
-    with Reporter() as reporter:
+    with ConsoleReporter() as reporter:
         spec.prepare(reporter.progress)
     chosen = choose(spec, split, index, task)
     print(f"{chosen.id}, at most {spec.max_turns} turns; {HELP}\n")

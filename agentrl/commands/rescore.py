@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # what a name stands for is checked where it is used
 
+from agentrl.commands.tables import Table, show
 from agentrl.errors import ConfigError, boundary
-from agentrl.recipe import Recipe, Stage, load
+from agentrl.recipe import Recipe, Stage
+from agentrl.recipe.load import load
+from agentrl.records.store import iter_trajectories, write_trajectories
 from agentrl.rescore import Chain, CreditDifference, Rescored, credit_difference, ledger_differences, rescore
-from agentrl.store import iter_trajectories, write_trajectories
-from agentrl.tables import Table, show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from agentrl.commands.reporter import ConsoleReporter
+from agentrl.commands.tables import Table, comparison_table, plain, results_table, show
 from agentrl.env import EnvSpec
-from agentrl.evaluate import Report, compare
-from agentrl.files import replace
-from agentrl.manifest import read_manifest
+from agentrl.evaluation.report import Report, compare
 from agentrl.options import pretty
-from agentrl.plan import Plan, check_plan, flops_per_s
-from agentrl.recipe import Origin, Recipe, check, check_panels, read
-from agentrl.tables import Reporter, Table, comparison_table, plain, results_table, show
+from agentrl.recipe import Origin, Recipe, check_panels
+from agentrl.recipe.check import check
+from agentrl.recipe.load import read
+from agentrl.recipe.plan import Plan, check_plan, flops_per_s
+from agentrl.records.files import replace
+from agentrl.records.manifest import read_manifest
 from agentrl.train import train
 
 
@@ -30,7 +33,7 @@ def run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
     """Train to the end and print the results; ``KeyboardInterrupt`` passes through with the way to go on."""
     recipe, origin, folder = located(target, overrides, out)
     try:
-        with Reporter() as reporter:
+        with ConsoleReporter() as reporter:
             reports = asyncio.run(train(recipe, folder, reporter, origin))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; the same command goes on where {folder} was left") from None

@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentrl.model import ModelSpec, build_model
+from agentrl.learner.model import build_model
+from agentrl.learner.spec import ModelSpec
 from agentrl.policy import Engine, Sampling
 from agentrl.render import Renderer
 

@@ -88,7 +88,7 @@ def traces_of(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         CheckpointError: no such file, or it is torn.
     """
-    from agentrl.store import read_trajectories  # Parquet is needed here alone
+    from agentrl.records.store import read_trajectories  # Parquet is needed here alone
 
     traces: dict[str, tuple[str, ...]] = {}
     for stored in read_trajectories(path):

@@ -26,12 +26,12 @@ from pathlib import Path
 
 from agentrl.env import STANDARD_SIGNALS, EnvSpec, panel_hash
 from agentrl.errors import AgentRLError, ConfigError
-from agentrl.in_process import InProcess
+from agentrl.hosts.in_process import InProcess
+from agentrl.hosts.workers import Workers
 from agentrl.policy import ExpertPolicy, Policy, RandomPolicy, ScriptedPolicy
 from agentrl.rollout import Host, Limits, play
 from agentrl.sandbox import SandboxProvider
 from agentrl.types import Action, End, Observation, Task, Trajectory, Turn
-from agentrl.workers import Workers
 
 ROLES = ("system", "user", "assistant", "tool")
 STRANGE = (

@@ -16,9 +16,9 @@ from agentrl.credit.constant import Constant
 from agentrl.credit.group import GRPO
 from agentrl.env import EnvSpec
 from agentrl.learner import Compute, Linear, Optimisation
+from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
 from agentrl.losses.clip import Clip
-from agentrl.model import ModelSpec, Shape, TrainedTokenizer
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 from agentrl.policy import ErringPolicy, ExpertPolicy, RandomPolicy, Sampling
 from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
 from agentrl.render import TagRenderer

@@ -14,8 +14,8 @@ from agentrl.learner import Optimisation
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.epo import EPO
+from agentrl.losses.objective import Objective
 from agentrl.losses.value import ValueLoss
-from agentrl.objective import Objective
 from agentrl.rewards.compose import Scaled, Sum
 from agentrl.rewards.gates import Gates, Level
 from agentrl.rewards.outcome import Outcome, Process

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal  # Any: what a gymnasium environment o
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
 from agentrl.env import STANDARD_SIGNALS, Env, EnvSpec
+from agentrl.env.gym_text import GymEnv, GymEpisode
 from agentrl.errors import ConfigError
-from agentrl.gym_text import GymEnv, GymEpisode
 from agentrl.sandbox import Sandbox
 from agentrl.types import Observation, Step, Task, seed_of
 

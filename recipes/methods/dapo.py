@@ -10,7 +10,7 @@ from base import LEARN, playing
 
 from agentrl.losses.aggregation import token_mean
 from agentrl.losses.clip import Clip
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 from agentrl.rewards.refine import Overlong
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.sources import Rollouts

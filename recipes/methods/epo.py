@@ -6,7 +6,7 @@ from base import LEARN, playing
 
 from agentrl.losses.clip import Clip
 from agentrl.losses.epo import EPO
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 
 recipe = playing(
     "epo",

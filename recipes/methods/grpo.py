@@ -11,7 +11,7 @@ from agentrl.credit.group import GRPO
 from agentrl.losses.aggregation import seq_mean_then_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.kl import KL
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 
 objective = Objective(loss=Clip(0.2, 0.2), aggregate=seq_mean_then_mean, regularisers=(KL(0.001),))
 recipe = playing("grpo", replace(LEARN, credit=GRPO(), objective=objective))

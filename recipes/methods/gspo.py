@@ -8,8 +8,8 @@ from dataclasses import replace
 from base import LEARN, playing
 
 from agentrl.losses.aggregation import seq_mean_then_mean
+from agentrl.losses.objective import Objective
 from agentrl.losses.ratios import GSPO
-from agentrl.objective import Objective
 
 recipe = playing(
     "gspo", replace(LEARN, objective=Objective(loss=GSPO(low=3e-4, high=4e-4), aggregate=seq_mean_then_mean))

@@ -9,8 +9,8 @@ from dataclasses import replace
 from base import LEARN, playing
 
 from agentrl.credit.components import EpisodeAndSteps
-from agentrl.implicit import ImplicitPRM
 from agentrl.learner import Optimisation
+from agentrl.learner.implicit import ImplicitPRM
 
 judge = ImplicitPRM(beta=0.05, optimisation=Optimisation(lr=1e-4))
 recipe = playing(

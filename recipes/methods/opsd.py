@@ -8,7 +8,7 @@ from dataclasses import replace
 from base import LEARN, playing
 
 from agentrl.credit.teachers import OPSD
-from agentrl.teacher import Teacher, expert_plan
+from agentrl.learner.spec import Teacher, expert_plan
 
 recipe = playing(
     "opsd", replace(LEARN, teacher=Teacher(information=expert_plan), modifiers=(OPSD(beta=0.25),))

@@ -9,10 +9,10 @@ from dataclasses import replace
 from base import LEARN, playing
 
 from agentrl.credit.teachers import TowardStudent
-from agentrl.guidance.privileged import Privileged
 from agentrl.losses.clip import Clip
+from agentrl.losses.objective import Objective
 from agentrl.losses.origin import ByOrigin, FromTeacher
-from agentrl.objective import Objective
+from agentrl.sources.privileged import Privileged
 
 ALPHA, BETA = 0.5, 0.25
 

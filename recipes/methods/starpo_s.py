@@ -9,7 +9,7 @@ from base import LEARN, playing
 
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
-from agentrl.objective import Objective
+from agentrl.losses.objective import Objective
 from agentrl.samplers.filters import MostVaried
 
 objective = Objective(loss=Clip(0.2, 0.28), regularisers=(EntropyBonus(0.001),))

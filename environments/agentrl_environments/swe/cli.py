@@ -128,7 +128,7 @@ def scan(
     ] = False,
 ) -> None:
     """Look through stored trajectories for known exploits. A finding is a reason to read an episode, not a verdict."""
-    from agentrl.store import read_trajectories
+    from agentrl.records.store import read_trajectories
     from agentrl_environments.swe.scan import scan as scan_trajectories
 
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]

@@ -1,0 +1,131 @@
+"""The environment contract: measure, never pay.
+
+An environment author writes two classes. ``Env`` is one episode of one task, opened, played once, closed. ``EnvSpec`` is the
+configured plug-in: frozen data that lists tasks and opens episodes. ``agentrl.testing.check_env`` checks both.
+
+Environments report *signals* (``Step.info``): numbers with a name and a meaning, declared in ``EnvSpec.signals``. What a signal is
+worth is decided elsewhere, so a stored trajectory can be scored again. Two names are standard: ``success`` (1.0 on the turn that
+solved the task) and ``valid`` (1.0 where the action was understood); every environment reports both on every turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from typing import Any, ClassVar, Protocol
+
+from agentrl.errors import AgentRLError, ConfigError, EnvError, boundary
+from agentrl.sandbox import Sandbox, Sandboxes
+from agentrl.types import Observation, Step, Task
+
+STANDARD_SIGNALS: Mapping[str, str] = {
+    "success": "1 on the turn that solved the task, else 0",
+    "valid": "1 where the action was understood, 0 where it was refused",
+}
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what, done, total)`` while something slow goes on."""
+
+
+class Env(Protocol):
+    """One episode of one task. Single use: open it, reset it once, step until it ends, discard it."""
+
+    async def reset(self) -> Observation:
+        """Start the episode and return the first observation."""
+        ...
+
+    async def step(self, action: str) -> Step:
+        """Play one action. Not called again after a step that terminated or truncated.
+
+        Raises whatever goes wrong in the environment itself; a bad *action* is answered with an observation, never raised.
+        """
+        ...
+
+
+class EnvSpec(ABC):
+    """A configured environment: a frozen dataclass, picklable, that lists its tasks and opens their episodes."""
+
+    signals: ClassVar[Mapping[str, str]] = STANDARD_SIGNALS
+    """Every signal a step may report, with its meaning. Must hold the standard ones."""
+
+    blocking: ClassVar[bool] = False
+    """True where ``reset`` and ``step`` block or are not thread-safe: episodes then run in worker processes."""
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+
+    max_turns: int
+    """Turns after which an episode is truncated; at least 1."""
+
+    @abstractmethod
+    def tasks(self, split: str) -> Sequence[Task]:
+        """Return the split's tasks: the same ones, in the same order, on every machine and day.
+
+        Raises:
+            ConfigError: the split does not exist; the message lists those that do.
+        """
+
+    @abstractmethod
+    def open(self, task: Task, sandbox: Sandbox | None, shared: Any) -> AbstractAsyncContextManager[Env]:
+        """Open one episode of ``task``; leaving the context frees all it held.
+
+        ``shared`` is what ``shared()`` opened. An implementation names its own type there (Any: each environment has another).
+        """
+
+    def shared(self) -> AbstractAsyncContextManager[Any]:
+        """Open what many episodes share and is dear to start. Opened once per worker process; the default is nothing."""
+        return nullcontext()
+
+    def attacks(self, task: Task) -> Mapping[str, Sequence[str]]:
+        """Return known ways to succeed at ``task`` without solving it: a name, and the actions. ``check_env`` plays them; none may work."""
+        return {}
+
+    def prepare(self, progress: Progress) -> None:  # noqa: B027 - an optional hook, empty on purpose
+        """Make what ``tasks`` and ``open`` need (generate games, unpack data), once, into a cache, atomically."""
+
+
+def panel_hash(tasks: Sequence[Task]) -> str:
+    """Return a content hash of a panel of tasks, independent of their order.
+
+    >>> panel_hash([Task("a"), Task("b")]) == panel_hash([Task("b"), Task("a")])
+    True
+    """
+    lines = sorted(json.dumps([task.id, task.data], sort_keys=True, default=list) for task in tasks)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@asynccontextmanager
+async def open_episode(
+    spec: EnvSpec, task: Task, sandboxes: Sandboxes | None, shared: object
+) -> AsyncIterator[Env]:
+    """Open an episode with the sandbox that its task asks for. What the body raises passes unchanged.
+
+    Raises:
+        ConfigError: the task asks for a sandbox and there is no provider.
+        EnvError: the environment broke while it was opened or closed.
+    """
+    if task.sandbox is not None and sandboxes is None:
+        raise ConfigError(
+            f"task {task.id!r} asks for a sandbox and no provider is configured; choose one, such as sandbox='docker'"
+        )
+    stack = AsyncExitStack()
+    try:
+        with boundary(EnvError, f"opening {task.id!r}"):
+            sandbox = None
+            if task.sandbox is not None and sandboxes is not None:
+                sandbox = await stack.enter_async_context(sandboxes.open(task.sandbox))
+            env = await stack.enter_async_context(spec.open(task, sandbox, shared))
+        yield env
+    except BaseException:
+        with (
+            suppress(AgentRLError),
+            boundary(EnvError, f"closing {task.id!r}"),
+        ):  # the first error is the news
+            await stack.__aexit__(*sys.exc_info())
+        raise
+    else:
+        with boundary(EnvError, f"closing {task.id!r}"):
+            await stack.aclose()

@@ -1,0 +1,151 @@
+"""An implicit process reward: what a second model, trained on outcomes alone, finds likelier than the policy that played."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.learner.batch import make_batch
+from agentrl.learner.contract import Learner, MakeLearner, Weights
+from agentrl.learner.optimiser import Compute, Optimisation
+from agentrl.learner.spec import ModelSpec
+from agentrl.losses.likelihood import NegativeLogLikelihood
+from agentrl.losses.objective import Objective
+from agentrl.render import Renderer
+from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
+
+
+@dataclass(frozen=True, slots=True)
+class ImplicitPRM:
+    """``r_n = beta * sum over the turn's tokens of (log pi_phi - log pi_old)`` (Liu et al. 2025, iStar; Yuan et al. 2024).
+
+    ``phi`` starts as the policy and learns to tell successes from failures of the same task, as whole trajectories:
+
+        L = mean over pairs of -log sigmoid(beta * (S(success) - S(failure))),  S = sum over all action tokens of (log pi_phi - log pi_old)
+
+    The reference is the policy that played, so it moves along. Its turns then get a reward that no one has labelled. Groups without both
+    kinds teach it nothing; an update without any pair leaves it as it is. Use with ``EpisodeAndSteps(process=name)``.
+    """
+
+    beta: float = 0.05
+    optimisation: Optimisation = Optimisation(lr=1e-6)  # noqa: RUF009 - frozen
+    name: str = "implicit"
+    needs: ClassVar[frozenset[Need]] = frozenset({"old_logprobs"})
+
+    def open(
+        self,
+        make: MakeLearner,
+        model: ModelSpec,
+        compute: Compute,
+        *,
+        vocab_size: int,
+        renderer: Renderer,
+        seed: int,
+    ) -> OpenImplicitPRM:
+        """Build a model like the policy's, all of whose weights learn."""
+        learner = make(
+            replace(model, lora=None), compute, vocab_size=vocab_size, renderer=renderer, seed=seed
+        )
+        return OpenImplicitPRM(self, learner)
+
+
+@dataclass(slots=True)
+class OpenImplicitPRM:
+    """An implicit process reward model and its optimiser."""
+
+    spec: ImplicitPRM
+    learner: Learner
+
+    def start(self, weights: Weights, updates: int) -> None:
+        """Begin as the policy is."""
+        self.learner.load_weights(weights)
+        self.learner.start(self.spec.optimisation, updates)
+
+    def score(self, groups: Sequence[ScoredGroup], temperature: float) -> list[ScoredGroup]:
+        """Pay each turn the model's log-ratio to the policy that played."""
+        measured = self.learner.annotate(groups, frozenset({"old_logprobs"}), temperature)
+        return [
+            tuple(self._paid(scored, own) for scored, own in zip(group, mine, strict=True))
+            for group, mine in zip(groups, measured, strict=True)
+        ]
+
+    def learn(self, groups: Sequence[ScoredGroup], temperature: float) -> dict[str, float]:
+        """Take one step on the pairs of each group."""
+        weights = [
+            pair_weights(
+                [self._total(one) for one in group], [one.trajectory.success for one in group], self.spec.beta
+            )
+            for group in groups
+        ]
+        paired = [found for found in weights if found.pairs]
+        measured = {f"scorer/{self.spec.name}_pairs": float(sum(found.pairs for found in paired))}
+        if not paired:
+            return measured
+        credited = [
+            tuple(
+                Credited(floats(np.full(one.trajectory.num_tokens, weight / len(paired))))
+                for one, weight in zip(group, found.weights_G, strict=True)
+            )
+            for group, found in zip(groups, weights, strict=True)
+        ]
+        objective = Objective(loss=NegativeLogLikelihood(), aggregate=_plain_sum)
+        stats = self.learner.update(make_batch(groups, credited), objective, temperature=temperature)
+        return measured | {
+            f"scorer/{self.spec.name}_loss": sum(found.loss for found in paired) / len(paired),
+            f"scorer/{self.spec.name}_accuracy": sum(found.right for found in paired)
+            / sum(found.pairs for found in paired),
+            f"scorer/{self.spec.name}_grad_norm": stats["grad_norm"],
+        }
+
+    def _paid(self, scored: Scored, own: Scored) -> Scored:
+        assert scored.old_logprobs_T is not None
+        assert own.old_logprobs_T is not None
+        ratio_T = own.old_logprobs_T.astype(np.float64) - scored.old_logprobs_T
+        ends = np.cumsum(scored.num_tokens_N)
+        until = np.concatenate([np.zeros(1), np.cumsum(ratio_T)])
+        paid_N = self.spec.beta * (until[ends] - until[ends - scored.num_tokens_N])
+        return replace(scored, ledger={**scored.ledger, self.spec.name: floats(paid_N)})
+
+    def _total(self, scored: Scored) -> float:
+        return float(scored.ledger[self.spec.name].sum(dtype=np.float64)) / self.spec.beta
+
+
+@dataclass(frozen=True, slots=True)
+class PairWeights:
+    """What the pairs of a group say: the weight of each member's log-likelihood, and measurements."""
+
+    weights_G: tuple[float, ...]
+    pairs: int
+    right: int
+    """Pairs whose success scores higher."""
+    loss: float
+
+
+def pair_weights(totals: Sequence[float], successes: Sequence[bool], beta: float) -> PairWeights:
+    """Return minus the gradient of the pair loss in each member's ``S``: what its tokens' log-probabilities are to be raised by.
+
+    >>> pair_weights([5.0, -4.0], [True, False], 0.05).loss  # doctest: +ELLIPSIS
+    0.49324...
+    """
+    won = [i for i, success in enumerate(successes) if success]
+    lost = [i for i, success in enumerate(successes) if not success]
+    weights = [0.0] * len(totals)
+    loss, right = 0.0, 0
+    for i, j in product(won, lost):
+        margin = beta * (totals[i] - totals[j])
+        share = beta / (1.0 + math.exp(min(margin, 500.0))) / (len(won) * len(lost))
+        weights[i] += share
+        weights[j] -= share
+        loss += (math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0)) / (len(won) * len(lost))
+        right += margin > 0
+    return PairWeights(tuple(weights), len(won) * len(lost), right, loss)
+
+
+def _plain_sum(turn_lengths: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+    return np.ones(sum(map(sum, turn_lengths)))

@@ -1,0 +1,105 @@
+"""The run folder: whose it is, which process holds it, and whether the recipe of today is the one that it was started with.
+
+``recipe.json`` describes the recipe with the names of ``options.public_name`` and carries the version of the description. Folders of
+older versions are compared by the same names (``upgraded``): a class that moved keeps its name, one that was renamed is listed here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from agentrl.errors import CheckpointError, ConfigError
+from agentrl.options import differences, public_name
+from agentrl.records.files import replace
+from agentrl.types import Json
+
+FORMAT = 2
+"""Version of ``recipe.json``: 1 named classes by their modules and did not state its version."""
+
+_RENAMED = {
+    "agentrl.credit.constant:Constant": "agentrl:ConstantCredit",
+    "agentrl.engines.spec:Local": "agentrl:TorchEngine",
+    "agentrl.rewards.refine:Clip": "agentrl:ClipReward",
+    "agentrl.rewards.similarity:Cosine": "agentrl:CosineSimilarity",
+}
+"""Classes that version 1 knew by another name."""
+_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.<>]*)")
+
+
+@contextmanager
+def claimed(folder: Path, described: Mapping[str, Json]) -> Iterator[bool]:
+    """Hold ``folder`` for this process, and make sure that it belongs to the recipe that ``described`` describes.
+
+    Yields whether the folder is new. It is new until its manifest is written: a process that was killed before that left nothing behind
+    that counts.
+
+    Raises:
+        ConfigError: the folder is in use, is a file, or holds something else.
+        CheckpointError: it belongs to another recipe, or was written by a later version.
+    """
+    recorded = folder / "recipe.json"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"the run folder {folder} is a file; give another --out")
+    if folder.exists() and any(folder.iterdir()) and not recorded.exists() and not (folder / "lock").exists():
+        raise ConfigError(
+            f"the folder {folder} exists and is no run of agentrl; give another --out, or empty it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as busy:
+            raise ConfigError(
+                f"another process is using the run folder {folder}; wait for it, end it, or give another --out"
+            ) from busy
+        new = not (recorded.exists() and (folder / "manifest.json").exists())
+        if new:
+            replace(recorded, json.dumps({"format": FORMAT, **described}, indent=1).encode())
+        elif changed := changes(recorded, described):
+            raise CheckpointError(
+                f"the run in {folder} was started with another recipe:\n"
+                + "\n".join(f"  - {line}" for line in changed[:12])
+                + "\nstart it with the recipe it had, or give another --out"
+            )
+        yield new
+
+
+def changes(recorded: Path, described: Json) -> list[str]:
+    """Return one line for each difference between a folder's ``recipe.json`` and the recipe that ``described`` describes.
+
+    Raises:
+        CheckpointError: the file is damaged, or of a later version.
+    """
+    try:
+        before = json.loads(recorded.read_text())
+        version = before.pop("format", 1)
+    except (ValueError, AttributeError) as problem:
+        raise CheckpointError(
+            f"{recorded} is damaged ({problem}); restore it from a copy, or give another --out"
+        ) from problem
+    if version not in range(1, FORMAT + 1):
+        raise CheckpointError(
+            f"{recorded} has format {version}, and this agentrl reads formats 1 to {FORMAT}; use the version that wrote it"
+        )
+    before = upgraded(before) if version == 1 else before
+    return list(differences(before, json.loads(json.dumps(described))))
+
+
+def upgraded(described: Json) -> Json:
+    """Return a description of version 1 with today's names.
+
+    >>> upgraded({"class": "agentrl.credit.group:RLOO", "loss": "agentrl.losses.kl:k2", "own": "mine:Reward"})
+    {'class': 'agentrl:RLOO', 'loss': 'agentrl:k2', 'own': 'mine:Reward'}
+    """
+    if isinstance(described, Mapping):
+        return {key: upgraded(value) for key, value in described.items()}
+    if isinstance(described, list):
+        return [upgraded(value) for value in described]
+    if isinstance(described, str) and (found := _NAME.fullmatch(described)):
+        return _RENAMED.get(described) or public_name(found[1], found[2])
+    return described
