@@ -22,7 +22,7 @@ from agentrl.credit.constant import Constant
 from agentrl.credit.group import GRPO
 from agentrl.learner import Compute, Optimisation
 from agentrl.losses.clip import Clip
-from agentrl.learner.model import ModelSpec, Shape, TrainedTokenizer
+from agentrl.learner import ModelSpec, Shape, TrainedTokenizer
 from agentrl.losses.objective import Objective
 from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
 from agentrl.recipe import Evaluation, Recipe, Stage

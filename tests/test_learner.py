@@ -512,7 +512,7 @@ def test_what_an_objective_lacks_is_said_before_any_work():
         learner_of(optimisation=Optimisation(freeze_policy_updates=1)).update(batch, Objective())
     with pytest.raises(ConfigError, match="not a finite number"):
         learner_of().update(make_batch(groups), Objective())
-    with pytest.raises(ConfigError, match=r"call TorchLearner\.start"):
+    with pytest.raises(ConfigError, match=r"call Learner\.start"):
         TorchLearner(build_model(ModelSpec(shape=SHAPE, tokenizer="-"), VOCAB, seed=0)).update(
             batch, Objective()
         )

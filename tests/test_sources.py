@@ -40,7 +40,7 @@ def collect(
                 at=at,
                 host=host,
                 renderer=tiny.Letters(train_tokenizer(["door a b c d"], TrainedTokenizer(vocab_size=262))),
-                tasks=env.tasks,
+                tasks={split: env.tasks(split) for split in env.splits},
                 limits=Limits(max_turns=env.max_turns),
                 seed=seed,
                 folder=folder,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agentrl.hosts.wire import Wire
-from agentrl.hosts.worker import _pickled
+from agentrl.hosts.wire import _pickled
 from agentrl.types import Message, Observation, Step
 
 
