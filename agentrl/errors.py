@@ -1,26 +1,26 @@
-"""Every error agentrl raises, named by the boundary it crossed.
+"""Every error that agentrl raises, named by the boundary that it crossed.
 
 ```
 AgentRLError
-├── ConfigError      (ValueError)     the user can mend it; raised before any work wherever it can be known before
-│   ├── UnknownPlugin  (LookupError)  no plug-in of that name; the message lists what is installed
+├── ConfigError      (ValueError)     the user can mend it; raised before any work wherever possible
+│   ├── UnknownPlugin  (LookupError)  there is no plug-in of that name; the message lists those installed
 │   ├── MissingExtra   (ImportError)  a package of an optional extra is not installed
-│   ├── ImageMissing                  a sandbox image cannot be pulled, imported or built: its tasks are left out, visibly
+│   ├── ImageMissing                  a sandbox image cannot be pulled, imported or built; its tasks are left out
 │   └── CheckpointError               a run folder or checkpoint cannot be used by this recipe
 ├── EnvError         (RuntimeError)   an environment, its worker or its shared resource broke: the episode failed
-│   └── SharedBroken                  what many episodes share broke: it is replaced, and all of them failed
-├── SandboxError     (RuntimeError)   sandbox infrastructure broke; never the result of a command
-├── Unjudged         (RuntimeError)   a judge has no answer about an episode: it is left out and counted, never paid 0
+│   └── SharedBroken                  a resource that many episodes share broke: all of them failed, it is replaced
+├── SandboxError     (RuntimeError)   sandbox infrastructure broke; never raised for what a command does
+├── Unjudged         (RuntimeError)   a judge gave no verdict on an episode: it is left out and counted, never paid 0
 ├── EngineError      (RuntimeError)   a policy could not answer
 │   ├── ContextFull                   the context has no room for another action: the episode ends as truncated, counted
-│   └── TokenDrift                    stored tokens and rendered context disagree: training on them would be silently wrong
+│   └── TokenDrift                    stored tokens and rendered context disagree: training on them would be wrong
 ├── Diverged         (ArithmeticError) a loss or gradient is not finite: no step was taken with it
-├── Collapsed        (RuntimeError)   a monitor stopped a run that was going wrong
-└── Stalled          (TimeoutError)   a run made no progress within its deadline; the message names the culprit
+├── Collapsed        (RuntimeError)   a monitor stopped the run because learning went wrong
+└── Stalled          (TimeoutError)   a run made no progress within its deadline; the message names the cause
 ```
 
-A message says what was wrong, what was found, and the mend, in that order. A failed *episode* is data (``End.FAILED``), not an
-exception; only a run that cannot go on raises.
+A message says what was wrong, what was found, and how to mend it, in that order. A failed *episode* is data (``End.FAILED``), not an
+exception; only a run that cannot continue raises.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from contextlib import contextmanager
 
 
 class AgentRLError(Exception):
-    """Base of every error that agentrl raises on purpose."""
+    """The base class of every error that agentrl raises on purpose."""
 
 
 class ConfigError(AgentRLError, ValueError):
@@ -46,7 +46,7 @@ class MissingExtra(ConfigError, ImportError):
 
 
 class ImageMissing(ConfigError):
-    """The root file system that a task asks for cannot be had."""
+    """The root file system that a task asks for cannot be pulled, imported or built."""
 
 
 class CheckpointError(ConfigError):
@@ -58,7 +58,7 @@ class EnvError(AgentRLError, RuntimeError):
 
 
 class SharedBroken(EnvError):
-    """Raised by an environment whose shared resource broke: it is opened anew, and every episode that used it fails."""
+    """Raised by an environment whose shared resource broke: every episode that used it fails, and it is opened again."""
 
 
 class SandboxError(AgentRLError, RuntimeError):
@@ -66,7 +66,7 @@ class SandboxError(AgentRLError, RuntimeError):
 
 
 class Unjudged(AgentRLError, RuntimeError):
-    """A judge failed, was late, or gave no answer that can be read."""
+    """A judge failed, missed its deadline, or gave an answer that cannot be parsed."""
 
 
 class EngineError(AgentRLError, RuntimeError):
@@ -86,18 +86,18 @@ class Diverged(AgentRLError, ArithmeticError):
 
 
 class Collapsed(AgentRLError, RuntimeError):
-    """A monitor stopped the run: learning goes wrong, and what it was is in the message."""
+    """A monitor stopped the run; the message says what went wrong with learning."""
 
 
 class Stalled(AgentRLError, TimeoutError):
-    """Nothing moved for longer than the deadline."""
+    """There was no progress for longer than the deadline."""
 
 
 @contextmanager
 def boundary(error: type[AgentRLError], what: str) -> Iterator[None]:
-    """Re-raise whatever escapes the block as ``error``, saying which boundary it crossed.
+    """Raise whatever escapes the block again as ``error``, with a message that says which boundary it crossed.
 
-    Errors of ours pass unchanged; so do ``KeyboardInterrupt`` and cancellation, which are not ``Exception``.
+    Errors of agentrl pass unchanged. So do ``KeyboardInterrupt`` and cancellation, which are not ``Exception``.
 
     >>> with boundary(EnvError, "step of 'maze'"):
     ...     1 / 0

@@ -1,8 +1,8 @@
 """Policies: stateless maps from the episode so far to the next action.
 
-A policy keeps nothing between calls that could change an answer (a cache may only make it faster), so any number of episodes can
-share one, and an episode can be replayed from its turns. Randomness comes in with the call, as a seed derived from the run, the
-task, the sample and the turn: the answer does not depend on what else is being played.
+A policy keeps nothing between calls that could change an answer (a cache may only make it faster). So any number of episodes can share
+one policy, and an episode can be replayed from its turns. Randomness comes with the call, as a seed that is derived from the run, the task,
+the sample and the turn: the answer does not depend on what else is being played.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Policy(Protocol):
     """Chooses actions."""
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Return the next action: ``turns`` so far, ``observation`` now, all randomness from ``seed``.
+        """Return the next action, given the ``turns`` so far and the ``observation`` now; all randomness comes from ``seed``.
 
         Raises:
             EngineError: no action could be produced; the episode ends as failed.
@@ -30,40 +30,40 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate."""
+    """How tokens are sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 16
-    """Most tokens of one action; an action cut there is marked ``clipped``."""
+    """The largest number of tokens of one action; an action that is cut there is marked ``clipped``."""
 
 
 class Engine(Policy, Protocol):
-    """A policy whose weights can be replaced while episodes go on."""
+    """A policy whose weights can be replaced while episodes are played."""
 
     @property
     def version(self) -> int:
-        """Version of the weights that act now."""
+        """The version of the weights that act now."""
         ...
 
     async def load(self, weights: Mapping[str, object], *, version: int) -> None:
-        """Replace the weights. Actions under way finish with the old ones; cached context is recomputed with the new."""
+        """Replace the weights. Actions that have begun finish with the old weights; cached context is computed again with the new."""
         ...
 
     def using(self, sampling: Sampling) -> Policy:
-        """Return a view of this engine that samples otherwise (for evaluation)."""
+        """Return a view of this engine that samples in another way, for example for an evaluation."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RandomPolicy:
-    """Plays admissible actions uniformly at random, leaving out those whose first word is in ``avoid``."""
+    """Plays admissible actions uniformly at random, except those whose first word is in ``avoid``."""
 
     avoid: tuple[str, ...] = ()
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Raise ``EngineError`` where the environment lists no admissible actions."""
+        """Raise ``EngineError`` if the environment lists no admissible actions."""
         if not observation.actions:
             raise EngineError(
                 "random play needs admissible actions, and the observation lists none; switch them on in the environment"
@@ -74,38 +74,38 @@ class RandomPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ExpertPolicy:
-    """Follows the environment's own plan: the newest one an observation carried."""
+    """Follows the environment's own plan: that of the newest observation that has one."""
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Raise ``EngineError`` where the environment knows no plan, or the plan is over."""
+        """Raise ``EngineError`` if no observation has a plan, or if the plan has ended."""
         seen = [turn.observation for turn in turns] + [observation]
         for age, past in enumerate(reversed(seen)):
             if past.plan:
                 if age < len(past.plan):
                     return Action(past.plan[age])
                 raise EngineError(
-                    f"the expert's plan has {len(past.plan)} actions and the episode goes on after them"
+                    f"the expert's plan has {len(past.plan)} actions, and the episode has not ended after them"
                 )
-        raise EngineError("expert play needs a plan, and no observation of this episode carries one")
+        raise EngineError("expert play needs a plan, and no observation of this episode has one")
 
 
 @dataclass(frozen=True, slots=True)
 class ErringPolicy:
-    """Plays ``error`` on a ``share`` of its turns, drawn by the seed, else ``policy``: a demonstration of what to do after a mistake."""
+    """Plays ``error`` on a random ``share`` of its turns and ``policy`` on the others: it demonstrates what to do after a mistake."""
 
     policy: Policy
     error: Policy
     share: float
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Act as one of the two does; raises as it does."""
+        """Return the action of one of the two; raise what it raises."""
         erring = random.Random(f"{seed}/err").random() < self.share
         return await (self.error if erring else self.policy).act(turns, observation, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedPolicy:
-    """Plays given actions, then repeats the last: for tests, demonstrations and replays."""
+    """Plays a list of actions, then repeats the last one. For tests, demonstrations and replays."""
 
     actions: tuple[str, ...]
 

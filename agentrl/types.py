@@ -4,8 +4,8 @@
 Task -> Observation -> Action -> Step -> Turn, Turn, ... -> Trajectory -> Scored (with a ledger of rewards) -> Credited
 ```
 
-Axes of arrays: ``N`` turns of a trajectory, ``T`` its action tokens (all turns concatenated, sampled tokens only).
-Nothing here imports more than numpy; records hold tuples and read-only arrays, so they can be shared, pickled and replayed.
+Axes of arrays: ``N`` the turns of a trajectory, ``T`` its action tokens (sampled tokens only, all turns concatenated).
+This module imports only numpy. Records hold tuples and read-only arrays, so they can be shared, pickled and replayed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Network = Literal["none", "open"]
 """``none``: loopback inside and nothing else. ``open``: the outside can be reached; few back ends allow it."""
 Role = Literal["system", "user", "assistant", "tool"]
 Need = Literal["values", "entropies", "old_logprobs", "ref_logprobs", "teacher_logprobs"]
-"""A measurement on action tokens that a piece of the chain asks for; only the forward passes somebody needs are run."""
+"""A measurement on action tokens that a part of the recipe asks for; only the forward passes that are needed are run."""
 Ledger = Mapping[str, FloatArray]
-"""What a trajectory is paid: for each named component one number per turn, ``[N]``."""
+"""What a trajectory is paid: for each named component, one number per turn, ``[N]``."""
 
 
 def ints(values: Sequence[int] | IntArray = ()) -> IntArray:
@@ -48,7 +48,7 @@ def floats(values: Sequence[float] | npt.NDArray[np.floating] = ()) -> FloatArra
 def seed_of(*parts: object) -> int:
     """Derive a 63-bit seed from named parts, the same on every machine, process and Python version.
 
-    Every random source in agentrl is a generator seeded this way, never by worker number, order or time.
+    Every random source in agentrl is a generator that is seeded this way, never by worker number, order or time.
 
     >>> seed_of(0, "task-a", 3) == seed_of(0, "task-a", 3) != seed_of(0, "task-a", 4)
     True
@@ -90,7 +90,7 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One problem. An environment is a deterministic function of its task: everything random is in ``data``.
+    """One problem. An environment is a deterministic function of its task: everything that is random lies in ``data``.
 
     ``data`` is JSON. Its author knows the type of each value, so it is read without casts: ``seed: int = task.data["seed"]``.
     """
@@ -106,9 +106,9 @@ class Task:
 class Observation:
     """What an environment shows before an action.
 
-    Only ``messages`` reach a language model. ``actions`` (every admissible action, where the environment can list them) serves
-    random play and constrained decoding; ``plan`` (what an expert would do from here) is privileged: it serves demonstrations and
-    is never rendered into a prompt.
+    Only ``messages`` are shown to a language model. ``actions`` lists every admissible action, where the environment can list them; random
+    play and constrained decoding use it. ``plan`` is what an expert would do from here. It is privileged: demonstrations and teachers use
+    it, and it is never rendered into a prompt.
 
     >>> Observation.text("you see a door", actions=("open door", "wait"))
     Observation(messages=(Message(role='user', content='you see a door', images=()),), actions=('open door', 'wait'), plan=())
@@ -126,9 +126,9 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an environment returns to an action. ``info`` holds signals: measured numbers, not yet rewards.
+    """What an environment returns for an action. ``info`` holds signals: measured numbers that are not yet rewards.
 
-    ``terminated``: the task itself ended. ``truncated``: a limit ended it. A broken environment raises instead.
+    ``terminated``: the task itself ended. ``truncated``: a limit ended the episode. A broken environment raises an error instead.
     """
 
     observation: Observation
@@ -140,12 +140,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Action:
-    """What a policy did, and the tokens it did it with.
+    """What a policy did, as text and as tokens.
 
-    ``prompt`` is the *delta*: the context tokens added since the last action's tokens. ``tokens`` were sampled, with ``logprobs``
-    (nats, of the distribution that was sampled from, after temperature and truncation) under weights ``version``. ``fresh`` says
-    that the policy rewrote its context: ``prompt`` is then the whole context and a new segment starts. Policies that are no language
-    models leave the arrays empty and ``version`` at -1. ``clipped`` says that the token limit, not the policy, ended the action.
+    ``prompt`` is the *delta*: the context tokens that were added since the last action's tokens. ``tokens`` were sampled by the weights of
+    ``version``; ``logprobs`` are their log-probabilities (nats) under the distribution that was sampled from, after temperature and
+    truncation. ``fresh``: the policy rewrote its context, so ``prompt`` is the whole context and a new segment starts. ``clipped``: the
+    token limit ended the action, not the policy. A policy that is not a language model leaves the arrays empty and ``version`` at -1.
 
     A context, over two turns: ``prompt0 + tokens0 + prompt1 + tokens1``.
     """
@@ -187,7 +187,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An observation, the action taken on it, and what came back. ``duration_s``: acting and stepping, wall clock."""
+    """An observation, the action taken on it, and what came back. ``duration_s`` is the wall-clock time of acting and stepping."""
 
     observation: Observation
     action: Action
@@ -197,7 +197,7 @@ class Turn:
 
 
 class End(StrEnum):
-    """Why an episode ended. ``FAILED`` means that the environment, sandbox or judge broke: never a reward of 0."""
+    """Why an episode ended. ``FAILED``: the environment, sandbox or judge broke; such an episode is never paid 0."""
 
     TERMINATED = "terminated"
     TRUNCATED = "truncated"
@@ -206,7 +206,7 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The record of one episode. ``sample`` tells apart the episodes of one task in a run; ``final`` is the last thing shown."""
+    """The record of one episode. ``sample`` numbers the episodes of one task in a run; ``final`` is the last observation."""
 
     task: Task
     turns: tuple[Turn, ...]
@@ -227,14 +227,15 @@ class Trajectory:
 
     @property
     def given(self) -> bool:
-        """Whether tokens of it were given to the agent, rather than sampled by it from this very context (their version is -1).
+        """Whether some of its tokens were given to the agent instead of being sampled from this very context (version -1).
 
-        Demonstrations are, and what the agent said to another prompt or at another temperature: nothing to compare with a sampler.
+        This holds for demonstrations, and for what the agent said to another prompt or at another temperature. There is no sampler to
+        compare such tokens with: their ratios are meaningless.
         """
         return any(len(turn.action.tokens) > 0 and turn.action.version < 0 for turn in self.turns)
 
     def signal(self, name: str) -> FloatArray:
-        """Return a signal over the turns, ``[N]``; 0 where a turn did not report it."""
+        """Return a signal of each turn, ``[N]``; 0 for a turn that did not report it."""
         return floats([turn.info.get(name, 0.0) for turn in self.turns])
 
 
@@ -244,7 +245,7 @@ Group = tuple[Trajectory, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A trajectory with its ledger, and what the learner measured on its action tokens (``None`` unless somebody needs it).
+    """A trajectory with its ledger, and what the learner measured on its action tokens (``None`` unless a part of the recipe needs it).
 
     ``values_T`` the critic's value of the state *before* each action token; ``entropies_T`` in nats, over the whole vocabulary;
     ``old_logprobs_T`` under the learner's weights at the start of the update; ``ref_logprobs_T`` under the reference model;
@@ -277,12 +278,12 @@ ScoredGroup = tuple[Scored, ...]
 
 
 def is_given(group: ScoredGroup) -> bool:
-    """Return whether all of a group was given."""
+    """Return whether every trajectory of a group was given."""
     return all(scored.trajectory.given for scored in group)
 
 
 def stand_in(sample: int) -> int:
-    """Return the number of the episode that stands for another.
+    """Return the number of the episode that replaces the episode of number ``sample``; its own inverse.
 
     >>> stand_in(0), stand_in(7), stand_in(stand_in(7))
     (-1, -8, 7)
@@ -292,7 +293,7 @@ def stand_in(sample: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credited:
-    """What credit assigned to one trajectory: ``advantages_T`` per action token, ``targets_T`` for the critic (NaN: no target here)."""
+    """What credit assigned to one trajectory: an advantage per action token, and the critic's targets (NaN: no target for this token)."""
 
     advantages_T: FloatArray
     targets_T: FloatArray | None = None

@@ -1,11 +1,11 @@
-"""The environment contract: measure, never pay.
+"""The environment contract: environments measure, they never pay.
 
-An environment author writes two classes. ``Env`` is one episode of one task, opened, played once, closed. ``EnvSpec`` is the
+An environment author writes two classes. ``Env`` is one episode of one task: it is opened, played once and closed. ``EnvSpec`` is the
 configured plug-in: frozen data that lists tasks and opens episodes. ``agentrl.testing.check_env`` checks both.
 
-Environments report *signals* (``Step.info``): numbers with a name and a meaning, declared in ``EnvSpec.signals``. What a signal is
-worth is decided elsewhere, so a stored trajectory can be scored again. Two names are standard: ``success`` (1.0 on the turn that
-solved the task) and ``valid`` (1.0 where the action was understood); every environment reports both on every turn.
+Environments report *signals* (``Step.info``): numbers with a name and a meaning, declared in ``EnvSpec.signals``. Rewards decide what a
+signal is worth, so a stored trajectory can be scored again. Every environment reports two standard signals on every turn: ``success`` (1.0
+on the turn that solved the task) and ``valid`` (1.0 if the action was understood).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from agentrl.types import Observation, Step, Task
 
 STANDARD_SIGNALS: Mapping[str, str] = {
     "success": "1 on the turn that solved the task, else 0",
-    "valid": "1 where the action was understood, 0 where it was refused",
+    "valid": "1 if the action was understood, 0 if it was refused",
 }
 
 Progress = Callable[[str, int, int], None]
-"""Called as ``progress(what, done, total)`` while something slow goes on."""
+"""Called as ``progress(what, done, total)`` during slow work."""
 
 
 class Env(Protocol):
@@ -41,7 +41,7 @@ class Env(Protocol):
     async def step(self, action: str) -> Step:
         """Play one action. Not called again after a step that terminated or truncated.
 
-        Raises whatever goes wrong in the environment itself; a bad *action* is answered with an observation, never raised.
+        It raises whatever goes wrong in the environment itself. A bad *action* is answered with an observation; it never raises.
         """
         ...
 
@@ -50,10 +50,10 @@ class EnvSpec(ABC):
     """A configured environment: a frozen dataclass, picklable, that lists its tasks and opens their episodes."""
 
     signals: ClassVar[Mapping[str, str]] = STANDARD_SIGNALS
-    """Every signal a step may report, with its meaning. Must hold the standard ones."""
+    """Every signal that a step may report, with its meaning; the standard ones must be among them."""
 
     blocking: ClassVar[bool] = False
-    """True where ``reset`` and ``step`` block or are not thread-safe: episodes then run in worker processes."""
+    """Whether ``reset`` and ``step`` block, or are not thread-safe; episodes then run in worker processes."""
 
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
 
@@ -62,29 +62,29 @@ class EnvSpec(ABC):
 
     @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the split's tasks: the same ones, in the same order, on every machine and day.
+        """Return the split's tasks: the same tasks, in the same order, on every machine and at any time.
 
         Raises:
-            ConfigError: the split does not exist; the message lists those that do.
+            ConfigError: the split does not exist; the message lists the splits that do.
         """
 
     @abstractmethod
     def open(self, task: Task, sandbox: Sandbox | None, shared: Any) -> AbstractAsyncContextManager[Env]:
-        """Open one episode of ``task``; leaving the context frees all it held.
+        """Open one episode of ``task``; leaving the context frees everything that it held.
 
         ``shared`` is what ``shared()`` opened. An implementation names its own type there (Any: each environment has another).
         """
 
     def shared(self) -> AbstractAsyncContextManager[Any]:
-        """Open what many episodes share and is dear to start. Opened once per worker process; the default is nothing."""
+        """Open what many episodes share because it is expensive to start; it is opened once per worker process. The default is nothing."""
         return nullcontext()
 
     def attacks(self, task: Task) -> Mapping[str, Sequence[str]]:
-        """Return known ways to succeed at ``task`` without solving it: a name, and the actions. ``check_env`` plays them; none may work."""
+        """Return known ways to cheat at ``task``: names, each with its actions. ``check_env`` plays them, and none may succeed."""
         return {}
 
     def prepare(self, progress: Progress) -> None:  # noqa: B027 - an optional hook, empty on purpose
-        """Make what ``tasks`` and ``open`` need (generate games, unpack data), once, into a cache, atomically."""
+        """Make what ``tasks`` and ``open`` need (generate games, unpack data): once, in a cache, and atomically."""
 
 
 def panel_hash(tasks: Sequence[Task]) -> str:
@@ -101,7 +101,7 @@ def panel_hash(tasks: Sequence[Task]) -> str:
 async def open_episode(
     spec: EnvSpec, task: Task, sandboxes: Sandboxes | None, shared: object
 ) -> AsyncIterator[Env]:
-    """Open an episode with the sandbox that its task asks for. What the body raises passes unchanged.
+    """Open an episode with the sandbox that its task asks for. Errors of the body pass unchanged.
 
     Raises:
         ConfigError: the task asks for a sandbox and there is no provider.
