@@ -5,22 +5,22 @@ AgentRLError
 ├── ConfigError      (ValueError)     the user can mend it; raised before any work wherever possible
 │   ├── UnknownPlugin  (LookupError)  there is no plug-in of that name; the message lists those installed
 │   ├── MissingExtra   (ImportError)  a package of an optional extra is not installed
-│   ├── ImageMissing                  a sandbox image cannot be pulled, imported or built; its tasks are left out
-│   └── CheckpointError               a run folder or checkpoint cannot be used by this recipe
-├── EnvError         (RuntimeError)   an environment, its worker or its shared resource broke: the episode failed
-│   └── SharedBroken                  a resource that many episodes share broke: all of them failed, it is replaced
+│   ├── ImageMissing                  a sandbox image cannot be had; its tasks are left out
+│   └── CheckpointError               this recipe cannot use a run folder or checkpoint
+├── EnvError         (RuntimeError)   an environment, its worker or its shared resource broke
+│   └── SharedBroken                  what many episodes share broke: all of them failed, it is replaced
 ├── SandboxError     (RuntimeError)   sandbox infrastructure broke; never raised for what a command does
-├── Unjudged         (RuntimeError)   a judge gave no verdict on an episode: it is left out and counted, never paid 0
+├── Unjudged         (RuntimeError)   a judge gave no verdict: the episode is left out, never paid 0
 ├── EngineError      (RuntimeError)   a policy could not answer
-│   ├── ContextFull                   the context has no room for another action: the episode ends as truncated, counted
-│   └── TokenDrift                    stored tokens and rendered context disagree: training on them would be wrong
+│   ├── ContextFull                   the context has no room for another action: the episode is truncated
+│   └── TokenDrift                    stored tokens and rendered context disagree; training would be wrong
 ├── Diverged         (ArithmeticError) a loss or gradient is not finite: no step was taken with it
 ├── Collapsed        (RuntimeError)   a monitor stopped the run because learning went wrong
-└── Stalled          (TimeoutError)   a run made no progress within its deadline; the message names the cause
+└── Stalled          (TimeoutError)   a run made no progress within its deadline; the message says why
 ```
 
-A message says what was wrong, what was found, and how to mend it, in that order. A failed *episode* is data (``End.FAILED``), not an
-exception; only a run that cannot continue raises.
+A message says what was wrong, what was found, and how to mend it, in that order. A failed *episode* is data
+(``End.FAILED``), not an exception; only a run that cannot continue raises.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class EnvError(AgentRLError, RuntimeError):
 
 
 class SharedBroken(EnvError):
-    """Raised by an environment whose shared resource broke: every episode that used it fails, and it is opened again."""
+    """Raised by an environment whose shared resource broke.
+
+    Every episode that used it fails, and it is opened again.
+    """
 
 
 class SandboxError(AgentRLError, RuntimeError):
@@ -95,9 +98,10 @@ class Stalled(AgentRLError, TimeoutError):
 
 @contextmanager
 def boundary(error: type[AgentRLError], what: str) -> Iterator[None]:
-    """Raise whatever escapes the block again as ``error``, with a message that says which boundary it crossed.
+    """Raise what escapes the block again as ``error``, with a message that says which boundary it crossed.
 
-    Errors of agentrl pass unchanged. So do ``KeyboardInterrupt`` and cancellation, which are not ``Exception``.
+    Errors of agentrl pass unchanged. So do ``KeyboardInterrupt`` and cancellation, which are not
+    ``Exception``.
 
     >>> with boundary(EnvError, "step of 'maze'"):
     ...     1 / 0

@@ -1,8 +1,9 @@
 """Policies: stateless maps from the episode so far to the next action.
 
-A policy keeps nothing between calls that could change an answer (a cache may only make it faster). So any number of episodes can share
-one policy, and an episode can be replayed from its turns. Randomness comes with the call, as a seed that is derived from the run, the task,
-the sample and the turn: the answer does not depend on what else is being played.
+A policy keeps nothing between calls that could change an answer (a cache may only make it faster). So any
+number of episodes can share one policy, and an episode can be replayed from its turns. Randomness comes with
+the call, as a seed that is derived from the run, the task, the sample and the turn: the answer does not
+depend on what else is being played.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ class Policy(Protocol):
     """Chooses actions."""
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Return the next action, given the ``turns`` so far and the ``observation`` now; all randomness comes from ``seed``.
+        """Return the next action, given the ``turns`` so far and the ``observation`` now.
+
+        All randomness comes from ``seed``.
 
         Raises:
             EngineError: no action could be produced; the episode ends as failed.
@@ -48,7 +51,10 @@ class Engine(Policy, Protocol):
         ...
 
     async def load(self, weights: Mapping[str, object], *, version: int) -> None:
-        """Replace the weights. Actions that have begun finish with the old weights; cached context is computed again with the new."""
+        """Replace the weights.
+
+        Actions that have begun finish with the old weights; cached context is computed again with the new.
+        """
         ...
 
     def using(self, sampling: Sampling) -> Policy:
@@ -66,7 +72,8 @@ class RandomPolicy:
         """Raise ``EngineError`` if the environment lists no admissible actions."""
         if not observation.actions:
             raise EngineError(
-                "random play needs admissible actions, and the observation lists none; switch them on in the environment"
+                "random play needs admissible actions, and the observation lists none; switch them on in the "
+                "environment"
             )
         wanted = [action for action in observation.actions if action.split(" ", 1)[0] not in self.avoid]
         return Action(random.Random(seed).choice(wanted or list(observation.actions)))
@@ -84,14 +91,18 @@ class ExpertPolicy:
                 if age < len(past.plan):
                     return Action(past.plan[age])
                 raise EngineError(
-                    f"the expert's plan has {len(past.plan)} actions, and the episode has not ended after them"
+                    f"the expert's plan has {len(past.plan)} actions, and the episode has not ended after "
+                    "them"
                 )
         raise EngineError("expert play needs a plan, and no observation of this episode has one")
 
 
 @dataclass(frozen=True, slots=True)
 class ErringPolicy:
-    """Plays ``error`` on a random ``share`` of its turns and ``policy`` on the others: it demonstrates what to do after a mistake."""
+    """Plays ``error`` on a random ``share`` of its turns, and ``policy`` on the others.
+
+    It demonstrates what to do after a mistake.
+    """
 
     policy: Policy
     error: Policy

@@ -47,7 +47,7 @@ def test_the_expert_follows_the_newest_plan():
 def test_the_expert_stops_where_its_plan_does():
     with pytest.raises(EngineError, match="plan has 2 actions"):
         act(ExpertPolicy(), [turn(SEEN, "go north"), turn(LATER, "look")], LATER)
-    with pytest.raises(EngineError, match="no observation of this episode carries one"):
+    with pytest.raises(EngineError, match="no observation of this episode has one"):
         act(ExpertPolicy(), observation=LATER)
 
 

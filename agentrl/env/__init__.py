@@ -1,11 +1,13 @@
 """The environment contract: environments measure, they never pay.
 
-An environment author writes two classes. ``Env`` is one episode of one task: it is opened, played once and closed. ``EnvSpec`` is the
-configured plug-in: frozen data that lists tasks and opens episodes. ``agentrl.testing.check_env`` checks both.
+An environment author writes two classes. ``Env`` is one episode of one task: it is opened, played once and
+closed. ``EnvSpec`` is the configured plug-in: frozen data that lists tasks and opens episodes.
+``agentrl.testing.check_env`` checks both.
 
-Environments report *signals* (``Step.info``): numbers with a name and a meaning, declared in ``EnvSpec.signals``. Rewards decide what a
-signal is worth, so a stored trajectory can be scored again. Every environment reports two standard signals on every turn: ``success`` (1.0
-on the turn that solved the task) and ``valid`` (1.0 if the action was understood).
+Environments report *signals* (``Step.info``): numbers with a name and a meaning, declared in
+``EnvSpec.signals``. Rewards decide what a signal is worth, so a stored trajectory can be scored again. Every
+environment reports two standard signals on every turn: ``success`` (1.0 on the turn that solved the task) and
+``valid`` (1.0 if the action was understood).
 """
 
 from __future__ import annotations
@@ -41,13 +43,14 @@ class Env(Protocol):
     async def step(self, action: str) -> Step:
         """Play one action. Not called again after a step that terminated or truncated.
 
-        It raises whatever goes wrong in the environment itself. A bad *action* is answered with an observation; it never raises.
+        It raises whatever goes wrong in the environment itself. A bad *action* is answered with an
+        observation; it never raises.
         """
         ...
 
 
 class EnvSpec(ABC):
-    """A configured environment: a frozen dataclass, picklable, that lists its tasks and opens their episodes."""
+    """A configured environment: a picklable frozen dataclass that lists tasks and opens their episodes."""
 
     signals: ClassVar[Mapping[str, str]] = STANDARD_SIGNALS
     """Every signal that a step may report, with its meaning; the standard ones must be among them."""
@@ -72,19 +75,26 @@ class EnvSpec(ABC):
     def open(self, task: Task, sandbox: Sandbox | None, shared: Any) -> AbstractAsyncContextManager[Env]:
         """Open one episode of ``task``; leaving the context frees everything that it held.
 
-        ``shared`` is what ``shared()`` opened. An implementation names its own type there (Any: each environment has another).
+        ``shared`` is what ``shared()`` opened. An implementation names its own type there (Any: each
+        environment has another).
         """
 
     def shared(self) -> AbstractAsyncContextManager[Any]:
-        """Open what many episodes share because it is expensive to start; it is opened once per worker process. The default is nothing."""
+        """Open what many episodes share because it is expensive to start.
+
+        It is opened once per worker process. The default is nothing.
+        """
         return nullcontext()
 
     def attacks(self, task: Task) -> Mapping[str, Sequence[str]]:
-        """Return known ways to cheat at ``task``: names, each with its actions. ``check_env`` plays them, and none may succeed."""
+        """Return known ways to cheat at ``task``: names, each with its actions.
+
+        ``check_env`` plays them, and none may succeed.
+        """
         return {}
 
     def prepare(self, progress: Progress) -> None:  # noqa: B027 - an optional hook, empty on purpose
-        """Make what ``tasks`` and ``open`` need (generate games, unpack data): once, in a cache, and atomically."""
+        """Make what ``tasks`` and ``open`` need, once, in a cache, and atomically: games, unpacked data."""
 
 
 def panel_hash(tasks: Sequence[Task]) -> str:
@@ -109,7 +119,8 @@ async def open_episode(
     """
     if task.sandbox is not None and sandboxes is None:
         raise ConfigError(
-            f"task {task.id!r} asks for a sandbox and no provider is configured; choose one, such as sandbox='docker'"
+            f"task {task.id!r} asks for a sandbox and no provider is configured; choose one, such as "
+            "sandbox='docker'"
         )
     stack = AsyncExitStack()
     try:
