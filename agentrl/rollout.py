@@ -158,7 +158,7 @@ async def play_all(
             [
                 tasks.create_task(
                     episode(
-                        draw.task, draw.first_sample + index, started(draw), Telling.this(host, draw.told)
+                        draw.task, draw.first_sample + index, started(draw), Telling.this(host, draw.preamble)
                     )
                 )
                 for index in range(draw.num_episodes)

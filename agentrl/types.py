@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -330,23 +330,3 @@ class Credited:
 
     advantages_T: FloatArray
     targets_T: FloatArray | None = None
-
-
-@runtime_checkable
-class Remembering(Protocol):
-    """A regulariser or transform that looks back on earlier updates. Its memory is kept in checkpoints."""
-
-    def observe(self, means: Mapping[str, float]) -> None:
-        """Take what was measured in an update.
-
-        A regulariser gets means over action tokens, a transform means of its gauges over episodes.
-        """
-        ...
-
-    def state_dict(self) -> Mapping[str, Json]:
-        """Return what must survive a resume."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take it back."""
-        ...

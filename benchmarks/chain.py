@@ -29,26 +29,26 @@ from agentrl.credit import Credit, Modifier
 from agentrl.credit.anchors import HGPO, GiGPO
 from agentrl.credit.baselines import OthersAtTurn
 from agentrl.credit.components import GDPO, MTGRPO, EpisodeAndSteps
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.entropy import EMPG
 from agentrl.credit.gae import BiLevelGAE, TokenGAE, TurnGAE
 from agentrl.credit.group import BNPO, GRPO, RLOO
 from agentrl.credit.modifiers import UnitDeviation, Whiten
 from agentrl.credit.returns import TurnReturn, reinforce_plus_plus, turn_rloo
 from agentrl.credit.strata import CountOf, Stratified
-from agentrl.credit.weights import ConflictTokens, Duration, KeepTokens, KeepVaried
+from agentrl.credit.weights import ConflictTokens, DurationWeights, KeepTokens, KeepVaried
 from agentrl.learner import Compute, Optimisation
 from agentrl.learner.batch import make_batch
 from agentrl.learner.learner import TorchLearner
 from agentrl.learner.model import build_model
 from agentrl.learner.spec import ModelSpec, Shape
-from agentrl.losses.clip import Clip as ClippedSurrogate
+from agentrl.losses.clip import Clip
 from agentrl.losses.objective import Objective
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.gates import Gates, Level
 from agentrl.rewards.outcome import Format, Outcome, Process
 from agentrl.rewards.payment import Payment
-from agentrl.rewards.refine import Clip, Delta, Overlong
+from agentrl.rewards.refine import ClipReward, DeltaReward, OverlongPenalty
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.types import (
     Action,
@@ -68,10 +68,10 @@ GROUP_SIZE, VOCAB, NUM_PLACES = 8, 640, 40
 PAYMENT = Payment(
     reward=Sum((Outcome(), Format(), Process("progress"))),
     transforms=(
-        Clip("progress", 0.8),
-        Delta("progress"),
+        ClipReward("progress", 0.8),
+        DeltaReward("progress"),
         Gates((Level(("outcome",), 0.0), Level(("progress", "format")))),
-        Overlong(1_000_000, 10),
+        OverlongPenalty(1_000_000, 10),
     ),
     filters=(DynamicSampling(),),
 )
@@ -122,7 +122,7 @@ CHAINS: Mapping[str, Chain] = {
     "iStar's combination": Chain(EpisodeAndSteps(process="progress")),
     "stratified": Chain(Stratified(CountOf("tool"))),
     "GRPO + EMPG": Chain(GRPO(), (EMPG(),)),
-    "GRPO + duration": Chain(GRPO(), (Duration(),)),
+    "GRPO + duration": Chain(GRPO(), (DurationWeights(),)),
     "GRPO + GTPO": Chain(GRPO(), (ConflictTokens(),)),
     "GRPO + D3S": Chain(GRPO(), (KeepVaried(4), KeepTokens())),
 }
@@ -209,8 +209,8 @@ def update_s(played: Sequence[Group], part_tokens: int) -> tuple[float, int, int
     learner.start(Optimisation(lr=1e-4), 3)
     part = [(one,) for group in played for one in group][: max(1, part_tokens // longest)]
     groups = OUTCOME_ONLY.score(part)
-    batch = make_batch(groups, Constant()(groups))
-    seconds = cpu_s(lambda: learner.update(batch, Objective(loss=ClippedSurrogate())))
+    batch = make_batch(groups, ConstantCredit()(groups))
+    seconds = cpu_s(lambda: learner.update(batch, Objective(loss=Clip())))
     num_parameters = sum(weight.numel() for weight in model.parameters())
     return seconds * sum(tokens) / batch.num_tokens, len(batch.sequences), num_parameters
 

@@ -25,7 +25,7 @@ from agentrl.credit.components import GDPO, MTGRPO, EpisodeAndSteps
 from agentrl.credit.entropy import EMPG
 from agentrl.credit.gae import BiLevelGAE, TokenGAE, TurnGAE
 from agentrl.credit.group import GRPO, RLOO, DrGRPO
-from agentrl.credit.modifiers import Modified, Scale
+from agentrl.credit.modifiers import Modified, ScaleAdvantages
 from agentrl.credit.returns import TurnReturn, reinforce_plus_plus_baseline, turn_rloo
 from agentrl.credit.strata import Stratified, num_turns
 from agentrl.testing.mdp import bias
@@ -53,7 +53,7 @@ RULES: Mapping[str, Credit] = {
     "stratified by turns, alpha 1": Stratified(num_turns, alpha=1.0),
     "stratified by turns, alpha 0.8": Stratified(num_turns),
     "RLOO + EMPG": Modified(RLOO(), (EMPG(),)),
-    "control: RLOO flipped": Modified(RLOO(), (Scale(-1.0),)),
+    "control: RLOO flipped": Modified(RLOO(), (ScaleAdvantages(-1.0),)),
 }
 WRONG_BY = 0.5
 CRITICS = (

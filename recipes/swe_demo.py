@@ -8,7 +8,7 @@ paid for bugs that are mended, and is measured on packages that no training task
 from agentrl_environments.swe.repair import Repair
 from agentrl_sandboxes.local import Local
 
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.gae import TurnGAE
 from agentrl.credit.modifiers import Whiten
 from agentrl.learner import Compute, Linear, Optimisation
@@ -50,7 +50,7 @@ recipe = Recipe(
             name="imitate",
             updates=16,
             source=Demonstrations(policy=SEARCH, num_episodes=80, batch=40, only_successful=True),
-            credit=Constant(1.0),
+            credit=ConstantCredit(1.0),
             objective=Objective(observation_weight=0.1),
             optimisation=Optimisation(lr=2e-3, warmup_updates=1, schedule=Linear(0.1)),
             minibatches=4,

@@ -6,7 +6,7 @@ episodes. ``learn`` plays new games by itself and is paid for finding the coin, 
 
 from agentrl_environments.textworld import TextWorld
 
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.gae import TurnGAE
 from agentrl.credit.modifiers import Whiten
 from agentrl.learner import Compute, Linear, Optimisation
@@ -42,7 +42,7 @@ recipe = Recipe(
                 batch=80,
                 max_turns=8,
             ),
-            credit=Constant(1.0),
+            credit=ConstantCredit(1.0),
             objective=Objective(observation_weight=1.0),
             optimisation=Optimisation(lr=2e-3, warmup_updates=2, schedule=Linear(0.1)),
             minibatches=10,
@@ -51,7 +51,7 @@ recipe = Recipe(
             name="imitate",
             updates=4,
             source=Demonstrations(policy=ExpertPolicy(), num_episodes=40),
-            credit=Constant(1.0),
+            credit=ConstantCredit(1.0),
             objective=Objective(observation_weight=0.3),
             optimisation=Optimisation(lr=1e-3, schedule=Linear(0.1)),
             minibatches=4,

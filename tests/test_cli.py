@@ -18,7 +18,7 @@ RECIPE = '''"""A tiny recipe."""
 
 from agentrl_environments.bandit import Bandit
 
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.group import GRPO
 from agentrl.learner import Compute, Optimisation
 from agentrl.losses.clip import Clip
@@ -45,7 +45,7 @@ recipe = Recipe(
             name="imitate",
             updates=2,
             source=Demonstrations(policy=ExpertPolicy(), num_episodes=64),
-            credit=Constant(1.0),
+            credit=ConstantCredit(1.0),
             objective=Objective(),
             optimisation=learning,
             minibatches=16,

@@ -11,7 +11,7 @@ import tiny
 
 from agentrl.credit.gae import TurnGAE
 from agentrl.credit.group import GRPO, RLOO
-from agentrl.credit.modifiers import Scale, UnitDeviation, Whiten
+from agentrl.credit.modifiers import ScaleAdvantages, UnitDeviation, Whiten
 from agentrl.credit.returns import TurnReturn
 from agentrl.learner import Optimisation
 from agentrl.losses.clip import Clip
@@ -50,7 +50,7 @@ def opened(stage, folder, seed=0) -> tuple[float, float]:
 
 
 def scaled(stage, factor):
-    return replace(stage, modifiers=(*stage.modifiers, Scale(factor)))
+    return replace(stage, modifiers=(*stage.modifiers, ScaleAdvantages(factor)))
 
 
 @pytest.mark.slow

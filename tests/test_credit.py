@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from strategies import group, scored, scored_groups, scored_trajectories, tokens_of, trajectory
 
 from agentrl.credit.baselines import NoBaseline, OthersAtTurn, OthersStart
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.gae import TokenGAE, TurnGAE
 from agentrl.credit.group import GRPO, RLOO, DrGRPO
-from agentrl.credit.modifiers import Modified, Scale, UnitDeviation, Whiten
+from agentrl.credit.modifiers import Modified, ScaleAdvantages, UnitDeviation, Whiten
 from agentrl.credit.penalty import KLPenalty
 from agentrl.credit.returns import TurnReturn, turn_rloo
 from agentrl.credit.turns import returns_to_go, spread
@@ -27,7 +27,7 @@ EVERY_RULE = [
     turn_rloo(),
     TokenGAE(),
     TurnGAE(),
-    Constant(),
+    ConstantCredit(),
     Modified(TokenGAE(), (Whiten(per="token"),)),
 ]
 
@@ -205,7 +205,7 @@ def test_a_value_that_was_not_measured_is_an_error(rule):
 def test_a_rule_declares_the_smallest_group_that_it_can_use():
     assert [rule.min_group for rule in GROUP_RULES] == [2, 2, 2]
     assert turn_rloo().min_group == TurnReturn(1.0, OthersAtTurn()).min_group == 2
-    assert TurnReturn().min_group == TokenGAE().min_group == Constant().min_group == 1
+    assert TurnReturn().min_group == TokenGAE().min_group == ConstantCredit().min_group == 1
 
 
 def test_whitening_counts_a_turn_once_however_long_it_is():
@@ -232,12 +232,14 @@ def test_a_single_turn_has_no_deviation_to_divide_by(modifier):
 def test_scaled_credit_serves_as_control():
     members = group([1, 0])
     for factor in (0.0, -1.0):
-        flipped = Modified(RLOO(), (Scale(factor),))([members])[0]
+        flipped = Modified(RLOO(), (ScaleAdvantages(factor),))([members])[0]
         np.testing.assert_allclose(tokens_of(flipped), factor * tokens_of(RLOO()([members])[0]))
 
 
 def test_constant_credit_ignores_what_was_paid():
-    np.testing.assert_array_equal(tokens_of(Constant(1.0)([(scored([5.0, -3.0], [2, 1]),)])[0]), [1, 1, 1])
+    np.testing.assert_array_equal(
+        tokens_of(ConstantCredit(1.0)([(scored([5.0, -3.0], [2, 1]),)])[0]), [1, 1, 1]
+    )
 
 
 def test_the_kl_penalty_is_paid_by_the_turn_that_diverged():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agentrl.credit.anchors import GiGPO
-from agentrl.credit.baselines import OthersAtTurn, OthersStart
+from agentrl.credit.baselines import Baseline, OthersAtTurn, OthersStart
 from agentrl.credit.components import MTGRPO
 from agentrl.credit.gae import BiLevelGAE, TokenGAE, TurnGAE
 from agentrl.credit.group import GRPO, RLOO, DrGRPO
@@ -108,7 +108,7 @@ def test_the_bias_of_dividing_by_the_batchs_deviation_shrinks_with_the_batch(wor
 
 
 def test_a_baseline_that_sees_its_own_future_is_biased(world):
-    class Peeking:
+    class Peeking(Baseline):
         min_group = 1
 
         def __call__(self, group, returns_GN):

@@ -16,10 +16,17 @@ from agentrl.credit.constant import ByOutcome
 from agentrl.credit.entropy import EMPG
 from agentrl.credit.gae import BiLevelGAE, TokenGAE, TurnGAE
 from agentrl.credit.group import BNPO, GRPO
-from agentrl.credit.modifiers import Scale
+from agentrl.credit.modifiers import ScaleAdvantages
 from agentrl.credit.returns import TurnReturn, reinforce_plus_plus, reinforce_plus_plus_baseline
 from agentrl.credit.strata import CountOf, Stratified, num_turns
-from agentrl.credit.weights import Attribution, ConflictTokens, Duration, KeepTokens, KeepVaried, most_varied
+from agentrl.credit.weights import (
+    Attribution,
+    ConflictTokens,
+    DurationWeights,
+    KeepTokens,
+    KeepVaried,
+    most_varied,
+)
 from agentrl.errors import ConfigError
 from agentrl.types import Action, Credited, End, Observation, Scored, Trajectory, Turn, floats, ints
 
@@ -380,11 +387,11 @@ def timed(seconds: list[float]) -> Scored:
 
 def test_long_actions_count_as_much_time_as_they_take():
     members, credited = (timed([1.0, 10.0, 4.0]),), [(Credited(floats([1.0, -1.0, 0.5])),)]
-    ((found,),) = Duration()([members], credited)
+    ((found,),) = DurationWeights()([members], credited)
     np.testing.assert_allclose(found.advantages_T, [0.2, -2.0, 0.4], **CLOSE)
-    ((capped,),) = Duration(max_weight=1.0)([members], credited)
+    ((capped,),) = DurationWeights(max_weight=1.0)([members], credited)
     np.testing.assert_allclose(capped.advantages_T, [0.2, -1.0, 0.4], **CLOSE)
-    ((instant,),) = Duration()([(timed([0.0]),)], [(Credited(floats([1.0])),)])
+    ((instant,),) = DurationWeights()([(timed([0.0]),)], [(Credited(floats([1.0])),)])
     np.testing.assert_allclose(instant.advantages_T, [1.0], **CLOSE)
 
 
@@ -488,7 +495,7 @@ def test_scores_within_strata_sum_to_zero_in_each(returns):
 
 def test_a_control_turns_a_rule_around():
     (straight,) = GiGPO()([GIGPO])
-    (flipped,) = Scale(-1.0)([GIGPO], [straight])
+    (flipped,) = ScaleAdvantages(-1.0)([GIGPO], [straight])
     np.testing.assert_allclose(tokens_of(flipped), -tokens_of(straight))
 
 

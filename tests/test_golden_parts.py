@@ -8,7 +8,7 @@ from test_credit_methods import GIGPO, HGPO_WALKS, MT, OUTCOMES, componentwise
 from agentrl.credit.anchors import HGPO, GiGPO
 from agentrl.credit.components import GDPO, MTGRPO, EpisodeAndSteps
 from agentrl.credit.group import BNPO
-from agentrl.rewards.refine import Ensemble
+from agentrl.rewards.refine import RewardEnsemble
 from agentrl.samplers.adaptive import VarianceAware, _gain, softmax
 from agentrl.types import floats
 
@@ -101,7 +101,7 @@ def test_ensembles_of_two_answers():
         (0.5, [1.416667, 0.996667]),
         (0.1, [1.483333, 0.999333]),
     ):
-        found = Ensemble(("a", "b", "c"), "judge", penalty)(trajectory([1, 1]), ledger)
+        found = RewardEnsemble(("a", "b", "c"), "judge", penalty)(trajectory([1, 1]), ledger)
         np.testing.assert_allclose(found["judge"], expected, **CLOSE)
 
 

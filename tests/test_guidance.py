@@ -10,7 +10,7 @@ from agentrl_environments.bandit import Bandit
 from corridor import Corridor
 from test_sources import PICKY, collect
 
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.given import Given
 from agentrl.credit.group import RLOO
 from agentrl.credit.teachers import TowardStudent
@@ -384,7 +384,7 @@ PROBLEMS = {
     ),
     "demonstrations guided": (
         Scaffold(source=Demonstrations(policy=LOST, num_episodes=4)),
-        {"credit": Constant()},
+        {"credit": ConstantCredit()},
         "put Rollouts within it",
     ),
     "nothing within": (

@@ -12,14 +12,14 @@ from test_engines_openai import serving
 
 from agentrl.engines.openai import OpenAIPolicy
 from agentrl.errors import ConfigError, Unjudged
-from agentrl.rewards import Inquiring
+from agentrl.rewards import Reward
 from agentrl.rewards.compose import Scaled, Sum
 from agentrl.rewards.judged import Judged
 from agentrl.rewards.outcome import EnvReward
 from agentrl.rewards.payment import Payment
 from agentrl.rewards.rubrics import Checklist, Pairwise, Pointwise, pairs, transcript
 from agentrl.sources import Rollouts
-from agentrl.types import Action, Message, Observation
+from agentrl.types import Action, Message, Observation, floats
 
 POLITE = Pointwise("Was it polite?")
 
@@ -213,7 +213,6 @@ def test_a_torn_cache_loses_one_answer(tmp_path):
 def test_composed_rewards_ask_for_their_parts():
     with serving(answer("SCORE: 5")) as (address, _):
         reward = Sum((EnvReward(), Scaled(judged(address), 2.0)))
-        assert isinstance(reward, Inquiring)
         ask(reward, (episode("a"),))
         assert reward(episode("a"))["judge"].tolist() == [1.0]
         assert ask(Sum((EnvReward(),)), (episode("a"),)) == {}
@@ -227,6 +226,23 @@ def test_unjudged_episodes_leave_their_group_and_are_counted():
         assert counts["judge/unjudged"] == 1
         (scored,) = payment.score(kept)
         np.testing.assert_allclose(scored[0].ledger["judge"], [0.5])
+
+
+def test_an_episode_that_a_reward_cannot_pay_is_left_out_and_counted():
+    class Fastidious(Reward):
+        signals = frozenset()
+        components = frozenset({"taste"})
+
+        def __call__(self, trajectory):
+            if trajectory.sample:
+                raise Unjudged("not to my taste")
+            return {"taste": floats(np.ones(len(trajectory.turns)))}
+
+    group = (episode("a"), episode("b", sample=1))
+    kept, counts = asyncio.run(Payment(reward=Fastidious()).inquire([group]))
+    assert kept == [(group[0],)]
+    assert counts == {"judge/unjudged": 1}
+    assert asyncio.run(Payment(reward=Fastidious()).inquire([group[:1]])) == ([group[:1]], {})
 
 
 def test_a_run_is_paid_by_a_judge(tmp_path):

@@ -14,6 +14,7 @@ from agentrl.learner.batch import Batch, make_batch
 from agentrl.learner.learner import TorchLearner
 from agentrl.learner.model import build_model
 from agentrl.learner.spec import LoRA, ModelSpec, Shape
+from agentrl.losses import Loss, OffPolicy
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, seq_sum_then_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
@@ -442,12 +443,13 @@ def test_the_gap_to_the_sampler_is_rounding_and_a_shift_by_one_token_is_seen():
 def test_off_policy_weights_multiply_the_loss_of_each_token():
     groups = learner_of().annotate(groups_of(2), frozenset({"old_logprobs"}))
 
-    def half(old_A, behaviour_A, sequence_A):
-        return torch.full_like(old_A, 0.5)
+    class Half(OffPolicy):
+        def __call__(self, old_A, behaviour_A, sequence_A):
+            return torch.full_like(old_A, 0.5)
 
     plain = learner_of().update(make_batch(groups, credit(groups)), Objective(loss=PolicyGradient()))
     halved = learner_of().update(
-        make_batch(groups, credit(groups)), Objective(loss=PolicyGradient(), off_policy=half)
+        make_batch(groups, credit(groups)), Objective(loss=PolicyGradient(), off_policy=Half())
     )
     assert halved["loss"] == pytest.approx(0.5 * plain["loss"], rel=1e-5)
     assert halved["off_policy_weight"] == 0.5
@@ -489,13 +491,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     groups = groups_of(2)
     learner = learner_of()
 
-    def explode(x):
-        return x.logprobs_A * float("inf"), {}
+    class Exploding(Loss):
+        needs = frozenset()
 
-    explode.needs = frozenset()
+        def __call__(self, x):
+            return x.logprobs_A * float("inf"), {}
+
     before = parameters(learner)
     with pytest.raises(Diverged, match="update 0 of the stage"):
-        learner.update(make_batch(groups, credit(groups)), Objective(loss=explode))
+        learner.update(make_batch(groups, credit(groups)), Objective(loss=Exploding()))
     assert all(torch.equal(tensor, before[name]) for name, tensor in parameters(learner).items())
 
 

@@ -10,9 +10,9 @@ from agentrl.errors import ConfigError
 from agentrl.losses import LossInputs
 from agentrl.losses.clip import Clip
 from agentrl.losses.divergences import (
-    Alpha,
+    AlphaDivergence,
     EntropyTarget,
-    KeepFrom,
+    Rehearsal,
     TeacherKL,
     chi_squared,
     forward_kl,
@@ -173,10 +173,10 @@ def test_divergences_from_what_the_model_was():
     for generator, expected in (
         (forward_kl, [0.193147, 0.0, 0.306853]),
         (jensen_shannon, [0.08495, 0.0, 0.169899]),
-        (Alpha(0.2), [0.160318, 0.0, 0.368118]),
+        (AlphaDivergence(0.2), [0.160318, 0.0, 0.368118]),
         (chi_squared, [0.25, 0.0, 1.0]),
     ):
-        loss_A, measured = KeepFrom(2.0, generator)(inputs(ratios, behaviour=[0.0] * 3))
+        loss_A, measured = Rehearsal(2.0, generator)(inputs(ratios, behaviour=[0.0] * 3))
         np.testing.assert_allclose(measured["kept_divergence"], expected, **CLOSE)
         np.testing.assert_allclose(loss_A, 2.0 * np.array(expected), **CLOSE)
 
@@ -209,7 +209,7 @@ def test_entropy_is_pushed_to_its_target_from_both_sides():
         (lambda: SAPO(positive=0.0), "above 0"),
         (lambda: GMPO(log_clip=0.0), "positive"),
         (lambda: MirrorDescent(step=0.0), "above 0"),
-        (lambda: Alpha(1.0), "not defined"),
+        (lambda: AlphaDivergence(1.0), "not defined"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):

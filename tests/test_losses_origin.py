@@ -9,6 +9,8 @@ from strategies import scored
 
 from agentrl.credit.given import Given
 from agentrl.credit.group import GRPO
+from agentrl.credit.modifiers import Modified, Whiten
+from agentrl.credit.penalty import KLPenalty
 from agentrl.credit.teachers import TowardStudent
 from agentrl.losses import LossInputs
 from agentrl.losses.clip import Clip
@@ -129,6 +131,9 @@ def test_groups_that_were_given_are_credited_alike_and_never_compared():
             np.testing.assert_array_equal(one.advantages_T, other.advantages_T)
     np.testing.assert_allclose(found[1][0].advantages_T, [0.3] * 3)
     assert Given(GRPO()).min_group == 2
+    assert Given(GRPO()).handles_given
+    assert not GRPO().handles_given
+    assert Modified(KLPenalty(Given(GRPO())), (Whiten(),)).handles_given
     assert len(Given(GRPO())([shown])) == 1
 
 

@@ -6,7 +6,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.credit.modifiers import Scale
+from agentrl.credit.modifiers import ScaleAdvantages
 from agentrl.errors import Collapsed, ConfigError
 from agentrl.records.metrics import read_metrics
 from agentrl.records.monitors import Fallen, Limit, ProxyRises, usual
@@ -63,7 +63,7 @@ def test_a_monitor_needs_an_update_to_look_at():
         Limit("x", "x", "below", 0.0, updates=0)
 
 
-FLAT = replace(tiny.LEARN, evaluate=False, updates=6, modifiers=(Scale(0.0),))
+FLAT = replace(tiny.LEARN, evaluate=False, updates=6, modifiers=(ScaleAdvantages(0.0),))
 ALARM = Limit("short", "rollout/episodes", "below", 100, updates=2, means="for the test")
 
 

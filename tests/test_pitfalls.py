@@ -22,7 +22,7 @@ from agentrl.credit.entropy import EMPG
 from agentrl.credit.gae import BiLevelGAE
 from agentrl.credit.group import GRPO, RLOO
 from agentrl.credit.returns import reinforce_plus_plus, reinforce_plus_plus_baseline
-from agentrl.credit.weights import ConflictTokens, Duration, KeepTokens, KeepVaried
+from agentrl.credit.weights import ConflictTokens, DurationWeights, KeepTokens, KeepVaried
 from agentrl.errors import ConfigError
 from agentrl.learner.batch import make_batch
 from agentrl.learner.implicit import ImplicitPRM, OpenImplicitPRM, pair_weights
@@ -31,7 +31,7 @@ from agentrl.losses.clip import Clip
 from agentrl.losses.epo import EPO
 from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.objective import Objective
-from agentrl.losses.tis import SequenceTIS, TokenRejection, TokenTIS, weighed
+from agentrl.losses.tis import SequenceTIS, TokenRejection, TokenTIS, weight_metrics
 from agentrl.rewards.refine import threshold_for
 from agentrl.types import Credited, Scored, floats, ints
 
@@ -126,7 +126,8 @@ def test_weights_that_saturate_are_counted_on_both_sides():
     drift = torch.cat([torch.full((num,), 0.05), torch.full((num,), -0.05)]).double()
     sequence = torch.arange(2).repeat_interleave(num)
     by_token, by_sequence = (
-        weighed(rule, rule(behaviour + drift, behaviour, sequence)) for rule in (TokenTIS(), SequenceTIS())
+        weight_metrics(rule, rule(behaviour + drift, behaviour, sequence))
+        for rule in (TokenTIS(), SequenceTIS())
     )
     assert [float(by_sequence[f"off_policy_{name}"].mean()) for name in ("capped", "zero")] == [0.5, 0.5]
     assert [float(by_token[f"off_policy_{name}"].mean()) for name in ("capped", "zero")] == [0.0, 0.0]
@@ -187,7 +188,7 @@ def test_entropy_scales_have_mean_one(entropies, kappa):
 @given(st.lists(st.lists(st.floats(0.1, 100.0), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_durations_have_mean_one_below_the_cap(seconds):
     members = tuple(timed(row) for row in seconds)
-    (found,) = Duration(max_weight=1e9)(
+    (found,) = DurationWeights(max_weight=1e9)(
         [members], [tuple(Credited(floats(np.ones(len(row)))) for row in seconds)]
     )
     assert tokens_of(found).mean() == pytest.approx(1.0, abs=1e-4)

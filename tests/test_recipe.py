@@ -5,7 +5,7 @@ import broken
 import pytest
 from agentrl_environments.bandit import Bandit
 
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.gae import TokenGAE
 from agentrl.credit.group import GRPO
 from agentrl.errors import CheckpointError, ConfigError
@@ -28,7 +28,7 @@ IMITATE = Stage(
     name="imitate",
     updates=3,
     source=Demonstrations(policy=ExpertPolicy(), num_episodes=8),
-    credit=Constant(1.0),
+    credit=ConstantCredit(1.0),
     objective=Objective(),
     optimisation=Optimisation(),
 )
@@ -88,7 +88,9 @@ PROBLEMS = {
     "no update": (learning(updates=0), "stage 'learn': updates is 0"),
     "no epoch": (learning(epochs=0), "epochs is 0"),
     "a loss over groups of one": (
-        learning(source=Rollouts(group_size=1), credit=Constant(1.0), objective=Objective(loss=DisCO())),
+        learning(
+            source=Rollouts(group_size=1), credit=ConstantCredit(1.0), objective=Objective(loss=DisCO())
+        ),
         "the objective compares the episodes of a group, and group_size is 1",
     ),
     "a group of one": (

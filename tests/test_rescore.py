@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from agentrl.cli import app
 from agentrl.credit.gae import TurnGAE
 from agentrl.credit.group import GRPO
-from agentrl.credit.modifiers import Scale
+from agentrl.credit.modifiers import ScaleAdvantages
 from agentrl.credit.returns import TurnReturn
 from agentrl.errors import ConfigError
 from agentrl.recipe import Origin
@@ -61,13 +61,15 @@ def test_another_reward_is_held_against_the_old_one(stored):
 
 
 def test_flipped_credit_flips_every_sign(stored):
-    found = list(rescore(stored, own(modifiers=(*tiny.LEARN.modifiers, Scale(-1.0)))))
+    found = list(rescore(stored, own(modifiers=(*tiny.LEARN.modifiers, ScaleAdvantages(-1.0)))))
     assert credit_difference(found).correlation == pytest.approx(-1.0)
     assert credit_difference(found).flipped == 1.0
 
 
 def test_credit_that_does_not_vary_has_no_correlation(stored):
-    assert math.isnan(credit_difference(list(rescore(stored, own(modifiers=(Scale(0.0),))))).correlation)
+    assert math.isnan(
+        credit_difference(list(rescore(stored, own(modifiers=(ScaleAdvantages(0.0),))))).correlation
+    )
 
 
 def test_a_measurement_that_was_not_stored_is_named(stored):

@@ -8,7 +8,15 @@ from strategies import amounts, trajectory
 
 from agentrl.errors import ConfigError
 from agentrl.rewards.gates import Gates, Level, hierarchy
-from agentrl.rewards.refine import PAR, Clip, Delta, Ensemble, Milestones, Overlong, threshold_for
+from agentrl.rewards.refine import (
+    PAR,
+    ClipReward,
+    DeltaReward,
+    Milestones,
+    OverlongPenalty,
+    RewardEnsemble,
+    threshold_for,
+)
 from agentrl.types import End, Task, floats
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
@@ -114,25 +122,25 @@ def refined(scores, *transforms) -> list[float]:
 
 
 def test_clip_and_delta_and_both():
-    np.testing.assert_allclose(refined(SCORES, Clip("prm", 0.7)), [0.0, -0.1, 0.0, -0.4], **CLOSE)
-    np.testing.assert_allclose(refined(SCORES, Delta("prm")), [0.3, -0.2, 0.8, 0.0], **CLOSE)
+    np.testing.assert_allclose(refined(SCORES, ClipReward("prm", 0.7)), [0.0, -0.1, 0.0, -0.4], **CLOSE)
+    np.testing.assert_allclose(refined(SCORES, DeltaReward("prm")), [0.3, -0.2, 0.8, 0.0], **CLOSE)
     np.testing.assert_allclose(
-        refined(SCORES, Clip("prm", 0.7), Delta("prm")), [0.1, -0.1, 0.0, 0.0], **CLOSE
+        refined(SCORES, ClipReward("prm", 0.7), DeltaReward("prm")), [0.1, -0.1, 0.0, 0.0], **CLOSE
     )
 
 
 def test_an_episode_of_one_turn_has_no_process():
-    assert refined([0.1], Clip("prm", 0.7)) == refined([0.1], Delta("prm")) == [0.0]
-    assert refined([], Clip("prm", 0.7), Delta("prm")) == []
+    assert refined([0.1], ClipReward("prm", 0.7)) == refined([0.1], DeltaReward("prm")) == [0.0]
+    assert refined([], ClipReward("prm", 0.7), DeltaReward("prm")) == []
 
 
 @given(st.lists(amounts, min_size=1, max_size=6), st.integers(0, 5))
 def test_the_return_of_differences_is_the_score_and_repetition_earns_nothing(scores, at):
-    found = refined(scores, Delta("prm"))
+    found = refined(scores, DeltaReward("prm"))
     returns = np.cumsum(found[::-1])[::-1]
     np.testing.assert_allclose(returns, [*scores[:-1], 0.0], atol=1e-5)
     at = min(at, len(scores) - 1)
-    again = refined([*scores[:at], scores[at], *scores[at:]], Delta("prm"))
+    again = refined([*scores[:at], scores[at], *scores[at:]], DeltaReward("prm"))
     if at < len(scores) - 1:
         assert sum(again) == pytest.approx(sum(found), abs=1e-5)
 
@@ -152,14 +160,16 @@ def test_par_centres_on_the_references():
 def test_ensembles_are_no_better_than_their_doubt():
     ledger = {"a": floats([1.0]), "b": floats([2.0]), "c": floats([1.5]), "rest": floats([7.0])}
     for penalty, expected in ((None, 1.0), (0.5, 1.416667), (0.1, 1.483333)):
-        found = Ensemble(("a", "b", "c"), "judge", penalty)(trajectory([1]), ledger)
+        found = RewardEnsemble(("a", "b", "c"), "judge", penalty)(trajectory([1]), ledger)
         assert set(found) == {"judge", "rest"}
         np.testing.assert_allclose(found["judge"], [expected], **CLOSE)
 
 
 def test_length_is_charged_softly_before_the_limit():
     def charge(length, **options):
-        found = Overlong(100, 20, **options)(trajectory([length - 30, 30]), {"outcome": floats([0.0, 1.0])})
+        found = OverlongPenalty(100, 20, **options)(
+            trajectory([length - 30, 30]), {"outcome": floats([0.0, 1.0])}
+        )
         return found["overlong"].tolist()
 
     assert [charge(length, capped=False) for length in (80, 90, 100, 110)] == [
@@ -170,7 +180,7 @@ def test_length_is_charged_softly_before_the_limit():
     ]
     assert charge(110) == [0.0, -1.0]
     with pytest.raises(ConfigError, match="buffer"):
-        Overlong(100, 0)
+        OverlongPenalty(100, 0)
 
 
 def test_programs_that_do_not_run_are_paid_for_how_far_they_came():
@@ -190,7 +200,7 @@ def test_a_threshold_gives_nothing_to_most_scores():
 
 
 @pytest.mark.parametrize(
-    "transform", [Clip("judge", 0.5), Delta("judge"), Ensemble(("judge",), "x")], ids=repr
+    "transform", [ClipReward("judge", 0.5), DeltaReward("judge"), RewardEnsemble(("judge",), "x")], ids=repr
 )
 def test_a_component_that_nothing_pays_is_named(transform):
     with pytest.raises(ConfigError, match="'judge', which nothing pays; the ledger has outcome"):

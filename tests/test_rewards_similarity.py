@@ -11,7 +11,15 @@ from strategies import amounts, trajectory
 from agentrl.errors import ConfigError
 from agentrl.rewards.distance import canonical, epic_distance, reward_distance
 from agentrl.rewards.outcome import EnvReward, Process
-from agentrl.rewards.similarity import Cosine, Shown, StateSimilarity, Thing, likeness, state_of, trigrams
+from agentrl.rewards.similarity import (
+    CosineSimilarity,
+    ObservedStates,
+    StateSimilarity,
+    Thing,
+    state_of,
+    state_similarity,
+    trigram_similarity,
+)
 from agentrl.types import Observation, Task, Trajectory
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
@@ -40,24 +48,24 @@ def told(one: str, other: str) -> float:
 
 
 def test_a_goal_is_as_near_as_the_thing_that_is_most_like_it():
-    assert [likeness((thing,), (WANTED,), told) for thing in (ONE, TWO)] == [
+    assert [state_similarity((thing,), (WANTED,), told) for thing in (ONE, TWO)] == [
         pytest.approx(0.63),
         pytest.approx(0.4),
     ]
-    assert likeness((ONE, TWO), (WANTED,), told) == pytest.approx(0.63)
-    assert likeness((ONE, TWO), (WANTED, Thing("second")), told) == pytest.approx(0.565)
+    assert state_similarity((ONE, TWO), (WANTED,), told) == pytest.approx(0.63)
+    assert state_similarity((ONE, TWO), (WANTED, Thing("second")), told) == pytest.approx(0.565)
 
 
 def test_an_attribute_is_compared_with_the_one_whose_name_is_most_alike():
     """The value of ``key 1`` would be the better match for a goal that cheats."""
     cheat = Thing("one", (("key 1", "value 3"), ("key 2", "value 1")))
-    assert likeness((cheat,), (WANTED,), told) == pytest.approx(0.9 * 0.2)
+    assert state_similarity((cheat,), (WANTED,), told) == pytest.approx(0.9 * 0.2)
 
 
 def test_what_is_not_there_is_like_nothing():
-    assert likeness((), (WANTED,)) == likeness((ONE,), ()) == 0.0
-    assert likeness((Thing("goal"),), (WANTED,)) == 0.0
-    assert likeness((Thing("goal"),), (Thing("goal"),)) == 1.0
+    assert state_similarity((), (WANTED,)) == state_similarity((ONE,), ()) == 0.0
+    assert state_similarity((Thing("goal"),), (WANTED,)) == 0.0
+    assert state_similarity((Thing("goal"),), (Thing("goal"),)) == 1.0
 
 
 texts = st.text(st.characters(categories=["L", "N", "Z"]), max_size=12)
@@ -65,9 +73,9 @@ texts = st.text(st.characters(categories=["L", "N", "Z"]), max_size=12)
 
 @given(texts, texts)
 def test_spelling_is_compared_both_ways_and_lies_in_zero_to_one(one, other):
-    assert trigrams(one, other) == pytest.approx(trigrams(other, one), abs=1e-12)
-    assert 0.0 <= trigrams(one, other) <= 1.0 + 1e-12
-    assert trigrams(one, one) == 1.0
+    assert trigram_similarity(one, other) == pytest.approx(trigram_similarity(other, one), abs=1e-12)
+    assert 0.0 <= trigram_similarity(one, other) <= 1.0 + 1e-12
+    assert trigram_similarity(one, one) == 1.0
 
 
 states = st.dictionaries(texts, st.dictionaries(texts, texts, max_size=3), min_size=1, max_size=3).map(
@@ -77,14 +85,14 @@ states = st.dictionaries(texts, st.dictionaries(texts, texts, max_size=3), min_s
 
 @given(states, states)
 def test_likeness_is_full_where_the_goal_is_reached_and_more_things_never_hurt(state, goal):
-    assert likeness(goal, goal) == pytest.approx(1.0)
-    assert likeness((*state, *goal), goal) == pytest.approx(1.0)
-    assert likeness((*state, Thing("more")), goal) >= likeness(state, goal)
+    assert state_similarity(goal, goal) == pytest.approx(1.0)
+    assert state_similarity((*state, *goal), goal) == pytest.approx(1.0)
+    assert state_similarity((*state, Thing("more")), goal) >= state_similarity(state, goal)
 
 
 def test_an_embedding_may_be_passed_in():
     vectors = {"warm": [2.0, 0.0], "hot": [1.0, 1.0], "cold": [-3.0, 0.0], "": [0.0, 0.0]}
-    alike = Cosine(vectors.__getitem__)
+    alike = CosineSimilarity(vectors.__getitem__)
     assert [alike("warm", other) for other in ("hot", "cold", "")] == [
         pytest.approx(math.sqrt(0.5)),
         -1.0,
@@ -115,14 +123,14 @@ def same(one: str, other: str) -> float:
 
 
 def test_a_turn_is_paid_for_the_state_that_it_reached():
-    pay = StateSimilarity(Shown(mug_at), alike=same)
+    pay = StateSimilarity(ObservedStates(mug_at), alike=same)
     assert pay(walk("abcb", final="c"))["similarity"].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert pay(walk("", final="a"))["similarity"].tolist() == []
     assert pay.components == {"similarity"}
 
 
 def test_gains_add_up_to_the_last_likeness_less_the_first_whatever_the_way():
-    pay = StateSimilarity(Shown(mug_at), alike=same, gain=True)
+    pay = StateSimilarity(ObservedStates(mug_at), alike=same, gain=True)
     for places, final, total in (("abcb", "c", 1.0), ("cab", "c", 0.0), ("accccccb", "a", 0.0)):
         assert pay(walk(places, final=final))["similarity"].sum() == total
     assert pay(walk("abcb", final="c"))["similarity"].tolist() == [0.0, 1.0, -1.0, 1.0]
@@ -131,14 +139,14 @@ def test_gains_add_up_to_the_last_likeness_less_the_first_whatever_the_way():
 @pytest.mark.parametrize("data", [{}, {"goal": {}}, {"goal": "a mug"}, {"goal": {"mug": "table"}}])
 def test_a_task_without_a_goal_is_named(data):
     with pytest.raises(ConfigError, match="task 'tidy' has"):
-        StateSimilarity(Shown(mug_at))(walk("ab", final="c", data=data))
+        StateSimilarity(ObservedStates(mug_at))(walk("ab", final="c", data=data))
 
 
 def test_states_that_do_not_fit_the_turns_are_refused():
-    with pytest.raises(ConfigError, match="3 of task 'tidy'; `states` gave 0"):
+    with pytest.raises(ConfigError, match="3 of task 'tidy'; `states` returned 0"):
         StateSimilarity(lambda _: [])(walk("ab", final="c"))
     with pytest.raises(ConfigError, match="no final observation"):
-        StateSimilarity(Shown(mug_at))(walk("ab", final=None))
+        StateSimilarity(ObservedStates(mug_at))(walk("ab", final=None))
 
 
 # The distance.

@@ -189,4 +189,6 @@ def test_cancelling_an_episode_is_no_deadline():
 def test_the_expert_wins_and_a_plan_that_is_over_is_the_policys_failure():
     assert one(ExpertPolicy()).success
     lost = one(ExpertPolicy(), spec=broken.Early())
-    assert lost.error == "EngineError: the expert's plan has 1 actions and the episode has not ended after them"
+    assert (
+        lost.error == "EngineError: the expert's plan has 1 actions and the episode has not ended after them"
+    )

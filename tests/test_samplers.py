@@ -19,7 +19,7 @@ def draws(sampler, updates: int, *, tasks=TASKS, num_groups: int = 3, group_size
         draw
         for update in range(updates)
         for draw in sampler.draw(
-            tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed
+            tasks, draw_index=update, num_groups=num_groups, group_size=group_size, seed=seed
         )
     ]
 
@@ -49,22 +49,22 @@ def test_the_order_is_another_in_each_epoch_and_for_each_seed():
     }
     assert len(orders) == 20
     first, second = (
-        Uniform().draw(TASKS, update=update, num_groups=7, group_size=1, seed=0) for update in (0, 1)
+        Uniform().draw(TASKS, draw_index=update, num_groups=7, group_size=1, seed=0) for update in (0, 1)
     )
     assert [draw.task for draw in first] != [draw.task for draw in second]
 
 
 def test_every_task_is_as_likely_to_come_first():
     firsts = Counter(
-        Uniform().draw(TASKS, update=0, num_groups=1, group_size=1, seed=seed)[0].task.id
+        Uniform().draw(TASKS, draw_index=0, num_groups=1, group_size=1, seed=seed)[0].task.id
         for seed in range(2100)
     )
     assert all(240 < count < 360 for count in firsts.values())  # 300 expected, deviation 16
 
 
 def test_an_update_does_not_depend_on_the_order_of_the_tasks_or_on_the_updates_before():
-    straight = Uniform().draw(TASKS, update=5, num_groups=3, group_size=4, seed=0)
-    assert Uniform().draw(TASKS[::-1], update=5, num_groups=3, group_size=4, seed=0) == straight
+    straight = Uniform().draw(TASKS, draw_index=5, num_groups=3, group_size=4, seed=0)
+    assert Uniform().draw(TASKS[::-1], draw_index=5, num_groups=3, group_size=4, seed=0) == straight
     assert draws(Uniform(), 6)[-3:] == straight
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import group, trajectory
 
 from agentrl.errors import ConfigError
-from agentrl.samplers.adaptive import DUMP, SEC, Knapsack, Phases, VarianceAware, divide, learnability
+from agentrl.samplers.adaptive import DUMP, SEC, Knapsack, Phases, VarianceAware, divide_budget, learnability
 from agentrl.samplers.filters import Contrast, MostVaried
 from agentrl.types import Scored, Task, floats
 
@@ -69,7 +69,7 @@ def test_dump_forgets_what_is_long_ago():
 )
 def test_a_sampler_goes_on_from_its_state_as_if_it_never_stopped(make):
     def step(sampler, update):
-        draws = sampler.draw(TASKS, update=update, num_groups=4, group_size=4, seed=7)
+        draws = sampler.draw(TASKS, draw_index=update, num_groups=4, group_size=4, seed=7)
         sampler.observe([played(draw.task, update % 3, draw.num_episodes - update % 3) for draw in draws])
         return draws
 
@@ -88,7 +88,7 @@ def test_no_two_episodes_of_a_task_share_a_number(make):
     sampler = make()
     seen = set()
     for update in range(5):
-        draws = sampler.draw(TASKS[:6], update=update, num_groups=6, group_size=4, seed=0)
+        draws = sampler.draw(TASKS[:6], draw_index=update, num_groups=6, group_size=4, seed=0)
         assert len(draws) == 6
         for draw in draws:
             numbers = {(draw.task.id, draw.first_sample + i) for i in range(draw.num_episodes)}
@@ -99,7 +99,7 @@ def test_no_two_episodes_of_a_task_share_a_number(make):
 
 def test_the_knapsack_spends_its_budget_where_outcomes_would_be_mixed():
     rates, sizes = [0.05, 0.3, 0.5, 0.9], [12, 11, 7, 2]
-    assert divide(rates, 32) == sizes
+    assert divide_budget(rates, 32) == sizes
     mixed = [1 - p**n - (1 - p) ** n for p, n in zip(rates, sizes, strict=True)]
     np.testing.assert_allclose(mixed, [0.45964, 0.980225, 0.984375, 0.18], atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_greedy_is_as_good_as_trying_everything(rates, budget):
     def value(sizes):
         return sum(p * (1 - p) ** 2 * (1 - p**n - (1 - p) ** n) for p, n in zip(rates, sizes, strict=True))
 
-    found = divide(rates, budget, least=2, most=8)
+    found = divide_budget(rates, budget, least=2, most=8)
     assert sum(found) == budget
     assert all(2 <= n <= 8 for n in found)
     every = [sizes for sizes in itertools.product(range(2, 9), repeat=3) if sum(sizes) == budget]
@@ -118,18 +118,18 @@ def test_greedy_is_as_good_as_trying_everything(rates, budget):
 
 def test_a_budget_that_cannot_be_divided_is_refused():
     with pytest.raises(ConfigError, match="does not fit"):
-        divide([0.5, 0.5], 3)
+        divide_budget([0.5, 0.5], 3)
 
 
 def test_phases_let_harder_tasks_in_later():
     sampler = Phases(size_of, ((0, 0.0), (2, 3.0)))
     first, later = (
-        sampler.draw(TASKS, update=update, num_groups=3, group_size=2, seed=0) for update in (0, 2)
+        sampler.draw(TASKS, draw_index=update, num_groups=3, group_size=2, seed=0) for update in (0, 2)
     )
     assert {draw.task.data["size"] for draw in first} == {0}
     assert {draw.task.data["size"] for draw in later} > {0} or len({draw.task.id for draw in later}) == 3
     with pytest.raises(ConfigError, match="smallest is 0"):
-        Phases(size_of, ((0, -1.0),)).draw(TASKS, update=0, num_groups=1, group_size=1, seed=0)
+        Phases(size_of, ((0, -1.0),)).draw(TASKS, draw_index=0, num_groups=1, group_size=1, seed=0)
     with pytest.raises(ConfigError, match="first since 0"):
         Phases(size_of, ((1, 1.0),))
 

@@ -11,7 +11,7 @@ from strategies import trajectory
 
 from agentrl.errors import ConfigError
 from agentrl.rewards.outcome import EnvReward
-from agentrl.samplers.starts import Prefixes, traces_of
+from agentrl.samplers.starts import Prefixes, read_solutions
 from agentrl.sources import Rollouts
 from agentrl.types import Action, Scored, Task, floats
 
@@ -30,7 +30,7 @@ def starts(sampler, updates=40):
     return [
         draw.prefix
         for update in range(updates)
-        for draw in sampler.draw([TASK], update=update, num_groups=1, group_size=2, seed=0)
+        for draw in sampler.draw([TASK], draw_index=update, num_groups=1, group_size=2, seed=0)
     ]
 
 
@@ -53,13 +53,13 @@ def test_the_shortest_success_is_remembered_and_survives():
     sampler = Prefixes(share=1.0)
     for group in (success("a", "b", "c"), success("x", "y"), success("p", "q", "r"), success("z", won=False)):
         sampler.observe([group])
-    assert sampler.traces == {"hard": ("x", "y")}
+    assert sampler.solutions == {"hard": ("x", "y")}
     resumed = Prefixes(share=1.0)
     resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
     assert starts(resumed) == starts(sampler)
     forgetful = Prefixes(remember=False)
     forgetful.observe([success("a", "b")])
-    assert forgetful.traces == {}
+    assert forgetful.solutions == {}
 
 
 def test_settings_that_make_no_sense_are_refused():
@@ -70,13 +70,13 @@ def test_settings_that_make_no_sense_are_refused():
 
 def test_replayed_turns_are_context_and_are_not_learned_from(tmp_path):
     env = Corridor()
-    traces = {task.id: tuple(str(task.data["doors"])) for task in env.tasks("train")}
+    solutions = {task.id: tuple(str(task.data["doors"])) for task in env.tasks("train")}
     stage = replace(
         tiny.LEARN,
         evaluate=False,
         updates=2,
         reward=EnvReward(),
-        source=Rollouts(num_groups=4, group_size=2, sampler=Prefixes(traces, share=1.0, cuts=(0.67,))),
+        source=Rollouts(num_groups=4, group_size=2, sampler=Prefixes(solutions, share=1.0, cuts=(0.67,))),
     )
     tiny.run(tiny.only(stage), tmp_path)
     kept = tiny.stored(tmp_path)
@@ -98,7 +98,7 @@ def test_replayed_turns_are_context_and_are_not_learned_from(tmp_path):
 
 def test_demonstrations_give_traces(tmp_path):
     tiny.run(tiny.only(replace(tiny.WARM, updates=1)), tmp_path)
-    traces = traces_of(tmp_path / "demonstrations" / "warm.parquet")
+    solutions = read_solutions(tmp_path / "demonstrations" / "warm.parquet")
     doors = {task.id: tuple(str(task.data["doors"])) for task in Corridor().tasks("train")}
-    assert traces
-    assert all(doors[name] == actions for name, actions in traces.items())
+    assert solutions
+    assert all(doors[name] == actions for name, actions in solutions.items())

@@ -14,6 +14,7 @@ from agentrl.learner.spec import TrainedTokenizer
 from agentrl.policy import ExpertPolicy, RandomPolicy, ScriptedPolicy
 from agentrl.recipe import Collected, Playground
 from agentrl.records.store import read_trajectories
+from agentrl.rewards import Transform
 from agentrl.rewards.compose import Scaled
 from agentrl.rewards.outcome import EnvReward, Outcome
 from agentrl.rewards.payment import Payment
@@ -217,11 +218,12 @@ def test_groups_that_lost_too_many_episodes_are_no_groups(tmp_path):
 
 
 def test_payment_rewards_then_transforms_then_filters(tmp_path):
-    def double(trajectory, ledger):
-        return {name: 2 * paid_N for name, paid_N in ledger.items()}
+    class Double(Transform):
+        def __call__(self, trajectory, ledger):
+            return {name: 2 * paid_N for name, paid_N in ledger.items()}
 
     payment = Payment(
-        reward=Scaled(EnvReward(), 10.0), transforms=(double,), filters=(lambda groups: groups[1:],)
+        reward=Scaled(EnvReward(), 10.0), transforms=(Double(),), filters=(lambda groups: groups[1:],)
     )
     (found,) = collect(Rollouts(num_groups=3, group_size=1), tmp_path, agent=ExpertPolicy(), payment=payment)
     assert len(found.groups) == 2
@@ -240,9 +242,10 @@ def test_payment_rewards_then_transforms_then_filters(tmp_path):
     ],
 )
 def test_payments_that_nobody_can_learn_from_stop_the_run(paid, message, tmp_path):
-    def broken(trajectory, ledger):
-        return {"env": paid(len(trajectory.turns))}
+    class Broken(Transform):
+        def __call__(self, trajectory, ledger):
+            return {"env": paid(len(trajectory.turns))}
 
-    payment = Payment(reward=EnvReward(), transforms=(broken,))
+    payment = Payment(reward=EnvReward(), transforms=(Broken(),))
     with pytest.raises(ConfigError, match=message):
         collect(Rollouts(num_groups=2, group_size=1), tmp_path, agent=ExpertPolicy(), payment=payment)

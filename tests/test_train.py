@@ -31,6 +31,7 @@ from agentrl.records.metrics import read_metrics
 from agentrl.rewards.compose import Sum
 from agentrl.rewards.gates import Gates, Level
 from agentrl.rewards.outcome import EnvReward, Format, Outcome
+from agentrl.samplers import Sampler
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.samplers.uniform import Uniform
 from agentrl.sources import Rollouts
@@ -333,7 +334,7 @@ def test_evaluations_come_where_they_are_due_and_bear_the_stage_and_its_update()
 
 
 @dataclass
-class Counting:
+class Counting(Sampler):
     """A sampler with state: how many groups it has observed."""
 
     count: int = 0

@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from agentrl.hosts.wire import Wire
-from agentrl.hosts.wire import _pickled
+from agentrl.hosts.wire import Wire, _pickled
 from agentrl.types import Message, Observation, Step
 
 

@@ -14,7 +14,7 @@ from corridor import LETTERS, Corridor
 from safetensors.numpy import load_file
 
 from agentrl.commands.reporter import ConsoleReporter
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.modifiers import Whiten
 from agentrl.credit.returns import TurnReturn
 from agentrl.learner import Compute, Optimisation
@@ -45,7 +45,7 @@ WARM = Stage(
     name="warm",
     updates=3,
     source=Demonstrations(policy=ExpertPolicy(), num_episodes=12, batch=5),
-    credit=Constant(1.0),
+    credit=ConstantCredit(1.0),
     objective=Objective(observation_weight=0.3),
     optimisation=Optimisation(lr=3e-3),
     minibatches=2,

@@ -1,12 +1,16 @@
-"""Credit assigns: from paid groups to one advantage per action token, and targets for the critic where there is one.
+"""Credit assigns: from paid groups to one advantage per action token, and to the critic's targets.
 
-A ``Credit`` rule sees all groups of an update (group statistics and batch statistics are its business); a ``Modifier`` rescales finished
-advantages. Rules that work per turn spread their number over the turn's tokens with ``spread`` and nowhere else. Computation is
+A ``Credit`` rule sees all groups of an update, so it may use statistics of groups and of the batch; a
+``Modifier`` rescales finished advantages. A rule that works per turn copies a turn's number to the turn's
+tokens with ``spread`` and nowhere else. Targets are returned only by rules that use a critic. Computation is
 in float64 numpy: no torch, no sandbox, no model.
+
+Implementations inherit from these protocols: what a class does not define has the default given here.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,31 +20,40 @@ from agentrl.types import Credited, Need, ScoredGroup
 class Credit(Protocol):
     """Assigns advantages. ``needs`` names what the learner must measure first."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def needs(self) -> frozenset[Need]:
         """Measurements that must be present on every ``Scored``."""
-        ...
 
     @property
+    @abstractmethod
     def min_group(self) -> int:
-        """Smallest group the rule can work with: 2 where a group is its own baseline, else 1."""
-        ...
+        """Smallest group that the rule can work with: 2 if a group is its own baseline, else 1."""
 
+    @abstractmethod
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Return one ``Credited`` per trajectory, in the shape of ``groups``."""
-        ...
+
+    @property
+    def handles_given(self) -> bool:
+        """Whether it credits given groups (``Trajectory.given``) apart from those that the agent played."""
+        return False
 
 
 class Modifier(Protocol):
     """Rescales finished advantages."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def needs(self) -> frozenset[Need]:
         """Measurements that must be present on every ``Scored``."""
-        ...
 
+    @abstractmethod
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
         """Return the modified credit, in the same shape."""
-        ...

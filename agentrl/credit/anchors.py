@@ -1,7 +1,8 @@
-"""Credit inside a group of the same task: turns that stood in the same place are compared with each other.
+"""Credit from states that several turns of a group share: such turns are compared with each other.
 
-Two turns stand in the same place where the policy was shown the same. The number compared is the discounted return from the turn on.
-Neither rule needs a critic or more episodes; where no place is visited twice, both fall back on what the episode as a whole is worth.
+Two turns are in the same state if the policy was shown the same text. What is compared is the discounted
+return from the turn on. Neither rule needs a critic or additional episodes. If no state is visited twice,
+only the comparison of whole episodes is left (which ``HGPO`` leaves out by default).
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from agentrl.credit.turns import Array, checked, per_turn, returns_to_go, standardised
+from agentrl.credit.group import GroupCredit
+from agentrl.credit.turns import Array, per_turn, returns_to_go, standardised
 from agentrl.errors import ConfigError
-from agentrl.types import Credited, Need, Observation, ScoredGroup
+from agentrl.types import Credited, Observation, ScoredGroup
 
-Place = Callable[[Observation], Hashable]
-"""What makes two observations the same place."""
+StateKey = Callable[[Observation], Hashable]
+"""Maps observations to a key; turns whose observations have equal keys are in the same state."""
 
 
 def text_of(observation: Observation) -> str:
-    """Return what the policy was shown, without what only experts see.
+    """Return the text that the policy was shown, without the fields that only experts see.
 
     >>> text_of(Observation.text("a door", actions=("open door",)))
     'a door'
@@ -31,14 +33,16 @@ def text_of(observation: Observation) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class GiGPO:
-    """``A_n = A_episode + weight * A_place(n)`` (Feng et al. 2025, "Group-in-group policy optimization").
+class GiGPO(GroupCredit):
+    """``A_n = A_episode + weight * A_state(n)`` (Feng et al. 2025, "Group-in-group policy optimization").
 
-    ``A_episode`` compares the episode's return with its group's, ``A_place`` the return from turn ``n`` on with those of all turns of the
-    group at the same place; a place that was visited once gives 0. ``deviation``: also divide by the standard deviation (Bessel's).
-    ``similarity`` below 1 takes texts for the same place when their ratio of matching characters reaches it.
+    ``A_episode`` compares the episode's return with those of its group. ``A_state`` compares the return from
+    turn ``n`` on with those of all turns of the group in the same state; it is 0 for a state that was visited
+    once. ``deviation``: also divide by the standard deviation (with Bessel's correction). With ``similarity``
+    below 1, two texts are the same state if their ratio of matching characters is at least that.
 
-    Published code takes the episode statistics over turns, so long episodes count more often: ``stats_over="turn"``.
+    Published code computes the episode statistics over turns, so that long episodes count more often:
+    ``stats_over="turn"``.
     """
 
     gamma: float = 0.95
@@ -46,32 +50,28 @@ class GiGPO:
     deviation: bool = False
     stats_over: Literal["trajectory", "turn"] = "trajectory"
     similarity: float = 1.0
-    place: Place = text_of
+    state_key: StateKey = text_of
     eps: float = 1e-6
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not 0.0 < self.similarity <= 1.0:
             raise ConfigError(
-                f"similarity is a share of matching characters, above 0 and at most 1; found {self.similarity}"
+                "similarity is a share of matching characters, above 0 and at most 1; "
+                f"found {self.similarity}"
             )
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each turn with its episode's and its place's advantage."""
-        return [self._group(group) for group in checked(groups)]
-
-    def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+        """Credit each turn with the advantages of its episode and of its state."""
         episodes_G = self._episodes(group)
         returns_GN = [returns_to_go(scored.rewards_N, gamma=self.gamma) for scored in group]
-        places_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
-        for cluster in self._places(group):
+        states_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
+        for cluster in self._clusters(group):
             if len(cluster) > 1:
                 found = self._compare(np.array([returns_GN[i][n] for i, n in cluster]))
                 for (i, n), advantage in zip(cluster, found, strict=True):
-                    places_GN[i][n] = advantage
-        rows = zip(group, episodes_G, places_GN, strict=True)
-        return tuple(per_turn(scored, episode + self.weight * places_N) for scored, episode, places_N in rows)
+                    states_GN[i][n] = advantage
+        rows = zip(group, episodes_G, states_GN, strict=True)
+        return tuple(per_turn(scored, episode + self.weight * states_N) for scored, episode, states_N in rows)
 
     def _episodes(self, group: ScoredGroup) -> Array:
         """Return the advantage of each episode as a whole."""
@@ -89,17 +89,17 @@ class GiGPO:
     def _compare(self, values: Array) -> Array:
         return standardised(values, ddof=1, eps=self.eps if self.deviation else None)
 
-    def _places(self, group: ScoredGroup) -> list[list[tuple[int, int]]]:
-        """Return the turns ``(member, turn)`` of each place, in the order in which places were first seen."""
+    def _clusters(self, group: ScoredGroup) -> list[list[tuple[int, int]]]:
+        """Return the turns ``(member, turn)`` in each state; states are in the order of their first visit."""
         clusters: dict[Hashable, list[tuple[int, int]]] = {}
         for i, scored in enumerate(group):
             for n, turn in enumerate(scored.trajectory.turns):
-                key = self.place(turn.observation)
-                clusters.setdefault(self._like(key, clusters), []).append((i, n))
+                key = self.state_key(turn.observation)
+                clusters.setdefault(self._similar_key(key, clusters), []).append((i, n))
         return list(clusters.values())
 
-    def _like(self, key: Hashable, known: dict[Hashable, list[tuple[int, int]]]) -> Hashable:
-        """Return the first known place that is similar enough, else ``key`` itself."""
+    def _similar_key(self, key: Hashable, known: dict[Hashable, list[tuple[int, int]]]) -> Hashable:
+        """Return the first known key that is similar enough, else ``key`` itself."""
         if self.similarity >= 1.0 or key in known or not isinstance(key, str):
             return key
         alike = (other for other in known if isinstance(other, str) and _ratio(key, other) >= self.similarity)
@@ -107,14 +107,15 @@ class GiGPO:
 
 
 @dataclass(frozen=True, slots=True)
-class HGPO:
-    """Places with memory: turns are compared at every depth of shared history, deeper ones with more weight (HGPO).
+class HGPO(GroupCredit):
+    """Compares turns at several depths of shared history; deeper histories have larger weights (HGPO).
 
-    For each window ``w = 1 .. depth + 1``, turns of the group whose last ``w`` observations agree form a cluster; a cluster of one says
-    nothing. The advantages of the clusters that a turn belongs to are averaged with weights ``(w + 1) ** alpha``. ``episode_weight`` adds
-    the episode's own advantage (off in the paper).
+    For each window ``w = 1 .. depth + 1``, the turns of the group whose last ``w`` states agree form a
+    cluster; a cluster of one turn contributes nothing. The advantages of a turn's clusters are averaged with
+    weights ``(w + 1) ** alpha``. ``episode_weight`` adds the episode's own advantage (not used in the paper).
 
-    Published code leaves a cluster out of the average where its advantage is exactly 0; here an average turn counts as one.
+    Published code leaves a cluster out of the average if its advantage is exactly 0; here a turn of average
+    return counts as information.
     """
 
     gamma: float = 0.95
@@ -122,20 +123,15 @@ class HGPO:
     alpha: float = 1.0
     deviation: bool = True
     episode_weight: float = 0.0
-    place: Place = text_of
+    state_key: StateKey = text_of
     eps: float = 1e-6
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         """Credit each turn with the weighted mean of its clusters' advantages."""
-        return [self._group(group) for group in checked(groups)]
-
-    def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         returns_GN = [returns_to_go(scored.rewards_N, gamma=self.gamma) for scored in group]
         totals_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
         weights_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
-        seen_GN = [[self.place(turn.observation) for turn in scored.trajectory.turns] for scored in group]
+        seen_GN = [[self.state_key(turn.observation) for turn in scored.trajectory.turns] for scored in group]
         for window in range(1, self.depth + 2):
             weight = float((window + 1) ** self.alpha)
             for cluster in _clusters(seen_GN, window):
@@ -156,7 +152,10 @@ class HGPO:
 
 
 def _clusters(seen_GN: Sequence[Sequence[Hashable]], window: int) -> list[list[tuple[int, int]]]:
-    """Return the turns whose last ``window`` places agree; turns with a shorter past are in none."""
+    """Return the clusters of turns whose last ``window`` states agree.
+
+    Turns with a shorter history are in no cluster.
+    """
     clusters: dict[Hashable, list[tuple[int, int]]] = {}
     for i, seen_N in enumerate(seen_GN):
         for n in range(window - 1, len(seen_N)):

@@ -1,14 +1,16 @@
-"""Baselines for returns-to-go that a group provides for itself, without a critic.
+"""Baselines for returns-to-go that are computed from the group itself, without a critic.
 
-What is subtracted from the return of turn ``n`` may depend on the member's own history *before* its action and, in any way, on the other
-members: they were played independently, so ``E[grad log pi(a_n|h_n) * b] = 0`` and the policy gradient stays unbiased. Nothing of the
-member's own future may enter, which is why every rule here leaves the member itself out.
+What is subtracted from the return of turn ``n`` may depend on the member's own history *before* its action
+and, in any way, on the other members: they were played independently, so ``E[grad log pi(a_n|h_n) * b] = 0``
+and the policy gradient stays unbiased. It must not depend on the member's own future, so every rule here
+leaves the member itself out.
 
-A member without others is its own baseline: its advantage is exactly 0.
+In a group of one the member is its own baseline, so its advantage is exactly 0.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -22,18 +24,23 @@ from agentrl.types import ScoredGroup
 class Baseline(Protocol):
     """What is subtracted from the returns of a group."""
 
-    @property
-    def min_group(self) -> int:
-        """Smallest group that can be its own baseline."""
-        ...
+    __slots__ = ()
 
+    @property
+    @abstractmethod
+    def min_group(self) -> int:
+        """Smallest group for which the baseline is meaningful."""
+
+    @abstractmethod
     def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
-        """Return the baseline of each turn of each member; ``returns_GN[i][n]`` is the return of member ``i`` from turn ``n`` on."""
-        ...
+        """Return the baseline of each turn of each member.
+
+        ``returns_GN[i][n]`` is the return of member ``i`` from turn ``n`` on.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class NoBaseline:
+class NoBaseline(Baseline):
     """Subtract nothing."""
 
     min_group: ClassVar[int] = 1
@@ -44,13 +51,16 @@ class NoBaseline:
 
 
 @dataclass(frozen=True, slots=True)
-class OthersStart:
-    """The mean of the other members' returns from the start, for every turn: RLOO's baseline (Ahmadian et al. 2024)."""
+class OthersStart(Baseline):
+    """The mean of the other members' returns from the start, for every turn.
+
+    This is RLOO's baseline (Ahmadian et al. 2024).
+    """
 
     min_group: ClassVar[int] = 2
 
     def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
-        """Return one number per member, at each of its turns."""
+        """Return one number per member, repeated for each of its turns."""
         if len(group) < 2:
             return list(returns_GN)
         return [
@@ -60,10 +70,11 @@ class OthersStart:
 
 
 @dataclass(frozen=True, slots=True)
-class OthersAtTurn:
-    """The mean of the other members' returns from the same turn on; an episode that is over by then has a return of 0.
+class OthersAtTurn(Baseline):
+    """The mean of the other members' returns from the same turn on; 0 for an episode that ended before.
 
-    Tighter than ``OthersStart`` where rewards come along the way: what was earned before a turn is in neither number.
+    Less noisy than ``OthersStart`` if rewards come along the way, because what was earned before a turn is in
+    neither number.
     """
 
     min_group: ClassVar[int] = 2
@@ -80,6 +91,9 @@ class OthersAtTurn:
 
 
 def _others_start(returns_GN: Sequence[Array]) -> Array:
-    """Return for each member the mean start return of the others; an episode without turns returned 0."""
+    """Return for each member the mean start return of the others.
+
+    An episode without turns has a return of 0.
+    """
     start_G = np.array([returns_N[0] if len(returns_N) else 0.0 for returns_N in returns_GN])
     return np.asarray((start_G.sum() - start_G) / (len(start_G) - 1))

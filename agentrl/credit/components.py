@@ -1,7 +1,8 @@
 """Credit that keeps the ledger's components apart: each is compared with its own kind before they are added.
 
-Adding rewards first and comparing sums afterwards lets the component with the largest spread decide, and makes different outcomes the same
-number. All rules here ask for components by name, so the ledger must keep them; a component that nothing pays is an error.
+If rewards are added first and their sums are compared, the component with the largest spread dominates, and
+different outcomes can have the same sum. All rules here ask for components by name, so the ledger must keep
+them; it is an error if nothing pays a component.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from typing import ClassVar
 
 import numpy as np
 
+from agentrl.credit import Credit
+from agentrl.credit.group import GroupCredit
 from agentrl.credit.turns import Array, checked, per_episode, per_turn, returns_to_go, standardised
 from agentrl.errors import ConfigError
 from agentrl.types import Credited, Need, Scored, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
-class GDPO:
-    """``A = sum_c weight_c * (r_c - mean_c) / (std_c + eps)`` over the group, then whitened over the batch (GDPO).
+class GDPO(Credit):
+    """``A = sum_c weight_c * (r_c - mean_c) / (std_c + eps)`` over the group, then whitened over the batch.
 
-    ``weights`` name the components; with one of them it is GRPO and nothing is whitened. A component that is constant in a group gives
-    exactly 0. Whitening is over episodes: ``(A - mean) / (std + eps)``.
+    GDPO. ``weights`` name the components; with a single one it is GRPO and nothing is whitened. A component
+    that is constant in a group gives exactly 0. Whitening is over episodes: ``(A - mean) / (std + eps)``.
     """
 
     weights: Mapping[str, float]
@@ -37,7 +40,7 @@ class GDPO:
             )
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each episode with the sum of its components' standard scores."""
+        """Credit each episode with the weighted sum of its components' standard scores."""
         sums = [self._sum(group) for group in checked(groups)]
         if len(self.weights) > 1 and sums:
             flat = np.concatenate(sums)
@@ -54,15 +57,17 @@ class GDPO:
 
 
 @dataclass(frozen=True, slots=True)
-class MTGRPO:
-    """``A_n = A_outcome + alpha * sum_{m >= n} A_turn(m)`` (Zeng et al. 2025, MT-GRPO; there for one tool call, here for any number).
+class MTGRPO(GroupCredit):
+    """``A_n = A_outcome + alpha * sum_{m >= n} A_turn(m)`` (Zeng et al. 2025, MT-GRPO).
 
-    ``A_turn(m)`` is the standard score, among the members that reached turn ``m``, of what ``process`` paid for it. ``present`` names a
-    signal that is positive on turns that can have such a reward, such as a tool call; other turns have none, and an episode without any is
-    credited with the standard score of its whole return, as published.
+    The paper has one tool call; here there may be any number. ``A_turn(m)`` is the standard score, among the
+    members that reached turn ``m``, of what ``process`` paid for that turn. ``present`` names a signal that
+    is positive on turns that can have such a reward, for example on tool calls; other turns have none. An
+    episode without any such turn is credited with the standard score of its whole return, as published.
 
-    Comparing turns by their index is not free of bias where episodes differ in length: an episode pays the mean process reward of its
-    group for each turn that it takes. ``TurnReturn(baseline=OthersAtTurn())`` has no such charge.
+    Comparing turns by their index is biased if episodes differ in length: an episode is charged the mean
+    process reward of its group for each turn that it takes. ``TurnReturn(baseline=OthersAtTurn())`` has no
+    such charge.
     """
 
     process: str
@@ -70,14 +75,9 @@ class MTGRPO:
     alpha: float = 1.0
     present: str = ""
     eps: float = 1e-4
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each turn with the outcome's score and those of the rewarded turns from it on."""
-        return [self._group(group) for group in checked(groups)]
-
-    def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+        """Credit each turn with the outcome's score and the scores of the rewarded turns from it on."""
         rewarded_GN = [self._rewarded(scored) for scored in group]
         steps_GN = [component(scored, self.process) for scored in group]
         outcomes_G = self._compare([component(scored, self.outcome).sum() for scored in group])
@@ -115,25 +115,21 @@ class MTGRPO:
 
 
 @dataclass(frozen=True, slots=True)
-class EpisodeAndSteps:
-    """``A_n = A_outcome + alpha * A_process(n)``: the combination of iStar (Liu et al. 2025).
+class EpisodeAndSteps(GroupCredit):
+    """``A_n = A_outcome + alpha * A_process(n)``: the combination used by iStar (Liu et al. 2025).
 
-    ``A_outcome`` compares what the episode got besides ``process`` with its group; ``A_process(n)`` compares the process reward of turn
-    ``n`` with those of *all turns of the group*, so step rewards need no scale of their own. Published code takes the statistics of the
-    first turn of each episode only; here every turn counts.
+    ``A_outcome`` compares what the episode was paid besides ``process`` with its group. ``A_process(n)``
+    compares the process reward of turn ``n`` with those of *all turns of the group*, so the scale of step
+    rewards does not matter. Published code takes the statistics from the first turn of each episode only;
+    here every turn counts.
     """
 
     process: str = "implicit"
     alpha: float = 1.0
     eps: float = 1e-6
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each turn with its episode's and its own standard score."""
-        return [self._group(group) for group in checked(groups)]
-
-    def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+        """Credit each turn with the standard scores of its episode and of itself."""
         steps_GN = [component(scored, self.process) for scored in group]
         episodes_G = standardised(
             np.array(
@@ -152,10 +148,11 @@ def component(scored: Scored, name: str) -> Array:
     """Return what a component paid per turn, ``[N]`` in float64.
 
     Raises:
-        ConfigError: nothing pays under that name.
+        ConfigError: the ledger has no component of that name.
     """
     if name not in scored.ledger:
         raise ConfigError(
-            f"credit asks for the component {name!r}, which nothing pays; the ledger has {', '.join(sorted(scored.ledger))}"
+            f"credit asks for the component {name!r}, which nothing pays; "
+            f"the ledger has {', '.join(sorted(scored.ledger))}"
         )
     return np.asarray(scored.ledger[name], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The same advantage for every token: imitation, of everything or by outcome."""
+"""The same advantage for every token of an episode: imitation of all episodes, or credit by outcome alone."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import ClassVar
 
 import numpy as np
 
+from agentrl.credit import Credit
 from agentrl.credit.turns import checked
 from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """Credit every action token with ``value``; with ``NegativeLogLikelihood`` that is supervised learning on the actions."""
+class ConstantCredit(Credit):
+    """Credits every action token with ``value``.
+
+    With ``NegativeLogLikelihood`` that is supervised learning on the actions.
+    """
 
     value: float = 1.0
     needs: ClassVar[frozenset[Need]] = frozenset()
     min_group: ClassVar[int] = 1
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Ignore what was paid."""
+        """Credit every token alike; rewards are ignored."""
         return [
             tuple(Credited(floats(np.full(scored.trajectory.num_tokens, self.value))) for scored in group)
             for group in checked(groups)
@@ -29,11 +33,12 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class ByOutcome:
-    """Credit every token of a success with ``success`` and of the others with ``failure`` (Zhu et al. 2025, "negative reinforcement").
+class ByOutcome(Credit):
+    """Credits every token of a success with ``success`` and of other episodes with ``failure``.
 
-    The defaults are their weighted REINFORCE, which keeps variety. ``ByOutcome(1, 0)`` learns from successes alone, ``ByOutcome(0, -1)``
-    from failures alone. Success is the environment's signal, not a reward, so no shaping changes who is one.
+    Zhu et al. 2025, "negative reinforcement". The defaults are their weighted REINFORCE, which keeps variety.
+    ``ByOutcome(1, 0)`` learns from successes alone, ``ByOutcome(0, -1)`` from failures alone. Success is the
+    environment's signal and not a reward, so reward shaping does not change which episodes are successes.
     """
 
     success: float = 0.1
@@ -42,7 +47,7 @@ class ByOutcome:
     min_group: ClassVar[int] = 1
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Look at nothing but the outcome."""
+        """Credit every token of an episode by the episode's outcome."""
         return [tuple(self._credit(scored) for scored in group) for group in checked(groups)]
 
     def _credit(self, scored: Scored) -> Credited:

@@ -1,4 +1,4 @@
-"""Credit by how sure the policy was: entropy-modulated policy gradients."""
+"""Credit by how certain the policy was: entropy-modulated policy gradients."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from agentrl.credit import Modifier
 from agentrl.credit.turns import Array, checked
 from agentrl.types import Credited, FloatArray, Need, Scored, ScoredGroup, floats
 
 
 @dataclass(frozen=True, slots=True)
-class EMPG:
-    """``A' = A * g_n + zeta * f_n``, then centred (Wang et al. 2025, "Harnessing uncertainty"; centring unit and defaults reconstructed).
+class EMPG(Modifier):
+    """``A' = A * g_n + zeta * f_n``, then centred (Wang et al. 2025, "Harnessing uncertainty").
 
-    With ``H_n`` the mean entropy of a turn's tokens, min-max normalised over the batch's turns to ``h_n`` in [0, 1]:
+    The unit of centring and the defaults are reconstructed. With ``H_n`` the mean entropy of a turn's tokens,
+    min-max normalised over the batch's turns to ``h_n`` in [0, 1]:
 
-    * ``g_n = exp(-kappa h_n) / mean(exp(-kappa h))`` has mean 1. Sure turns are amplified and unsure ones damped: gradients of low entropy
-      are small by themselves.
-    * ``f_n = exp(-kappa_future h_{n+1})`` pays for reaching a turn where the policy is sure; the last turn of an episode has none.
+    * ``g_n = exp(-kappa h_n) / mean(exp(-kappa h))`` has mean 1. Turns on which the policy was certain are
+      amplified and uncertain ones are damped: at low entropy gradients are small by themselves.
+    * ``f_n = exp(-kappa_future h_{n+1})`` pays for reaching a turn on which the policy is certain; the last
+      turn of an episode has none.
 
-    ``kappa = 0`` leaves the bonus alone, ``zeta = 0`` the scaling. Turns without tokens count nowhere.
+    ``kappa = 0`` leaves only the bonus, ``zeta = 0`` only the scaling. Turns without tokens are ignored.
     """
 
     kappa: float = 1.0
@@ -35,7 +38,7 @@ class EMPG:
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the modulated advantages; the critic's targets are untouched."""
+        """Return the modulated advantages; the critic's targets are unchanged."""
         checked(groups, self.needs)
         pairs = [
             pair

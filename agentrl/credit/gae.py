@@ -1,16 +1,20 @@
 """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over tokens and over turns.
 
-``delta_t = r_t + gamma V_{t+1} - V_t`` and ``A_t = delta_t + gamma lam A_{t+1}``; the critic's targets are ``A + V``.
+``delta_t = r_t + gamma V_{t+1} - V_t`` and ``A_t = delta_t + gamma lam A_{t+1}``; the critic's targets are
+``A + V``.
 
-Values live on action tokens alone, so observation tokens cannot enter the recursion: from the last token of an action it steps to the first
-token of the next. (Running it over observation tokens too, with whatever the critic says there, is the classic multi-turn mistake.)
+Only action tokens have values, so observation tokens cannot enter the recursion: it steps from the last token
+of an action to the first token of the next. (A common multi-turn mistake is to run it over observation tokens
+too, with the critic's output there.)
 
-After the last action the value is 0, whether the task ended or a limit truncated the episode: the limit belongs to the task, and the return
-that is learned is the one that is reported. A turn without tokens is no step; its reward goes to the action before it.
+After the last action the value is 0, whether the task ended or a limit truncated the episode: the limit
+belongs to the task, so the return that is learned is the one that is reported. A turn without tokens is not a
+step; its reward goes to the action before it.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,12 +22,13 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from agentrl.credit import Credit
 from agentrl.credit.turns import Array, checked, spread
 from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
 
 
 def gae(rewards: Array, values: Array, *, gamma: float, lam: float) -> Array:
-    """Return the advantages of a row of steps that ends with value 0.
+    """Return the advantages of a sequence of steps; the value after the last step is 0.
 
     >>> gae(np.array([0.2, 1.0]), np.array([0.1, 0.4]), gamma=0.99, lam=0.95)
     array([1.0603, 0.6   ])
@@ -37,21 +42,35 @@ def gae(rewards: Array, values: Array, *, gamma: float, lam: float) -> Array:
     return advantages
 
 
-@dataclass(frozen=True, slots=True)
-class TokenGAE:
-    """The action is the token. A turn's reward sits on its last token; every token is a target of the critic."""
+class CriticCredit(Credit):
+    """Credits each trajectory by itself, from its rewards and the critic's values."""
 
-    gamma: float = 1.0
-    """Discount per token."""
-    lam: float = 0.95
+    __slots__ = ()
     needs: ClassVar[frozenset[Need]] = frozenset({"values"})
     min_group: ClassVar[int] = 1
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each token with an estimate of its own."""
-        return [tuple(self._credit(scored) for scored in group) for group in checked(groups, self.needs)]
+        """Credit each trajectory."""
+        return [tuple(self.credit_one(scored) for scored in group) for group in checked(groups, self.needs)]
 
-    def _credit(self, scored: Scored) -> Credited:
+    @abstractmethod
+    def credit_one(self, scored: Scored) -> Credited:
+        """Return the advantages and the critic's targets of one trajectory."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGAE(CriticCredit):
+    """The action is the token.
+
+    A turn's reward is paid on its last token; every token has a target for the critic.
+    """
+
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+
+    def credit_one(self, scored: Scored) -> Credited:
+        """Credit each token with its own estimate."""
         values_T = _values(scored)
         rewards_T = np.zeros(len(values_T))
         for end, reward in zip(np.cumsum(scored.num_tokens_N), scored.rewards_N, strict=True):
@@ -62,20 +81,18 @@ class TokenGAE:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnGAE:
-    """The action is the turn (turn-PPO): its value is read at its first token, which is also the critic's only target in it."""
+class TurnGAE(CriticCredit):
+    """The action is the turn (turn-PPO).
+
+    A turn's value is read at its first token, and only that token has a target for the critic.
+    """
 
     gamma: float = 0.99
     """Discount per turn."""
     lam: float = 0.95
-    needs: ClassVar[frozenset[Need]] = frozenset({"values"})
-    min_group: ClassVar[int] = 1
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
+    def credit_one(self, scored: Scored) -> Credited:
         """Credit all tokens of a turn with the turn's estimate."""
-        return [tuple(self._credit(scored) for scored in group) for group in checked(groups, self.needs)]
-
-    def _credit(self, scored: Scored) -> Credited:
         lengths, rewards_K = _steps(scored)
         first = np.cumsum(lengths) - lengths
         values_K = _values(scored)[first]
@@ -86,26 +103,22 @@ class TurnGAE:
 
 
 @dataclass(frozen=True, slots=True)
-class BiLevelGAE:
-    """Turns first, then tokens inside each turn (VAGEN, Wang et al. 2025).
+class BiLevelGAE(CriticCredit):
+    """First over turns, then over the tokens inside each turn (VAGEN, Wang et al. 2025).
 
-    Over turns, with the critic's value at each turn's *last* token: ``A_k = r_k + gamma_turn V_{k+1} - V_k + gamma_turn lam A_{k+1}``. That
-    advantage stands at the turn's last token, and inside the turn ``A_t = gamma V_{t+1} - V_t + gamma lam A_{t+1}`` runs back from it.
-    Every token is a target of the critic, ``A + V``. With a single turn it is token GAE.
+    Over turns, with the critic's value at each turn's *last* token:
+    ``A_k = r_k + gamma_turn V_{k+1} - V_k + gamma_turn lam A_{k+1}``. This is the advantage of the turn's
+    last token, and inside the turn ``A_t = gamma V_{t+1} - V_t + gamma lam A_{t+1}`` runs backwards from it.
+    Every token has a target for the critic, ``A + V``. With a single turn it is token GAE.
     """
 
     gamma_turn: float = 0.95
     gamma: float = 1.0
     """Discount per token inside a turn."""
     lam: float = 1.0
-    needs: ClassVar[frozenset[Need]] = frozenset({"values"})
-    min_group: ClassVar[int] = 1
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each token with an estimate that ends in its turn's."""
-        return [tuple(self._credit(scored) for scored in group) for group in checked(groups, self.needs)]
-
-    def _credit(self, scored: Scored) -> Credited:
+    def credit_one(self, scored: Scored) -> Credited:
+        """Credit each token with an estimate that starts from its turn's advantage."""
         values_T = _values(scored)
         lengths, rewards_K = _steps(scored)
         last = np.cumsum(lengths) - 1
@@ -121,7 +134,10 @@ class BiLevelGAE:
 
 
 def _steps(scored: Scored) -> tuple[npt.NDArray[np.int32], Array]:
-    """Return lengths and rewards of the turns that have tokens; the reward of a turn without any goes to the action before it."""
+    """Return lengths and rewards of the turns that have tokens.
+
+    The reward of a turn without tokens is added to the turn before it that has some.
+    """
     lengths = scored.num_tokens_N[scored.num_tokens_N > 0]
     rewards_K = np.zeros(len(lengths))
     for step, reward in zip(np.cumsum(scored.num_tokens_N > 0), scored.rewards_N, strict=True):

@@ -1,9 +1,10 @@
-"""Credit for groups that were given to the agent, beside those that it played."""
+"""Credit for groups that were given to the agent, such as demonstrations, beside groups that it played."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,28 +13,30 @@ from agentrl.types import Credited, Need, ScoredGroup, floats, is_given
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """Credit the groups that the agent played by ``credit``, and every token of those that it was given with ``given``.
+class Given(Credit):
+    """Credits groups that the agent played by ``credit``, and every token of given groups with ``given``.
 
-    A group is given where all its trajectories are: demonstrations in the place of episodes (HPT), successes at another temperature (AEPO).
-    ``credit`` never sees them. ``given`` is the weight of imitation beside reinforcement.
+    A group is given if all its trajectories are: demonstrations that replace episodes (HPT), or successes
+    that were sampled at another temperature (AEPO). ``credit`` never sees them. ``given`` is the weight of
+    imitation relative to reinforcement.
     """
 
     credit: Credit
     given: float = 1.0
+    handles_given: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Need]:
-        """As of the rule within."""
+        """The needs of ``credit``."""
         return self.credit.needs
 
     @property
     def min_group(self) -> int:
-        """As of the rule within."""
+        """As ``credit``."""
         return self.credit.min_group
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Return the credit of both, in the order of ``groups``."""
+        """Return the credit of both kinds, in the order of ``groups``."""
         own = [group for group in groups if not is_given(group)]
         credited = iter(self.credit(own) if own else [])
         return [

@@ -3,74 +3,97 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from agentrl.credit import Credit
 from agentrl.credit.turns import Array, Singleton, centred, checked, per_episode
 from agentrl.errors import ConfigError
 from agentrl.types import Credited, Need, ScoredGroup
 
 
+class GroupCredit(Credit):
+    """Credits each group by itself, from its rewards alone.
+
+    The members are compared with each other, so a group needs at least two.
+    """
+
+    __slots__ = ()
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    min_group: ClassVar[int] = 2
+
+    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
+        """Credit each group."""
+        return [self.credit_group(group) for group in checked(groups)]
+
+    @abstractmethod
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+        """Return one ``Credited`` per member."""
+
+
 @dataclass(frozen=True, slots=True)
-class GRPO:
+class GRPO(GroupCredit):
     """``A = (R - mean) / (std + std_eps)`` over the group (Shao et al. 2024, sec. 4.1.2), std with ``ddof``.
 
-    The division makes the gradient biased: groups that nearly always fail or succeed weigh more than their share of the expected return.
+    The division biases the gradient: groups that nearly always fail or succeed weigh more than their share of
+    the expected return.
     """
 
     std_eps: float = 1e-6
     ddof: int = 1
     singleton: Singleton = "zero"
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         """Credit each episode with its standard score; a group without variance gets exactly 0."""
-        return [_shared(group, self._advantages, self.singleton) for group in checked(groups)]
+        return _shared(group, self._advantages, self.singleton)
 
     def _advantages(self, returns_G: Array) -> Array:
         return centred(returns_G) / (float(returns_G.std(ddof=self.ddof)) + self.std_eps)
 
 
 @dataclass(frozen=True, slots=True)
-class DrGRPO:
-    """``A = R - mean`` over the group (Liu et al. 2025); its loss is aggregated by ``SeqSumOver(longest length)``."""
+class DrGRPO(GroupCredit):
+    """``A = R - mean`` over the group (Liu et al. 2025).
+
+    Aggregate its loss with ``SeqSumOver(longest length)``.
+    """
 
     singleton: Singleton = "zero"
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         """Credit each episode with its distance from the group's mean."""
-        return [_shared(group, centred, self.singleton) for group in checked(groups)]
+        return _shared(group, centred, self.singleton)
 
 
 @dataclass(frozen=True, slots=True)
-class RLOO:
-    """``A = R - mean of the others' R``, which is ``n / (n - 1)`` times Dr.GRPO's (Kool et al. 2019; Ahmadian et al. 2024). Unbiased."""
+class RLOO(GroupCredit):
+    """``A = R - mean of the others' R``, which is ``n / (n - 1)`` times Dr.GRPO's. Unbiased.
+
+    Kool et al. 2019; Ahmadian et al. 2024.
+    """
 
     singleton: Singleton = "zero"
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
         """Credit each episode with its distance from the others' mean."""
-        return [_shared(group, self._advantages, self.singleton) for group in checked(groups)]
+        return _shared(group, self._advantages, self.singleton)
 
     def _advantages(self, returns_G: Array) -> Array:
         return centred(returns_G) * (len(returns_G) / (len(returns_G) - 1))
 
 
 @dataclass(frozen=True, slots=True)
-class BNPO:
-    """``A = (r - p) / BetaPDF(p; alpha, beta)`` with ``p`` the group's mean reward (Xiao et al. 2025, "BNPO").
+class BNPO(Credit):
+    """``A = (r - p) / BetaPDF(p; alpha, beta)`` with ``p`` the group's mean reward.
 
-    ``alpha`` and ``beta`` are fitted to the batch's ``p`` by moments, ``a = (m (1 - m) / v - 1) m`` and ``b`` with ``1 - m``, flattened to
-    ``max(1 + a / 3, 1)`` and ``max(1 + b / 3, 1)``: groups whose difficulty is common weigh less. Episode returns must lie in [0, 1]. Where
-    all groups are equally hard the weight is 1.
+    Xiao et al. 2025, "BNPO". ``alpha`` and ``beta`` are fitted to the batch's ``p`` by moments,
+    ``a = (m (1 - m) / v - 1) m`` and ``b`` with ``1 - m``, and flattened to ``max(1 + a / 3, 1)`` and
+    ``max(1 + b / 3, 1)``: groups of common difficulty weigh less. Episode returns must lie in [0, 1]. If all
+    groups are equally hard, the weight is 1.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -116,7 +139,10 @@ def _weight(returns_G: Array, alpha: float, beta: float) -> float:
 
 
 def _shared(group: ScoredGroup, rule: Callable[[Array], Array], singleton: Singleton) -> tuple[Credited, ...]:
-    """Give every turn of an episode the advantage that ``rule`` finds for its return. Episodes without turns count in the statistics."""
+    """Give every turn of an episode the advantage that ``rule`` computes for the episode's return.
+
+    Episodes without turns count in the statistics.
+    """
     advantages_G = np.array([scored.rewards_N.sum() for scored in group])
     if len(group) > 1:
         advantages_G = rule(advantages_G)

@@ -1,28 +1,29 @@
-"""Rescaling of finished advantages over the batch, and a credit rule with modifiers behind it.
+"""Rescaling of finished advantages over the batch, and a credit rule combined with modifiers.
 
-Statistics of a batch are of its *turns*: each turn counts once, whatever its length (its tokens share its weight). ``per="token"`` counts
-tokens instead, as PPO's masked whitening does. Turns without tokens count nowhere.
+Statistics of a batch are over its *turns*: each turn counts once, whatever its length (its tokens share its
+weight). ``per="token"`` counts tokens instead, as PPO's masked whitening does. Turns without tokens are
+ignored.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from agentrl.credit import Credit, Modifier
-from agentrl.credit.turns import Array
-from agentrl.types import Credited, Need, ScoredGroup, floats
+from agentrl.credit.turns import Array, with_advantages
+from agentrl.types import Credited, Need, ScoredGroup
 
 Unit = Literal["turn", "token"]
 
 
 @dataclass(frozen=True, slots=True)
-class Modified:
-    """A credit rule, then modifiers in order.
+class Modified(Credit):
+    """A credit rule followed by modifiers, in order.
 
     >>> from agentrl.credit.returns import TurnReturn
     >>> Modified(TurnReturn(gamma=0.97), (Whiten(),)).min_group
@@ -34,16 +35,21 @@ class Modified:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the rule and its modifiers need."""
+        """The needs of the rule and its modifiers."""
         return self.credit.needs.union(*(modifier.needs for modifier in self.modifiers))
 
     @property
     def min_group(self) -> int:
-        """The rule's."""
+        """As the rule."""
         return self.credit.min_group
 
+    @property
+    def handles_given(self) -> bool:
+        """As the rule."""
+        return self.credit.handles_given
+
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Assign, then modify."""
+        """Assign credit, then modify it."""
         credited = self.credit(groups)
         for modifier in self.modifiers:
             credited = modifier(groups, credited)
@@ -51,8 +57,8 @@ class Modified:
 
 
 @dataclass(frozen=True, slots=True)
-class Whiten:
-    """Subtract the batch's mean and divide by its standard deviation, ``(A - mean) / sqrt(var + eps)``, with Bessel's correction."""
+class Whiten(Modifier):
+    """``(A - mean) / sqrt(var + eps)`` over the batch, with Bessel's correction."""
 
     per: Unit = "turn"
     eps: float = 1e-8
@@ -63,12 +69,13 @@ class Whiten:
     ) -> list[tuple[Credited, ...]]:
         """Return advantages with mean 0 and variance 1; fewer than two units give 0."""
         mean, variance = _moments(groups, credited, self.per)
-        return _affine(credited, shift=-mean, factor=1.0 / float(np.sqrt(variance + self.eps)))
+        factor = 1.0 / float(np.sqrt(variance + self.eps))
+        return with_advantages(groups, credited, lambda _, advantages_T: (advantages_T - mean) * factor)
 
 
 @dataclass(frozen=True, slots=True)
-class UnitDeviation:
-    """Divide by the batch's standard deviation and keep the zero: what was better than its baseline stays so."""
+class UnitDeviation(Modifier):
+    """Divides by the batch's standard deviation and keeps the zero, so no advantage changes its sign."""
 
     per: Unit = "turn"
     eps: float = 1e-8
@@ -77,18 +84,18 @@ class UnitDeviation:
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return advantages with variance 1; a batch without variance is left alone."""
+        """Return advantages with variance 1; a batch without variance is returned unchanged."""
         _, variance = _moments(groups, credited, self.per)
-        return _affine(
-            credited,
-            shift=0.0,
-            factor=1.0 / float(np.sqrt(variance + self.eps)) if 0.0 < variance < math.inf else 1.0,
-        )
+        factor = 1.0 / float(np.sqrt(variance + self.eps)) if 0.0 < variance < math.inf else 1.0
+        return with_advantages(groups, credited, lambda _, advantages_T: advantages_T * factor)
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
-    """Multiply by a constant. 0 and -1 are the controls of a claim to learn: the first must stay flat, the second fall."""
+class ScaleAdvantages(Modifier):
+    """Multiplies by a constant.
+
+    0 and -1 are control experiments: with 0 nothing may improve, with -1 success must fall.
+    """
 
     factor: float
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -97,26 +104,16 @@ class Scale:
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
         """Return scaled advantages."""
-        return _affine(credited, shift=0.0, factor=self.factor)
-
-
-def _affine(
-    credited: Sequence[tuple[Credited, ...]], *, shift: float, factor: float
-) -> list[tuple[Credited, ...]]:
-    """Return ``(A + shift) * factor``, computed in float64; the critic's targets are untouched."""
-    return [
-        tuple(
-            replace(one, advantages_T=floats((one.advantages_T.astype(np.float64) + shift) * factor))
-            for one in group
-        )
-        for group in credited
-    ]
+        return with_advantages(groups, credited, lambda _, advantages_T: advantages_T * self.factor)
 
 
 def _moments(
     groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]], per: Unit
 ) -> tuple[float, float]:
-    """Return the mean, and the variance with Bessel's correction, over the batch's units; fewer than two have an infinite variance."""
+    """Return the mean and the variance (with Bessel's correction) over the batch's units.
+
+    Fewer than two units have an infinite variance.
+    """
     values: list[Array] = [np.zeros(0)]
     weights: list[Array] = [np.zeros(0)]
     for scored, one in (
@@ -135,9 +132,9 @@ def _moments(
     total = float(weights_T.sum())
     if total <= 0.0:
         return 0.0, math.inf
-    shifted_T = values_T - values_T[0]  # equal values then have exactly no variance
+    shifted_T = values_T - values_T[0]  # so that equal values have a variance of exactly 0
     offset = float(weights_T @ shifted_T) / total
     squares = float(weights_T @ (shifted_T - offset) ** 2)
     return float(values_T[0]) + offset, squares / (
         total - 1.0
-    ) if total > 1.5 else math.inf  # weights are sums of fractions
+    ) if total > 1.5 else math.inf  # not 1: weights are sums of fractions, with rounding errors

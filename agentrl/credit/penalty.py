@@ -1,4 +1,4 @@
-"""KL inside the reward: what a turn is paid, less its divergence from the reference model."""
+"""KL inside the reward: a turn's reward minus its divergence from the reference model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
 
 
 @dataclass(frozen=True, slots=True)
-class KLPenalty:
-    """Pay ``credit`` with the ledger plus ``-coef * sum_t (log pi_old - log pi_ref)`` of each turn's tokens (k1, nats).
+class KLPenalty(Credit):
+    """Adds ``-coef * sum_t (log pi_old - log pi_ref)`` over each turn's tokens to the rewards.
 
-    Here the k1 estimator belongs: its expected gradient as a loss is zero, while in the return it makes the policy gradient that of the
-    expected return minus ``coef`` times the divergence (Ziegler et al. 2019, eq. 2). Log-ratios are cut at 20.
+    ``credit`` sees it as the component ``kl`` (k1, nats). The k1 estimator belongs here: as a loss its
+    expected gradient is zero, while in the return it makes the policy gradient that of the expected return
+    minus ``coef`` times the divergence (Ziegler et al. 2019, eq. 2). Log-ratios are cut at 20.
     """
 
     credit: Credit
@@ -25,13 +26,18 @@ class KLPenalty:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the rule needs, and the reference."""
+        """The needs of ``credit``, and the reference's log-probabilities."""
         return self.credit.needs | {"ref_logprobs"}
 
     @property
     def min_group(self) -> int:
-        """The rule's."""
+        """As ``credit``."""
         return self.credit.min_group
+
+    @property
+    def handles_given(self) -> bool:
+        """As ``credit``."""
+        return self.credit.handles_given
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
         """Assign credit for the penalised rewards."""

@@ -1,4 +1,4 @@
-"""Return-to-go per turn, minus a baseline: REINFORCE whose action is the turn."""
+"""Return-to-go per turn, minus a baseline: REINFORCE with the turn as the action."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from agentrl.types import Credited, Need, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
-class TurnReturn:
-    """``A_n = G_n - b_n`` for every token of turn ``n``, with ``G_n`` the discounted return from turn ``n`` on (Williams 1992).
+class TurnReturn(Credit):
+    """``A_n = G_n - b_n`` for every token of turn ``n`` (Williams 1992).
 
-    An episode that a limit truncated has the return that it was paid: the limit belongs to the task.
+    ``G_n`` is the discounted return from turn ``n`` on. An episode that a limit truncated has the return that
+    it was paid: the limit belongs to the task.
     """
 
     gamma: float = 1.0
-    """Discount per turn. Below 1, the weight ``gamma**n`` of turn ``n`` itself is left out, as everywhere in practice."""
+    """Discount per turn. Below 1, the weight ``gamma**n`` of turn ``n`` itself is left out, as is usual in
+    practice."""
     baseline: Baseline = field(default_factory=NoBaseline)
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     @property
     def min_group(self) -> int:
-        """The baseline's."""
+        """As the baseline."""
         return self.baseline.min_group
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
@@ -45,22 +47,24 @@ class TurnReturn:
 
 
 def turn_rloo(*, gamma: float = 0.97) -> Modified:
-    """Turn RLOO: the discounted return from a turn on, minus the mean start return of the others, over the batch's deviation.
+    """Return turn RLOO: the return from a turn on minus the mean start return of the others.
 
-    Unbiased up to the common scale, needs no critic, and cheap: one pass, one step.
+    Returns are discounted per turn, and the difference is divided by the batch's deviation. Unbiased up to a
+    common scale, and cheap: it needs no critic, one forward pass and one optimiser step.
     """
     return Modified(TurnReturn(gamma, OthersStart()), (UnitDeviation(),))
 
 
 def reinforce_plus_plus(*, kl: float = 0.0) -> Modified:
-    """REINFORCE++ (Hu 2025): undiscounted return-to-go, less ``kl`` times the divergence from the reference, whitened over the batch.
+    """Return REINFORCE++ (Hu 2025): undiscounted return-to-go, whitened over the batch.
 
-    The batch is the baseline, so it needs many tasks of like difficulty in an update.
+    ``kl`` times the divergence from the reference is subtracted from the rewards. The batch is the baseline,
+    so an update needs many tasks of similar difficulty.
     """
     credit: Credit = TurnReturn()
     return Modified(KLPenalty(credit, kl) if kl else credit, (Whiten(per="token"),))
 
 
 def reinforce_plus_plus_baseline() -> Modified:
-    """REINFORCE++ with baseline (Hu 2025): centred in the group, then whitened over the batch."""
+    """Return REINFORCE++ with baseline (Hu 2025): centred in the group, then whitened over the batch."""
     return Modified(DrGRPO(), (Whiten(per="token"),))

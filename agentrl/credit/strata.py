@@ -1,23 +1,26 @@
-"""Credit among likes: episodes are compared with those of their group that are built the same way."""
+"""Stratified credit: episodes are compared with those of their group that have the same structure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from agentrl.credit.turns import Array, checked, per_episode, standardised
-from agentrl.types import Credited, Need, ScoredGroup, Trajectory
+from agentrl.credit.group import GroupCredit
+from agentrl.credit.turns import Array, per_episode, standardised
+from agentrl.types import Credited, ScoredGroup, Trajectory
 
 Stratum = Callable[[Trajectory], Hashable]
-"""What episodes must share to be compared."""
+"""What episodes must have in common to be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class CountOf:
-    """Stratum: the number of turns on which ``signal`` was positive, such as searches or tool calls; at most ``most``."""
+    """Stratum: the number of turns on which ``signal`` was positive, at most ``most``.
+
+    For example, the number of searches or tool calls.
+    """
 
     signal: str
     most: int = 8
@@ -33,27 +36,23 @@ def num_turns(trajectory: Trajectory) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Stratified:
-    """``A = alpha * A_stratum + (1 - alpha) * A_group`` ("Stratified GRPO", 2025; its alpha was not found, 0.8 is ours).
+class Stratified(GroupCredit):
+    """``A = alpha * A_stratum + (1 - alpha) * A_group`` ("Stratified GRPO", 2025).
 
-    A standard score over the whole group is the one within the stratum plus the stratum's offset from the group: what agents are paid for
-    being of another kind. Taking it out lowers the noise between kinds; taking it out wholly (``alpha=1``) also takes out the only signal
-    that another kind is better, so keep some. A stratum of fewer than ``min_stratum`` gives 0. Do not combine with a reward that already
-    contrasts the kinds.
+    The paper's alpha was not found; 0.8 is ours. A standard score over the whole group consists of the score
+    within the stratum and the stratum's offset from the group: what agents are paid for being of another
+    kind. Removing the offset lowers the noise between kinds; removing all of it (``alpha=1``) also removes
+    the only signal that another kind is better, so keep some. A stratum with fewer than ``min_stratum``
+    episodes gives 0. Do not combine with a reward that already contrasts the kinds.
     """
 
     stratum: Stratum
     alpha: float = 0.8
     min_stratum: int = 2
     eps: float = 1e-6
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    min_group: ClassVar[int] = 2
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each episode with the blend of its two standard scores."""
-        return [self._group(group) for group in checked(groups)]
-
-    def _group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+    def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
+        """Credit each episode with the weighted mean of its two standard scores."""
         returns_G = np.array([scored.rewards_N.sum() for scored in group])
         blend_G = self.alpha * self._within(group, returns_G) + (1.0 - self.alpha) * standardised(
             returns_G, ddof=1, eps=self.eps

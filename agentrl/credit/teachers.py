@@ -1,27 +1,31 @@
-"""Learning from a teacher's opinion of one's own tokens: the same model told more (privileged information), or a larger one.
+"""Learning from a teacher's log-probabilities of the policy's own tokens.
 
-``teacher_logprobs`` are those of ``Stage.teacher`` for the tokens that the policy sampled. The rules are modifiers: what they add stands
-beside, or in the place of, what rewards are worth.
+The teacher is the same model with additional information in its prompt (privileged information), or a larger
+model. ``teacher_logprobs`` are those of ``Stage.teacher`` for the tokens that the policy sampled. The rules
+are modifiers: they add to the advantages from rewards, or replace them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from agentrl.credit.turns import Array, checked
-from agentrl.types import Credited, Need, Scored, ScoredGroup, floats, stand_in
+from agentrl.credit import Modifier
+from agentrl.credit.turns import Array, checked, with_advantages
+from agentrl.types import Credited, Need, Scored, ScoredGroup, stand_in
 
 
 @dataclass(frozen=True, slots=True)
-class OPSD:
-    """``A + beta * (log pi_T - log pi_S)`` per token: on-policy self-distillation (pi-Distill's companion; from descriptions that agree).
+class OPSD(Modifier):
+    """``A + beta * (log pi_T - log pi_S)`` per token: on-policy self-distillation.
 
-    The student plays without the information that the teacher sees; both are the same weights, so nothing larger is needed. It maximises
-    ``E[R] - beta * KL(pi_S || pi_T)``. A large divergence at the start foretells failure: choose information that the student could act on.
+    pi-Distill's companion; from descriptions that agree. The student plays without the information that the
+    teacher sees. Both have the same weights, so no larger model is needed. It maximises
+    ``E[R] - beta * KL(pi_S || pi_T)``. A large divergence at the start predicts failure: choose information
+    that the student could act on.
     """
 
     beta: float = 0.25
@@ -30,35 +34,36 @@ class OPSD:
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the advantages with the teacher's opinion added."""
+        """Return the advantages plus the teacher's preference."""
         checked(groups, self.needs)
-        return _mapped(
+        return with_advantages(
             groups, credited, lambda scored, advantages_T: advantages_T + self.beta * _preference(scored)
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Distil:
-    """``-((log pi - log base) - lam * (log pi_T - log base))`` in the place of the advantage (G-OPD; ``lam`` 1.25: ExOPD).
+class Distil(Modifier):
+    """``-((log pi - log base) - lam * (log pi_T - log base))`` replaces the advantage.
 
-    ``lam = 1`` is on-policy distillation, ``log pi_T - log pi``, and needs no base. Above 1 the student goes beyond the teacher, along what
-    training did to the teacher; ``base`` is the reference model of the stage.
+    G-OPD; with ``lam`` 1.25: ExOPD. ``lam = 1`` is on-policy distillation, ``log pi_T - log pi``, and needs
+    no base. Above 1 the student goes beyond the teacher, in the direction in which training moved the
+    teacher; ``base`` is the reference model of the stage.
     """
 
     lam: float = 1.0
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The teacher, and the base where it is extrapolated from."""
+        """The teacher's log-probabilities, and the base model's if ``lam`` is not 1."""
         wanted: set[Need] = {"old_logprobs", "teacher_logprobs"}
         return frozenset(wanted | ({"ref_logprobs"} if self.lam != 1.0 else set()))
 
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the teacher's advantages."""
+        """Return advantages from the teacher alone."""
         checked(groups, self.needs)
-        return _mapped(groups, credited, lambda scored, _: self._advantages(scored))
+        return with_advantages(groups, credited, lambda scored, _: self._advantages(scored))
 
     def _advantages(self, scored: Scored) -> Array:
         if self.lam == 1.0:
@@ -71,10 +76,12 @@ class Distil:
 
 
 @dataclass(frozen=True, slots=True)
-class TowardStudent:
-    """``A + beta * (log pi_S - log pi_T)`` for the tokens of a teacher: it maximises ``E_T[R] - beta * KL(pi_T || sg pi_S)`` (pi-Distill).
+class TowardStudent(Modifier):
+    """``A + beta * (log pi_S - log pi_T)`` for the tokens of a teacher (pi-Distill).
 
-    The groups are those of ``guidance.privileged.Privileged``: each teacher has its student, whose advantages stay as they are.
+    It maximises ``E_T[R] - beta * KL(pi_T || sg pi_S)``. The groups are those of
+    ``guidance.privileged.Privileged``: each teacher's trajectory has a student's, whose advantages are
+    unchanged.
     """
 
     beta: float = 0.25
@@ -83,11 +90,14 @@ class TowardStudent:
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the advantages with what the student thinks added; one without a student keeps its own."""
+        """Return the advantages plus the student's preference.
+
+        A trajectory without a student keeps its advantages.
+        """
         checked(groups, self.needs)
         given = [one for group in groups for one in group if one.trajectory.given]
         students = {(one.trajectory.task.id, stand_in(one.trajectory.sample)): one for one in given}
-        return _mapped(
+        return with_advantages(
             groups,
             credited,
             lambda scored, advantages_T: advantages_T + self.beta * self._pull(scored, students),
@@ -106,17 +116,3 @@ def _preference(scored: Scored) -> Array:
     assert scored.teacher_logprobs_T is not None
     assert scored.old_logprobs_T is not None
     return np.asarray(scored.teacher_logprobs_T.astype(np.float64) - scored.old_logprobs_T)
-
-
-def _mapped(
-    groups: Sequence[ScoredGroup],
-    credited: Sequence[tuple[Credited, ...]],
-    rule: Callable[[Scored, Array], Array],
-) -> list[tuple[Credited, ...]]:
-    return [
-        tuple(
-            replace(one, advantages_T=floats(rule(scored, one.advantages_T.astype(np.float64))))
-            for scored, one in zip(group, credit, strict=True)
-        )
-        for group, credit in zip(groups, credited, strict=True)
-    ]

@@ -1,8 +1,9 @@
-"""The few array operations that credit rules share, in float64: from a number per turn to a number per action token."""
+"""Array operations that credit rules share, in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -12,11 +13,14 @@ from agentrl.types import Credited, End, FloatArray, IntArray, Need, Scored, Sco
 
 Array = npt.NDArray[np.float64]
 Singleton = Literal["zero", "raw"]
-"""What a group of one is credited: nothing (it has nobody to be compared with), or its raw return, as some published code does."""
+"""What a group of one is credited: zero, as there is nothing to compare with, or its raw return, as some
+published code does."""
 
 
 def returns_to_go(rewards_N: Array, *, gamma: float) -> Array:
-    """Discounted return from each turn on, ``G_n = r_n + gamma * G_{n+1}`` (Sutton & Barto 2018, eq. 3.9).
+    """Return the discounted return from each turn on, ``G_n = r_n + gamma * G_{n+1}``.
+
+    Sutton & Barto 2018, eq. 3.9.
 
     >>> returns_to_go(np.array([0.0, 0.0, 1.0]), gamma=0.5)
     array([0.25, 0.5 , 1.  ])
@@ -30,7 +34,7 @@ def returns_to_go(rewards_N: Array, *, gamma: float) -> Array:
 
 
 def spread(per_turn_N: Array, num_tokens_N: IntArray) -> FloatArray:
-    """Give each action token the number of its turn; a turn without tokens vanishes.
+    """Repeat each turn's number for each of its action tokens; turns without tokens are dropped.
 
     >>> spread(np.array([0.5, 9.0, -1.0]), np.array([2, 0, 1], dtype=np.int32))
     array([ 0.5,  0.5, -1. ], dtype=float32)
@@ -39,7 +43,7 @@ def spread(per_turn_N: Array, num_tokens_N: IntArray) -> FloatArray:
 
 
 def centred(values: Array) -> Array:
-    """Subtract the mean; values that are all equal give exactly 0, not a rounding error.
+    """Subtract the mean; if all values are equal, the result is exactly 0 and not a rounding error.
 
     >>> centred(np.array([0.1, 0.1, 0.1]))
     array([0., 0., 0.])
@@ -49,7 +53,9 @@ def centred(values: Array) -> Array:
 
 
 def standardised(values: Array, *, ddof: int, eps: float | None) -> Array:
-    """Subtract the mean and divide by ``std + eps``; ``eps`` None: do not divide. Fewer than two values, and equal ones, give exactly 0.
+    """Subtract the mean and divide by ``std + eps``; with ``eps`` None, do not divide.
+
+    Fewer than two values, and values that are all equal, give exactly 0.
 
     >>> standardised(np.array([1.0, 3.0]), ddof=0, eps=0.0)
     array([-1.,  1.])
@@ -61,7 +67,10 @@ def standardised(values: Array, *, ddof: int, eps: float | None) -> Array:
 
 
 def checked(groups: Sequence[ScoredGroup], needs: frozenset[Need] = frozenset()) -> Sequence[ScoredGroup]:
-    """Return ``groups`` after asserting what the loop owes to credit: no failed episode, and every measurement that is needed."""
+    """Return ``groups`` after asserting what the training loop guarantees to credit rules.
+
+    That is: no failed episode, and every measurement that is needed.
+    """
     for scored in (one for group in groups for one in group):
         name = f"{scored.trajectory.task.id}#{scored.trajectory.sample}"
         assert scored.trajectory.end is not End.FAILED, f"a failed episode reached credit: {name}"
@@ -72,6 +81,25 @@ def checked(groups: Sequence[ScoredGroup], needs: frozenset[Need] = frozenset())
                 f"{need} of {name} are not one per action token"
             )
     return groups
+
+
+def with_advantages(
+    groups: Sequence[ScoredGroup],
+    credited: Sequence[tuple[Credited, ...]],
+    rule: Callable[[Scored, Array], npt.NDArray[np.floating]],
+) -> list[tuple[Credited, ...]]:
+    """Replace the advantages of each trajectory by ``rule(scored, advantages_T)``.
+
+    ``rule`` is called once for each trajectory, in order, with the advantages in float64. The critic's
+    targets are unchanged.
+    """
+    return [
+        tuple(
+            replace(one, advantages_T=floats(rule(scored, one.advantages_T.astype(np.float64))))
+            for scored, one in zip(group, credit, strict=True)
+        )
+        for group, credit in zip(groups, credited, strict=True)
+    ]
 
 
 def per_episode(group: ScoredGroup, advantages_G: Array) -> tuple[Credited, ...]:

@@ -1,29 +1,32 @@
-"""Weights on finished advantages: how much a turn or a token counts, whatever it was worth."""
+"""Modifiers that weigh finished advantages: how much a turn or token counts, whatever its reward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from agentrl.credit import Modifier
 from agentrl.credit.components import component
-from agentrl.credit.turns import Array, checked, spread
+from agentrl.credit.turns import Array, checked, spread, with_advantages
 from agentrl.errors import ConfigError
-from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
+from agentrl.types import Credited, Need, Scored, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
-class Duration:
-    """Weigh each turn with its duration over the batch's mean (Yang et al. 2025, "RL for machine-learning-engineering agents").
+class DurationWeights(Modifier):
+    """Weighs each turn with its duration divided by the batch's mean duration.
 
-    Where actors play on their own and whoever is done is trained on, quick actions are over-represented in proportion to one over their
-    duration; this takes it out. Episodes that are waited for, as with ``max_staleness = 0``, have no such bias: do not use it there.
+    Yang et al. 2025, "RL for machine-learning-engineering agents". If episodes are trained on as soon as they
+    end, quick actions are over-represented, in proportion to the inverse of their duration; these weights
+    correct that. If all episodes of an update are waited for, as with ``max_staleness = 0``, there is no such
+    bias: do not use it there.
 
-    ``signal`` names a measured duration; empty: the wall clock of acting and stepping, which does not repeat from run to run. Weights are
-    at most ``max_weight``; a duration of 0 counts as ``min_s``.
+    ``signal`` names a measured duration; empty uses the wall-clock time of acting and stepping, which differs
+    between runs. Weights are at most ``max_weight``; a duration below ``min_s`` counts as ``min_s``.
     """
 
     signal: str = ""
@@ -41,7 +44,11 @@ class Duration:
         weights = iter(
             [np.minimum(seconds_N / mean, self.max_weight) for group in taken for seconds_N in group]
         )
-        return _weighted(groups, credited, lambda scored: spread(next(weights), scored.num_tokens_N))
+        return with_advantages(
+            groups,
+            credited,
+            lambda scored, advantages_T: advantages_T * spread(next(weights), scored.num_tokens_N),
+        )
 
     def _durations(self, scored: Scored) -> Array:
         turns = scored.trajectory.turns
@@ -54,12 +61,14 @@ class Duration:
 
 
 @dataclass(frozen=True, slots=True)
-class ConflictTokens:
-    """Take the conflict out of what successes and failures of a group have in common (GTPO, Simoni et al. 2025).
+class ConflictTokens(Modifier):
+    """Weighs tokens that successes and failures of a group have in common (GTPO, Simoni et al. 2025).
 
-    A conflict token stands at the same place with the same value in an episode with a positive advantage and in one with a negative, in an
-    unbroken row of such from the beginning or from the end. It counts ``up`` times where it was good and ``down`` times where it was bad:
-    failures do not unlearn what successes also say. Places are counted over the action tokens of the whole episode.
+    A conflict token is at the same position and has the same value in an episode with a positive advantage
+    and in one with a negative one, within an unbroken run of such tokens from the beginning or the end of the
+    episode. It is multiplied by ``up`` in the episode with the positive advantage and by ``down`` in the
+    other, so that failures do not unlearn what successes also contain. Positions are counted over the action
+    tokens of the whole episode.
     """
 
     up: float = 2.0
@@ -69,7 +78,7 @@ class ConflictTokens:
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the weighted advantages; a group with one kind of episode only is left alone."""
+        """Return the weighted advantages; a group whose advantages all have the same sign is unchanged."""
         weights = iter(
             [
                 weight
@@ -77,7 +86,7 @@ class ConflictTokens:
                 for weight in self._weights(group, credit)
             ]
         )
-        return _weighted(groups, credited, lambda scored: next(weights))
+        return with_advantages(groups, credited, lambda scored, advantages_T: advantages_T * next(weights))
 
     def _weights(self, group: ScoredGroup, credit: Sequence[Credited]) -> list[Array]:
         tokens = [
@@ -95,10 +104,11 @@ class ConflictTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepVaried:
-    """Of each group keep the ``num`` episodes whose advantages vary most, the best and the worst; the others count 0 (D3S).
+class KeepVaried(Modifier):
+    """Keeps the ``num`` episodes of each group whose advantages vary most, the best and the worst (D3S).
 
-    Chosen after credit, so the others still were the baseline; advantages are not centred again.
+    The other episodes get 0. The choice is made after credit, so they were still part of the baseline;
+    advantages are not centred again.
     """
 
     num: int
@@ -106,12 +116,12 @@ class KeepVaried:
 
     def __post_init__(self) -> None:
         if self.num < 2:
-            raise ConfigError(f"a spread needs at least 2 episodes; found num={self.num}")
+            raise ConfigError(f"KeepVaried keeps at least 2 episodes; found num={self.num}")
 
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the advantages of those that are kept, and zeros."""
+        """Return the advantages of the episodes that are kept, and zeros for the others."""
         kept = iter(
             [
                 float(i in most_varied(_means(credit), self.num))
@@ -119,12 +129,15 @@ class KeepVaried:
                 for i in range(len(credit))
             ]
         )
-        return _weighted(groups, credited, lambda scored: np.full(scored.trajectory.num_tokens, next(kept)))
+        return with_advantages(groups, credited, lambda scored, advantages_T: advantages_T * next(kept))
 
 
 @dataclass(frozen=True, slots=True)
-class KeepTokens:
-    """Keep the ``share`` of an episode's tokens with the largest ``|A| * entropy``; the others count 0 (D3S)."""
+class KeepTokens(Modifier):
+    """Keeps the ``share`` of an episode's tokens with the largest ``|A| * entropy`` (D3S).
+
+    The other tokens get 0.
+    """
 
     share: float = 0.2
     needs: ClassVar[frozenset[Need]] = frozenset({"entropies"})
@@ -138,30 +151,29 @@ class KeepTokens:
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the advantages of the tokens that are kept, and zeros; ties are decided by place."""
-        checked(groups, self.needs)
-        return [
-            tuple(
-                replace(one, advantages_T=floats(one.advantages_T * self._kept(scored, one)))
-                for scored, one in zip(group, credit, strict=True)
-            )
-            for group, credit in zip(groups, credited, strict=True)
-        ]
+        """Return the advantages of the tokens that are kept, and zeros for the others.
 
-    def _kept(self, scored: Scored, one: Credited) -> Array:
+        Of equal tokens the earlier is kept.
+        """
+        checked(groups, self.needs)
+        return with_advantages(groups, credited, self._kept)
+
+    def _kept(self, scored: Scored, advantages_T: Array) -> Array:
         assert scored.entropies_T is not None
-        scores_T = np.abs(one.advantages_T.astype(np.float64)) * scored.entropies_T
+        scores_T = np.abs(advantages_T) * scored.entropies_T
         kept_T = np.zeros(len(scores_T))
         kept_T[np.argsort(-scores_T, kind="stable")[: int(np.ceil(self.share * len(scores_T)))]] = 1.0
-        return kept_T
+        return advantages_T * kept_T
 
 
 @dataclass(frozen=True, slots=True)
-class Attribution:
-    """Weigh each turn by how clearly what is known up to it foretells the outcome (OREAL, Lyu et al. 2025; there by token).
+class Attribution(Modifier):
+    """Weighs each turn by how clearly the process reward up to it predicts the outcome.
 
-    With ``p_n = sigmoid(mean of the component over turns 0 to n)``, the opinion of a process reward in logits, positive advantages are
-    multiplied with ``(p_n - threshold) / (1 - threshold)``, cut to [0, 1], and negative ones with the same of ``1 - p_n``.
+    OREAL, Lyu et al. 2025; there by token. With ``p_n = sigmoid(mean of the component over turns 0 to n)``,
+    where the component is a process reward in logits, positive advantages are multiplied by
+    ``(p_n - threshold) / (1 - threshold)``, clipped to [0, 1], and negative ones by the same expression of
+    ``1 - p_n``.
     """
 
     component: str
@@ -171,7 +183,8 @@ class Attribution:
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold < 1.0:
             raise ConfigError(
-                f"the threshold of an attribution must be at least 0 and below 1; found {self.threshold}; usual is 0.5"
+                f"the threshold of Attribution must be at least 0 and below 1; found {self.threshold}; "
+                "0.5 is usual"
             )
 
     def __call__(
@@ -184,7 +197,7 @@ class Attribution:
         """
         flat = (one for credit in credited for one in credit)
         weights = iter([self._weights(scored, next(flat)) for group in groups for scored in group])
-        return _weighted(groups, credited, lambda scored: next(weights))
+        return with_advantages(groups, credited, lambda scored, advantages_T: advantages_T * next(weights))
 
     def _weights(self, scored: Scored, one: Credited) -> Array:
         opinions_N = component(scored, self.component)
@@ -199,7 +212,9 @@ class Attribution:
 
 
 def most_varied(values: Array, num: int) -> list[int]:
-    """Return the places of ``num`` values with the largest variance: some of the highest and some of the lowest, exactly.
+    """Return the indices of the ``num`` values with the largest variance, exactly.
+
+    They are some of the highest and some of the lowest values.
 
     >>> most_varied(np.array([-1.2, -0.9, -0.1, 0.0, 0.1, 0.4, 0.9, 1.6]), 4)
     [0, 1, 6, 7]
@@ -219,23 +234,8 @@ def _means(credit: Sequence[Credited]) -> Array:
 
 
 def _common_ends(one_T: npt.NDArray[np.int32], other_T: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Return the places of ``one_T`` in its longest common prefix and suffix with ``other_T``."""
+    """Return the positions in ``one_T`` of its longest common prefix and suffix with ``other_T``."""
     length = min(len(one_T), len(other_T))
     front = int(np.logical_and.accumulate(one_T[:length] == other_T[:length]).sum())
     back = int(np.logical_and.accumulate(one_T[::-1][:length] == other_T[::-1][:length]).sum())
     return np.unique(np.concatenate([np.arange(front), np.arange(len(one_T) - back, len(one_T))]))
-
-
-def _weighted(
-    groups: Sequence[ScoredGroup],
-    credited: Sequence[tuple[Credited, ...]],
-    weight: Callable[[Scored], npt.NDArray[np.floating]],
-) -> list[tuple[Credited, ...]]:
-    """Multiply advantages with ``weight(scored)``, one number per token, called once for each trajectory in order."""
-    return [
-        tuple(
-            replace(one, advantages_T=floats(one.advantages_T.astype(np.float64) * weight(scored)))
-            for scored, one in zip(group, credit, strict=True)
-        )
-        for group, credit in zip(groups, credited, strict=True)
-    ]

@@ -20,7 +20,7 @@ from agentrl.learner.forward import TrainingForward
 from agentrl.learner.meter import Meter
 from agentrl.losses import LossInputs
 from agentrl.losses.objective import Objective
-from agentrl.losses.tis import weighed
+from agentrl.losses.tis import weight_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class UpdateLoss:
                 .detach()
                 .masked_fill(micro.given_A, 1.0)
             )
-            self.meter.tokens(weighed(self.objective.off_policy, off_policy_A))
+            self.meter.tokens(weight_metrics(self.objective.off_policy, off_policy_A))
             loss_A = off_policy_A * loss_A
         loss = (weights[0] * loss_A).sum()
         for regulariser, weights_A in zip(self.objective.regularisers, weights[1:], strict=True):

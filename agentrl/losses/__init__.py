@@ -3,11 +3,15 @@
 Legend: ``A`` the action tokens of a micro-batch, sequence after sequence, in order of time.
 
 The loss of an update is ``sum_A weights_A * (loss_A + sum of regularisers_A)``. ``weights_A`` comes from an ``Aggregation`` that has
-seen the lengths of the *whole* batch, so the sum over micro-batches is the loss of the batch, whatever the split.
+seen the lengths of the *whole* batch, so the sum over micro-batches is the loss of the batch, however it is split.
+
+Losses and off-policy weights inherit from ``Loss`` and ``OffPolicy``: what a class does not define has the default given there. An
+``Aggregation`` may be a plain function.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,20 +20,21 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from agentrl.types import Need
+from agentrl.types import Json, Need
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are cut here: ``exp`` of what lies beyond is no number to learn from."""
+"""Bound of log-ratios in nats, on either side: the exponential of a larger one is useless for learning."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossInputs:
-    """What a loss may look at, every tensor of shape ``[A]``. Sequences are never split between micro-batches.
+    """What a loss may look at; every tensor has the shape ``[A]``. Sequences are never split between micro-batches.
 
-    ``old_logprobs_A``: the learner's own at the start of the update where somebody needs ``old_logprobs``, else ``behaviour_logprobs_A``,
-    those of the distribution that sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the sequences, turns and groups of the
-    micro-batch from 0; a group is whole where the loss asks for ``whole_groups``, else any part of it. ``given_A``: whether the token was
-    given, rather than sampled by the policy from this context (``None``: none was); its ``behaviour_logprobs_A`` are of another context.
+    ``old_logprobs_A``: the learner's own at the start of the update if a part needs ``old_logprobs``, else
+    ``behaviour_logprobs_A``, those of the distribution that sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the
+    sequences, turns and groups of the micro-batch from 0; a group is whole if the loss sets ``whole_groups``, otherwise it may be
+    any part of a group. ``given_A``: whether the token was given, rather than sampled by the policy from this context (``None``: no
+    token was); the ``behaviour_logprobs_A`` of given tokens belong to another context.
     """
 
     logprobs_A: Tensor
@@ -48,25 +53,8 @@ Terms = tuple[Tensor, Mapping[str, Tensor]]
 """A per-token loss ``[A]``, and named per-token measurements ``[A]`` that are averaged over the update's tokens."""
 
 
-class Loss(Protocol):
-    """A policy loss, or a regulariser: the same shape, so they add.
-
-    One that compares the sequences of a group says so with a class attribute ``whole_groups = True``: groups then stay together in
-    minibatches and micro-batches, even where one is above the token budget.
-    """
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Measurements that must be present in ``LossInputs``."""
-        ...
-
-    def __call__(self, x: LossInputs) -> Terms:
-        """Return the per-token loss and measurements."""
-        ...
-
-
 class Aggregation(Protocol):
-    """From the lengths of a batch to a weight per token."""
+    """Computes a weight per token from the lengths of a batch."""
 
     def __call__(self, turn_lengths: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
         """Return ``weights_A`` for the batch; ``turn_lengths[i][k]`` is the number of action tokens in turn ``k`` of sequence ``i``.
@@ -76,9 +64,66 @@ class Aggregation(Protocol):
         ...
 
 
-class OffPolicy(Protocol):
-    """How much each token of another sampler counts."""
+class Loss(Protocol):
+    """A policy loss or a regulariser: both have the same shape, so they can be added."""
 
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Need]:
+        """Measurements that must be present in ``LossInputs``."""
+
+    @abstractmethod
+    def __call__(self, x: LossInputs) -> Terms:
+        """Return the per-token loss and measurements."""
+
+    @property
+    def aggregate(self) -> Aggregation | None:
+        """A regulariser's own aggregation; ``None`` uses the objective's."""
+        return None
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether it compares the sequences of a group.
+
+        Groups then stay together in minibatches and micro-batches, even a group that exceeds the token budget.
+        """
+        return False
+
+    @property
+    def handles_given(self) -> bool:
+        """Whether it treats given tokens (``LossInputs.given_A``) differently from those that the policy sampled."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it looks back on earlier updates. Its state is then kept in checkpoints; for regularisers only."""
+        return False
+
+    def observe(self, means: Mapping[str, float]) -> None:
+        """Learn from an update: ``means`` holds the means of its measurements over the update's action tokens."""
+        return
+
+    def state_dict(self) -> Mapping[str, Json]:
+        """Return what must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore what ``state_dict`` returned."""
+        return
+
+
+class OffPolicy(Protocol):
+    """Weighs each token by how far the policy that sampled it differs from the learner's."""
+
+    __slots__ = ()
+
+    @property
+    def cap(self) -> float | None:
+        """The largest weight; ``None`` if weights have no bound."""
+        return None
+
+    @abstractmethod
     def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
         """Return a weight per token ``[A]``, without gradient."""
-        ...

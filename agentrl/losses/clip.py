@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 
 from agentrl.errors import ConfigError
-from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
+from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class Clip(Loss):
     """``max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` with ``rho = pi / pi_old`` (Schulman et al. 2017, eq. 7).
 
     ``high > low`` is DAPO's clip-higher (Yu et al. 2025). ``dual``: for negative advantages the loss is at most ``-dual * A``

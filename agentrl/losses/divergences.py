@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
+from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
 
 
@@ -35,7 +35,7 @@ def chi_squared(log_ratio_A: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Alpha:
+class AlphaDivergence:
     """``(u**(1 - a) - (1 - a) u - a) / (a (a - 1))``: the alpha divergence, on samples of ``pi_0``."""
 
     a: float = 0.2
@@ -55,7 +55,7 @@ class Alpha:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepFrom:
+class Rehearsal(Loss):
     """``coef * generator(log pi - log pi_0)`` on rows that the reference itself sampled: what it could do is not to be lost (DPH-RL).
 
     Needs no live reference: the rows carry the log-probabilities they were sampled with. Published coefficients are 0.01 to 0.05 for the
@@ -74,7 +74,7 @@ class KeepFrom:
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherKL:
+class TeacherKL(Loss):
     """``coef * (log pi_teacher - log pi)**2 / 2`` on the policy's own tokens (KDRL, Xu et al. 2025): k2, whose gradient is reverse KL's.
 
     ``only_failures`` leaves out tokens with a positive advantage: what succeeds needs no teacher.
@@ -95,7 +95,7 @@ class TeacherKL:
 
 
 @dataclass(frozen=True, slots=True)
-class EntropyTarget:
+class EntropyTarget(Loss):
     """``coef * |H - target|`` per token: push the entropy (nats) towards a target from either side, and not at all within ``slack``."""
 
     target: float

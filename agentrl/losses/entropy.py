@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agentrl.losses import LossInputs, Terms
+from agentrl.losses import Loss, LossInputs, Terms
 from agentrl.types import Need
 
 
 @dataclass(frozen=True, slots=True)
-class EntropyBonus:
+class EntropyBonus(Loss):
     """``-coef * H`` per token, ``H`` in nats over the whole vocabulary (Williams & Peng 1991)."""
 
     coef: float = 0.001

@@ -11,13 +11,13 @@ from typing import ClassVar, cast
 import torch
 
 from agentrl.errors import ConfigError
-from agentrl.losses import Aggregation, LossInputs, Terms
+from agentrl.losses import Aggregation, Loss, LossInputs, Terms
 from agentrl.losses.aggregation import nested_mean
 from agentrl.types import Json, Need
 
 
 @dataclass(slots=True)
-class EPO:
+class EPO(Loss):
     """``-coef * (L_H - phase_k * L_smooth)``: an entropy bonus, less a penalty where the entropy leaves a band around its own history.
 
     ``L_H`` and ``L_smooth`` are nested means (token, turn, trajectory) of ``H_t`` and of
@@ -38,6 +38,7 @@ class EPO:
     history: list[float] = field(default_factory=list)
     aggregate: ClassVar[Aggregation] = staticmethod(nested_mean)
     needs: ClassVar[frozenset[Need]] = frozenset({"entropies"})
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.updates < 1 or not 0.0 <= self.low <= self.high:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses import Aggregation, LossInputs, Terms
+from agentrl.losses import Aggregation, Loss, LossInputs, Terms
 from agentrl.losses.aggregation import token_mean
 from agentrl.losses.ratios import log_ratio, measure
 from agentrl.types import Need
 
 
 @dataclass(frozen=True, slots=True)
-class NFT:
+class NFT(Loss):
     """Negative-aware fine-tuning: successes are imitated, and so is what failures imply of the policy of successes (Chen et al. 2025).
 
     With ``p`` the group's share of successes and ``rho = pi / pi_old`` per token: ``-w log rho`` of a success, and
@@ -70,7 +70,7 @@ class NFT:
 
 
 @dataclass(frozen=True, slots=True)
-class OREAL:
+class OREAL(Loss):
     """``-positive A log pi`` of successes, ``-negative A exp(log pi - sg log pi)`` of failures: two weights (Lyu et al. 2025).
 
     Both have the gradient of a weighted ``-A log pi``; imitation is right for successes whoever sampled them. Advantages are those of
@@ -98,7 +98,7 @@ class OREAL:
 
 
 @dataclass(frozen=True, slots=True)
-class CoPG:
+class CoPG(Loss):
     """Contrastive policy gradient: make all of a group's regularised returns equal, wherever the data came from.
 
     Flet-Berliac et al. 2024; formula from descriptions that agree.
@@ -131,7 +131,7 @@ class CoPG:
 
 
 @dataclass(frozen=True, slots=True)
-class DisCO:
+class DisCO(Loss):
     """Discriminative constrained optimisation: score successes above failures, all groups alike however hard (Li et al. 2025).
 
     The loss is ``-(mean(s+) - tau log mean exp(s- / tau))`` of each group, or with ``tau`` None ``-(mean(s+) - mean(s-))``; ``s`` is a
@@ -185,7 +185,7 @@ class DisCO:
 
 
 @dataclass(frozen=True, slots=True)
-class KLBound:
+class KLBound(Loss):
     """DisCO's constraint: ``[beta (KL - delta)]_+ * KL`` of each group, the bracket without gradient; 0 while ``KL <= delta``.
 
     ``KL`` is that from the old policy, the mean of ``rho - 1 - log rho`` over the group's tokens. Published code takes it over a whole

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
+from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
 
 MAX_K3 = 10.0
@@ -41,7 +41,7 @@ def k3(log_ratio_A: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class KL:
+class KL(Loss):
     """``coef * estimator(log pi - log pi_ref)`` per token."""
 
     coef: float = 0.001

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
+from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
 
 
 @dataclass(frozen=True, slots=True)
-class NegativeLogLikelihood:
+class NegativeLogLikelihood(Loss):
     """``-A log pi``: imitation where the advantages are 1, weighted imitation where they are not."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -21,7 +21,7 @@ class NegativeLogLikelihood:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyGradient:
+class PolicyGradient(Loss):
     """``-A log pi``: REINFORCE, for data that the current policy sampled. Nothing bounds the step when the data are older."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()

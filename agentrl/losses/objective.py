@@ -12,7 +12,7 @@ from agentrl.losses import Aggregation, Loss, OffPolicy
 from agentrl.losses.aggregation import token_mean
 from agentrl.losses.likelihood import NegativeLogLikelihood
 from agentrl.losses.value import ValueLoss
-from agentrl.types import Need, Remembering
+from agentrl.types import Need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,13 @@ class Objective:
         """How the tokens of the loss are added up, and those of each regulariser: its own ``aggregate`` where it has one."""
         return (
             self.aggregate,
-            *(getattr(regulariser, "aggregate", None) or self.aggregate for regulariser in self.regularisers),
+            *(regulariser.aggregate or self.aggregate for regulariser in self.regularisers),
         )
 
     @property
     def whole_groups(self) -> bool:
         """Whether a part compares the sequences of a group, which then stay in one micro-batch."""
-        return any(getattr(part, "whole_groups", False) for part in (self.loss, *self.regularisers))
+        return any(part.whole_groups for part in (self.loss, *self.regularisers))
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -54,6 +54,6 @@ class Objective:
         return self.loss.needs.union(own, *(regulariser.needs for regulariser in self.regularisers))
 
     @property
-    def remembering(self) -> list[Remembering]:
+    def remembering(self) -> list[Loss]:
         """The regularisers that look back on earlier updates; checkpoints keep what they remember."""
-        return [regulariser for regulariser in self.regularisers if isinstance(regulariser, Remembering)]
+        return [regulariser for regulariser in self.regularisers if regulariser.remembers]

@@ -13,7 +13,7 @@ from agentrl.types import Need
 
 
 @dataclass(frozen=True, slots=True)
-class ByOrigin:
+class ByOrigin(Loss):
     """``own`` for tokens that the policy sampled from their context, ``given`` for the others, each times its weight.
 
     Imitate demonstrations beside reinforcement (HPT) or one's own successes at another temperature (AEPO) with ``NegativeLogLikelihood``,
@@ -25,6 +25,7 @@ class ByOrigin:
     given: Loss
     own_weight: float = 1.0
     given_weight: float = 1.0
+    handles_given: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -34,7 +35,7 @@ class ByOrigin:
     @property
     def whole_groups(self) -> bool:
         """Whether either compares the sequences of a group."""
-        return any(getattr(part, "whole_groups", False) for part in (self.own, self.given))
+        return self.own.whole_groups or self.given.whole_groups
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the loss; what each part measures is a mean over its own tokens, and ``given`` the share of those that were given."""
@@ -54,7 +55,7 @@ class ByOrigin:
 
 
 @dataclass(frozen=True, slots=True)
-class FromTeacher:
+class FromTeacher(Loss):
     """``-(pi / pi_T) A - beta * (log pi - log pi_T)``: learn without information what one's informed self did with it (pi-Distill, 2026).
 
     ``pi_T`` is who sampled the tokens, from another prompt: the behaviour's log-probabilities. The second term has the gradient of

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses import MAX_LOG_RATIO, LossInputs, Terms
+from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
 
 
 @dataclass(frozen=True, slots=True)
-class GSPO:
+class GSPO(Loss):
     """One ratio per sequence, ``s = exp(mean_t log rho_t)``, clipped as PPO clips (Zheng et al. 2025).
 
     Each token's gradient is ``s * grad log pi``. Aggregate with ``seq_mean_then_mean``, and do not combine with per-token importance
@@ -45,7 +45,7 @@ class GSPO:
 
 
 @dataclass(frozen=True, slots=True)
-class CISPO:
+class CISPO(Loss):
     """``-sg(clip(rho)) A log pi``: the weight is clipped, the gradient of no token is dropped (MiniMax 2025)."""
 
     low: float = 1.0
@@ -65,7 +65,7 @@ class CISPO:
 
 
 @dataclass(frozen=True, slots=True)
-class SAPO:
+class SAPO(Loss):
     """``-(4 / tau) sigmoid(tau (rho - 1)) A``: a soft gate in the place of the clip, sharper for negative advantages (SAPO, 2025)."""
 
     positive: float = 1.0
@@ -92,7 +92,7 @@ class SAPO:
 
 
 @dataclass(frozen=True, slots=True)
-class GMPO:
+class GMPO(Loss):
     """One ratio per sequence: the geometric mean of its tokens' clipped ratios, ``exp(mean_t clip(log rho_t, -c, c))`` (Zhao et al. 2025).
 
     ``one_sided`` clips only on the side where PPO does, as published code does. Aggregate with ``seq_mean_then_mean``.
@@ -120,7 +120,7 @@ class GMPO:
 
 
 @dataclass(frozen=True, slots=True)
-class TOPR:
+class TOPR(Loss):
     """``-A log pi`` where ``A > 0``, and with the weight ``sg(clip(pi(tau) / mu(tau), 0, 1))`` of the whole sequence where not.
 
     Tapered off-policy REINFORCE (Le Roux et al. 2025): successes are imitated wherever they came from, failures fade as the policy leaves
@@ -145,7 +145,7 @@ class TOPR:
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorDescent:
+class MirrorDescent(Loss):
     """``-rho A + k3(pi_old, pi) / step``: no clip, the divergence from the old policy holds it (MDPO, Tomar et al. 2020).
 
     Several optimiser steps on one batch approach ``pi ~ pi_old exp(step * A)``. Anneal ``step`` from 1 down.
@@ -168,7 +168,7 @@ class MirrorDescent:
 
 
 @dataclass(frozen=True, slots=True)
-class CritiqueShaped:
+class CritiqueShaped(Loss):
     """``-f(pi) A`` with ``f = pi / (pi + gamma)``: rows that another prompt produced, such as refinements after a critique.
 
     There is no ratio to clip, as nobody sampled them from this prompt; what the policy finds unlikely moves gently (Critique-GRPO, Zhang

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,29 +20,19 @@ NEARLY_ZERO = 1e-3
 """A weight below this teaches nothing."""
 
 
-@runtime_checkable
-class Capped(Protocol):
-    """Weights that are cut at ``cap``."""
-
-    @property
-    def cap(self) -> float:
-        """The largest weight."""
-        ...
-
-
-def weighed(rule: OffPolicy, weights_A: Tensor) -> Mapping[str, Tensor]:
+def weight_metrics(rule: OffPolicy, weights_A: Tensor) -> Mapping[str, Tensor]:
     """Return what to look at before believing in the weights: themselves, where they are cut at the cap, and where they are nearly 0.
 
     Products over long sequences end at one of the two, and a mean does not show it.
     """
     found = {"off_policy_weight": weights_A, "off_policy_zero": (weights_A < NEARLY_ZERO).to(weights_A.dtype)}
-    if isinstance(rule, Capped):
+    if rule.cap is not None:
         found["off_policy_capped"] = (weights_A >= rule.cap).to(weights_A.dtype)
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class TokenTIS:
+class TokenTIS(OffPolicy):
     """One weight per token, at most ``cap``."""
 
     cap: float = 2.0
@@ -57,7 +46,7 @@ class TokenTIS:
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceTIS:
+class SequenceTIS(OffPolicy):
     """One weight per sequence: the product of its tokens' ratios, at most ``cap``.
 
     Of long sequences the product ends at the cap or at 0: look at the measured weights before believing in it.
@@ -78,7 +67,7 @@ class SequenceTIS:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRejection:
+class TokenRejection(OffPolicy):
     """1 where the token's ratio is within ``[1 / cap, cap]``, else 0: what another policy would hardly have said teaches nothing."""
 
     cap: float = 2.0

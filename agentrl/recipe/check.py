@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from agentrl.errors import ConfigError
 from agentrl.options import check_types, too_small
 from agentrl.recipe import Recipe, Stage
+from agentrl.rewards import Reward, Transform
 
 
 def check(recipe: Recipe) -> None:
@@ -70,8 +71,9 @@ def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
     if "teacher_logprobs" in stage.needs and stage.teacher is None:
         yield "a piece of it needs teacher_logprobs, and there is no teacher; set Stage.teacher, such as Teacher(information=expert_plan)"
     declared = set(recipe.env.signals)
-    for part in (stage.reward, *stage.transforms):
-        unknown = sorted(set(getattr(part, "signals", ())) - declared)
+    parts: tuple[Reward | Transform, ...] = (stage.reward, *stage.transforms)
+    for part in parts:
+        unknown = sorted(part.signals - declared)
         if unknown:
             yield f"reward {type(part).__name__} reads {', '.join(unknown)}; the environment reports {', '.join(sorted(declared))}"
     for keep in stage.filters:

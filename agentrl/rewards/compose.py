@@ -1,4 +1,4 @@
-"""Rewards made of rewards."""
+"""Rewards made of other rewards."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from agentrl.errors import ConfigError
-from agentrl.rewards import Inquiring, Reward
+from agentrl.rewards import Reward
 from agentrl.types import Group, Ledger, Trajectory, floats
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
-    """Pay all of ``parts``; their components stay apart in the ledger, and names must not repeat.
+class Sum(Reward):
+    """Pays all of ``parts``; their components stay separate in the ledger, so no two may have the same name.
 
     >>> from agentrl.rewards.outcome import Format, Outcome
     >>> sorted(Sum((Outcome(), Format(penalty=0.05))).components)
@@ -29,7 +29,8 @@ class Sum:
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             raise ConfigError(
-                f"reward components need names of their own; more than one part pays {', '.join(twice)}; rename one"
+                "the parts of a Sum need components of different names; "
+                f"more than one part pays {', '.join(twice)}; rename one"
             )
 
     @property
@@ -47,29 +48,28 @@ class Sum:
         return {name: paid_N for part in self.parts for name, paid_N in part(trajectory).items()}
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """Let the parts ask that do; return the sums of their counts."""
+        """Let every part ask; return the sums of their counts."""
         counts: Counter[str] = Counter()
         for part in self.parts:
-            if isinstance(part, Inquiring):
-                counts.update(await part.ask(groups))
+            counts.update(await part.ask(groups))
         return counts
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
-    """Pay ``factor`` times what ``reward`` pays, under the same names."""
+class Scaled(Reward):
+    """Pays ``factor`` times what ``reward`` pays, under the same names."""
 
     reward: Reward
     factor: float
 
     @property
     def signals(self) -> frozenset[str]:
-        """The reward's."""
+        """As ``reward``."""
         return self.reward.signals
 
     @property
     def components(self) -> frozenset[str]:
-        """The reward's."""
+        """As ``reward``."""
         return self.reward.components
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
@@ -80,5 +80,5 @@ class Scaled:
         }
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """Let the reward ask where it does."""
-        return await self.reward.ask(groups) if isinstance(self.reward, Inquiring) else {}
+        """Let ``reward`` ask."""
+        return await self.reward.ask(groups)

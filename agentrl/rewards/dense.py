@@ -1,4 +1,4 @@
-"""Progress, normalised so that a whole episode is paid at most 1."""
+"""A reward for progress, normalised so that a whole episode is paid at most 1."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from typing import ClassVar
 import numpy as np
 
 from agentrl.errors import ConfigError
+from agentrl.rewards import Reward
 from agentrl.types import Ledger, Trajectory, floats
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
-    """Pay each turn ``signal / N`` (the recipe of Wang et al. 2025, "A practitioner's guide to multi-turn agentic RL").
+class Dense(Reward):
+    """Pays each turn ``signal / N`` (Wang et al. 2025, "A practitioner's guide to multi-turn agentic RL").
 
-    ``N`` is the number of turns whose signal was positive where the episode succeeded, else the task's own maximum, ``most``; never less
-    than 1. So success by any way pays 1, and a failure what share of the way it went.
+    ``N`` is the number of turns with a positive signal if the episode succeeded, else the task's own maximum,
+    ``most``; at least 1. So every success is paid 1 in total, whatever way it took, and a failure is paid the
+    share of progress that it made.
     """
 
     signal: str
     most: str | int
-    """Largest number of positive signals that an episode can have: the key of ``Task.data`` that holds it, or the number for all tasks."""
+    """Largest number of positive signals that an episode can have: a key of ``Task.data`` that holds it,
+    or one number for all tasks."""
     components: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     @property
@@ -33,7 +36,7 @@ class Dense:
         """Return ``{"dense": share per turn}``.
 
         Raises:
-            ConfigError: the task does not say how much progress it has.
+            ConfigError: ``Task.data`` holds no number under the key ``most``.
         """
         progress_N = trajectory.signal(self.signal).astype(np.float64)
         number = float((progress_N > 0.0).sum()) if trajectory.success else self._most(trajectory)
@@ -46,6 +49,7 @@ class Dense:
         if isinstance(most, (int, float)) and not isinstance(most, bool):
             return float(most)
         raise ConfigError(
-            f"the dense reward divides by the task's {self.most!r}; task {trajectory.task.id!r} has {most!r} there, "
-            f"its data has {', '.join(sorted(trajectory.task.data)) or 'nothing'}; name a key that holds a number"
+            f"the dense reward divides by the task's {self.most!r}; "
+            f"task {trajectory.task.id!r} has {most!r} there, its data has the keys "
+            f"{', '.join(sorted(trajectory.task.data)) or '(none)'}; name a key that holds a number"
         )

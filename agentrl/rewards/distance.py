@@ -1,7 +1,8 @@
-"""How far two rewards are from each other: the EPIC distance (Gleave et al. 2021, "Quantifying differences in reward functions").
+"""The distance between two rewards: EPIC (Gleave et al. 2021, "Quantifying differences in reward functions").
 
-It is 0 where one reward is the other times a positive number plus a constant, and 1 where they are opposed. Rewards that differ by shaping
-with a potential have the same optimal policies; ``canonical`` makes them the same table, so that the distance does not see it.
+It is 0 if one reward is the other times a positive number plus a constant, and 1 if they are opposed. Rewards
+that differ by shaping with a potential have the same optimal policies; ``canonical`` turns them into the same
+table, so that their distance is 0.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ Numbers = Sequence[float] | npt.NDArray[Any]
 
 
 def epic_distance(one: Numbers, other: Numbers) -> float:
-    """Return ``sqrt((1 - rho) / 2)``, in [0, 1], with ``rho`` Pearson's correlation of what both pay for the same steps.
+    """Return ``sqrt((1 - rho) / 2)``, in [0, 1]; ``rho`` is Pearson's correlation of two rewards.
 
-    Rewards that are equal are at 0. One that is constant says nothing about the other: ``rho`` is 0, the distance ``sqrt(1 / 2)``.
+    Both pay for the same steps. Equal rewards have the distance 0. A constant reward contains no information
+    about the other: ``rho`` is 0, the distance ``sqrt(1 / 2)``.
 
     >>> round(epic_distance([0.0, 0.25, 0.5, 1.0], [0.1, 0.2, 0.7, 0.8]), 5)
     0.20369
 
     Raises:
-        ValueError: they do not pay for the same steps, there is none, or a number is not finite.
+        ValueError: the numbers of steps differ or are 0, or a number is not finite.
     """
     a, b = (np.asarray(values, dtype=np.float64).ravel() for values in (one, other))
     if a.shape != b.shape or not len(a):
@@ -45,9 +47,10 @@ def epic_distance(one: Numbers, other: Numbers) -> float:
 
 
 def reward_distance(one: Reward, other: Reward, trajectories: Sequence[Trajectory]) -> float:
-    """Return the EPIC distance between what two rewards pay for all turns of ``trajectories``, components added, not canonicalised.
+    """Return the EPIC distance between what two rewards pay for all turns of ``trajectories``.
 
-    As StateFactory measures it: over the successes and failures of a task together.
+    Components are added, and rewards are not made canonical. StateFactory measures it this way, over the
+    successes and failures of a task together.
     """
     return epic_distance(
         *(
@@ -64,10 +67,11 @@ def canonical(
     weights_S: Numbers | None = None,
     weights_A: Numbers | None = None,
 ) -> Array:
-    """Return ``R(s,a,s') + E[gamma R(s',A,S') - R(s,A,S') - gamma R(S,A,S')]``, the same for rewards that differ by a potential.
+    """Return the canonical form of a reward table; it is equal for rewards that differ by a potential.
 
-    Axes: state, action, next state. ``S`` and ``S'`` are drawn from ``weights_S`` and ``A`` from ``weights_A``, independently (uniform
-    unless given); the weights add up to 1.
+    ``R(s,a,s') + E[gamma R(s',A,S') - R(s,A,S') - gamma R(S,A,S')]``, with the axes state, action, next
+    state. ``S`` and ``S'`` are drawn from ``weights_S`` and ``A`` from ``weights_A``, independently (by
+    default uniformly); the weights add up to 1.
     """
     table = np.asarray(rewards_SAS, dtype=np.float64)
     states, actions = table.shape[:2]
@@ -82,7 +86,7 @@ def canonical(
 
 
 def _unit(values: Array) -> Array:
-    """Return ``values`` centred and of length 1; zeros where they are all equal."""
+    """Return ``values`` centred and of length 1; zeros if they are all equal."""
     offsets = values - values[0]  # equal values then are exactly 0
     largest = float(np.abs(offsets).max())
     if largest == 0.0:

@@ -1,12 +1,13 @@
-"""Gated accumulation: a reward of low priority counts only where every reward above it is good enough.
+"""Gated accumulation: a reward counts only if every reward of higher priority is good enough.
 
-G-RA (Sun et al. 2025, "Stabilizing long-term multi-turn reinforcement learning with gated rewards"; formula from descriptions that agree,
-details reconstructed): with levels ordered from the most important down,
+G-RA (Sun et al. 2025, "Stabilizing long-term multi-turn reinforcement learning with gated rewards"; formula
+from descriptions that agree, details reconstructed): with levels ordered from the most important down,
 
     R = sum_i R_i * prod_{j above i} 1[R_j >= threshold_j]
 
-where ``R_j`` is what the whole episode is paid at level ``j``. A reward that misses its own threshold still counts itself. Without gates
-(a plain sum) the total can rise while the outcome falls: agents learn to collect small rewards.
+where ``R_j`` is what the whole episode is paid at level ``j``. A reward that misses its own threshold still
+counts itself. Without gates (a plain sum) the total can rise while the outcome falls: agents learn to collect
+small rewards.
 
 Hierarchical rewards (ChatShopBuddy's HRM) are the same rule with a threshold at each level.
 """
@@ -20,27 +21,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from agentrl.errors import ConfigError
+from agentrl.rewards import Transform
 from agentrl.types import End, Ledger, Trajectory, floats
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Components that are gated together, and what they must total for the levels below to count."""
+    """Components that are gated together, and the total that opens the levels below."""
 
     components: tuple[str, ...]
     threshold: float = -math.inf
-    """The default keeps the gate open."""
+    """By default the gate is always open."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gates:
-    """Zero every component below a level that missed its threshold. ``levels``: the most important first.
+class Gates(Transform):
+    """Sets every component below a level that missed its threshold to zero.
 
-    ``inclusive``: a total equal to the threshold passes; with outcomes in {-1, 0, 1} and a threshold of 0 this decides whether an attempt
-    that fails earns its step rewards. An episode that a limit truncated has no outcome, so its first gate is shut (``truncated_passes``
-    says otherwise). Components that no level names are left alone.
+    ``levels``: the most important first. ``inclusive``: a total equal to the threshold passes; with outcomes
+    in {-1, 0, 1} and a threshold of 0 this decides whether a failed attempt earns its step rewards. An
+    episode that a limit truncated has no outcome, so its first gate is shut, unless ``truncated_passes`` is
+    set. Components that no level names are unchanged.
 
-    >>> Gates((Level(("outcome",), 0.0), Level(("tool",), 0.3), Level(("format",)))).components == {"outcome", "tool", "format"}
+    >>> gates = Gates((Level(("outcome",), 0.0), Level(("tool",), 0.3), Level(("format",))))
+    >>> gates.components == {"outcome", "tool", "format"}
     True
     """
 
@@ -52,7 +56,8 @@ class Gates:
         names = [name for level in self.levels for name in level.components]
         if not names or len(set(names)) < len(names):
             raise ConfigError(
-                f"gates need levels that name each component once; found {[level.components for level in self.levels]}"
+                "gates need levels that name each component once; "
+                f"found {[level.components for level in self.levels]}"
             )
 
     @property
@@ -61,7 +66,7 @@ class Gates:
         return frozenset(name for level in self.levels for name in level.components)
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with zeros where a gate above is shut.
+        """Return the ledger with zeros below each shut gate.
 
         Raises:
             ConfigError: the ledger lacks a component that a level names.
@@ -74,7 +79,10 @@ class Gates:
         return gated
 
     def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
-        """Return for each gate whether it let this episode pass: ``gate/<first component>``. The mean is the share of open gates."""
+        """Return for each gate whether it was open in this episode: ``gate/<first component>``.
+
+        The mean is the share of episodes in which the gate was open.
+        """
         found, open_ = {}, True
         for level, passed in list(zip(self.levels, self._passed(trajectory, ledger), strict=True))[:-1]:
             open_ = open_ and passed
@@ -85,7 +93,8 @@ class Gates:
         """Return whether each level reached its own threshold."""
         if unknown := sorted(self.components - set(ledger)):
             raise ConfigError(
-                f"gates name {', '.join(unknown)}, which nothing pays; the ledger has {', '.join(sorted(ledger))}"
+                f"gates name {', '.join(unknown)}, which nothing pays; "
+                f"the ledger has {', '.join(sorted(ledger))}"
             )
         totals = [
             sum(float(ledger[name].sum(dtype=np.float64)) for name in level.components)
@@ -107,8 +116,9 @@ class Gates:
 
 
 def hierarchy(*levels: tuple[str, float]) -> Gates:
-    """Return gates of one component each, such as ``hierarchy(("correct", 1.0), ("depth", 0.5), ("short", 0.0))``: HRM's preset.
+    """Return gates of one component each: HRM's preset.
 
-    Thresholds are not those of the paper, which were not available.
+    For example ``hierarchy(("correct", 1.0), ("depth", 0.5), ("short", 0.0))``. The paper's own thresholds
+    were not available.
     """
     return Gates(tuple(Level((name,), threshold) for name, threshold in levels))

@@ -1,8 +1,9 @@
-"""Paid by a judge: a language model behind any ``Policy``, asked by a rubric, remembered in a file.
+"""A reward from a judge: a language model behind any ``Policy``, asked by a rubric.
 
-Answers come from elsewhere and may be late, wrong or missing. So a judge is asked about a whole update at once (``ask``), side by side,
-before anything is paid; what it said is kept by content, so that a resumed run, or ``agentrl rescore``, asks nothing twice. An episode that
-the judge could not judge is never paid 0: it is left out of its group, and counted.
+Answers come from outside and may be late, wrong or missing. So all questions about an update are asked at
+once (``ask``), concurrently, before anything is paid. Answers are cached in a file by the content of the
+question, so that neither a resumed run nor ``agentrl rescore`` asks anything twice. An episode that the judge
+could not judge is never paid 0: it is left out of its group and counted.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from agentrl.errors import AgentRLError, ConfigError, Unjudged, boundary
+from agentrl.rewards import Reward
 from agentrl.rewards.rubrics import Rubric, pairs, transcript
 from agentrl.types import Action, Group, Ledger, Observation, Trajectory, Turn, floats, seed_of
 
 
-class Asked(Protocol):
-    """Whoever answers: a ``Policy`` that is asked one thing, with nothing before it."""
+class Judge(Protocol):
+    """A source of answers: a ``Policy`` that is asked a single question in each episode."""
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Return the answer as an action's text."""
+        """Return an action whose text is the answer."""
         ...
 
 
 @dataclass(slots=True)
-class _Told:
-    """What the judge said: by the question's hash, read from and appended to a file of JSON lines."""
+class _AnswerCache:
+    """Answers by the hash of their question, read from a file of JSON lines and appended to it."""
 
     path: Path | None
     answers: dict[str, str] = field(default_factory=dict)
@@ -45,21 +47,18 @@ class _Told:
                 try:
                     record = json.loads(line)
                     self.answers[record["key"]] = record["answer"]
-                except (
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                ):  # a kill in the middle of a line: that answer is asked for again
-                    continue
+                except (ValueError, KeyError, TypeError):
+                    continue  # the process was killed while it wrote the line; the question is asked again
 
     def add(self, key: str, answer: str) -> None:
         self.answers[key] = answer
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            separator = "\n" if self._ends_within_a_line() else ""
             with self.path.open("a") as file:
-                file.write("\n" * self._torn() + json.dumps({"key": key, "answer": answer}) + "\n")
+                file.write(separator + json.dumps({"key": key, "answer": answer}) + "\n")
 
-    def _torn(self) -> bool:
+    def _ends_within_a_line(self) -> bool:
         assert self.path is not None
         if not self.path.exists() or not self.path.stat().st_size:
             return False
@@ -69,25 +68,27 @@ class _Told:
 
 
 @dataclass(slots=True)
-class Judged:
-    """Pay what ``judge`` answers to ``rubric``, in [0, 1]: for the episode on its last turn, or for each turn.
+class Judged(Reward):
+    """Pays the number in [0, 1] that ``rubric`` reads from the judge's answer.
+
+    A rubric about episodes pays on the last turn, one about turns pays each turn.
 
     Args:
-        judge: opens whoever answers, such as ``lambda: OpenAIPolicy("http://localhost:8000/v1", "judge")``.
-        rubric: how it is asked, and how its answers are read.
-        name: the component.
+        judge: opens the judge, such as ``lambda: OpenAIPolicy("http://localhost:8000/v1", "judge")``.
+        rubric: how questions are asked and answers are read.
+        name: name of the component.
         deadline_s: longest wait for one answer.
-        attempts: times that a question is asked until its answer can be read.
-        concurrency: questions under way at once.
-        budget: most questions ever asked, those in the cache included; 0: no bound.
-        cache: file of answers; ``None`` remembers for this process only.
+        attempts: how often a question is asked until its answer can be read.
+        concurrency: largest number of questions in flight.
+        budget: largest number of questions ever asked, including those in the cache; 0 means no limit.
+        cache: file of answers; ``None`` keeps them in memory only, for this process.
 
     >>> from agentrl.rewards.rubrics import Pointwise
     >>> Judged(lambda: None, Pointwise("Was it polite?")).components
     frozenset({'judge'})
     """
 
-    judge: Callable[[], AbstractAsyncContextManager[Asked]]
+    judge: Callable[[], AbstractAsyncContextManager[Judge]]
     rubric: Rubric
     name: str = "judge"
     deadline_s: float = 60.0
@@ -96,13 +97,14 @@ class Judged:
     budget: int = 0
     cache: Path | None = None
     signals: ClassVar[frozenset[str]] = frozenset()
-    _told: _Told | None = field(default=None, init=False, repr=False, compare=False)
+    _opened: _AnswerCache | None = field(default=None, init=False, repr=False, compare=False)
     _wins: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.deadline_s <= 0 or self.attempts < 1 or self.concurrency < 1 or self.budget < 0:
             raise ConfigError(
-                "a judge needs a deadline above 0, at least one attempt and one question at a time, and no negative budget"
+                "a judge needs deadline_s > 0, attempts >= 1, concurrency >= 1 and budget >= 0; "
+                f"found {self.deadline_s:g}, {self.attempts}, {self.concurrency} and {self.budget}"
             )
 
     @property
@@ -111,10 +113,10 @@ class Judged:
         return frozenset({self.name})
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """Ask about every episode of ``groups`` what was not asked before; return counts by name.
+        """Ask every question about ``groups`` that has no answer in the cache; return counts by name.
 
         Raises:
-            ConfigError: the judge refuses its key, or does not know the model: no patience mends that.
+            ConfigError: the judge rejects the key or does not know the model; asking again would not help.
         """
         counts: Counter[str] = Counter(asked=0, cached=0, failed=0, late=0, over_budget=0)
         questions = list(dict.fromkeys(question for group in groups for question in self._questions(group)))
@@ -125,11 +127,11 @@ class Judged:
             counts["over_budget"] = len(fresh) - room
             fresh = fresh[:room]
         if fresh:
-            turnstile = asyncio.Semaphore(self.concurrency)
+            slots = asyncio.Semaphore(self.concurrency)
             try:
                 async with self.judge() as judge, asyncio.TaskGroup() as asking:
                     for question in fresh:
-                        asking.create_task(self._ask(judge, question, turnstile, counts))
+                        asking.create_task(self._ask(judge, question, slots, counts))
             except* ConfigError as refused:
                 raise refused.exceptions[0] from None
         if self.rubric.scope == "pair":
@@ -138,7 +140,7 @@ class Judged:
         return {f"judge/{name}": float(count) for name, count in counts.items()}
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{name: what the judge said}``.
+        """Return ``{name: the judge's numbers}``.
 
         Raises:
             Unjudged: there is no answer about this episode.
@@ -180,7 +182,7 @@ class Judged:
         return [self.rubric.question([transcript(group[i]), transcript(group[j])]) for i, j in pairs(group)]
 
     def _compare(self, group: Group) -> None:
-        """Remember each member's mean result against the others, where every comparison was answered."""
+        """Remember the mean result of each member against the others, if all its comparisons have answers."""
         results: list[list[float | None]] = [[] for _ in group]
         for i, j in pairs(group):
             won = self._read(self.rubric.question([transcript(group[i]), transcript(group[j])]))
@@ -191,11 +193,9 @@ class Judged:
             if known and len(known) == len(found):
                 self._wins[f"{one.task.id}\n{transcript(one)}"] = sum(known) / len(known)
 
-    async def _ask(
-        self, judge: Asked, question: str, turnstile: asyncio.Semaphore, counts: Counter[str]
-    ) -> None:
-        """Ask until an answer can be read; what cannot be had is counted."""
-        async with turnstile:
+    async def _ask(self, judge: Judge, question: str, slots: asyncio.Semaphore, counts: Counter[str]) -> None:
+        """Ask at most ``attempts`` times, until an answer can be read; count a question without one."""
+        async with slots:
             reason = "failed"
             for attempt in range(self.attempts):
                 counts["asked"] += 1
@@ -219,10 +219,10 @@ class Judged:
             counts[reason] += 1
 
     @property
-    def _answers(self) -> _Told:
-        if self._told is None:
-            self._told = _Told(self.cache)
-        return self._told
+    def _answers(self) -> _AnswerCache:
+        if self._opened is None:
+            self._opened = _AnswerCache(self.cache)
+        return self._opened
 
     def _read(self, question: str) -> float | None:
         answer = self._answers.answers.get(self._key(question))

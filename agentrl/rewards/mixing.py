@@ -1,8 +1,9 @@
-"""Mixing that learns: how much the components of a ledger count follows from what the last updates were paid.
+"""Mixing weights that are learned: a component's weight depends on what the last updates were paid.
 
-Both transforms multiply components with numbers that are the same for all episodes of an update, and learn when all of it has been paid:
-from the means, over its episodes, of what they were paid before the transform. What they remember is kept in checkpoints. A credit rule
-that divides by the group's deviation (``GRPO``, ``GDPO``) undoes a factor that all it compares have in common.
+Both transforms multiply components by numbers that are the same for all episodes of an update. They learn
+after the whole update has been paid, from the means over its episodes of the payments before the transform.
+Their state is kept in checkpoints. A credit rule that divides by the group's deviation (``GRPO``, ``GDPO``)
+cancels a factor that all compared rewards have in common.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
 from agentrl.errors import ConfigError
+from agentrl.rewards import Transform
 from agentrl.rewards.refine import component_of
 from agentrl.types import Json, Ledger, Trajectory, floats
 
@@ -23,16 +25,18 @@ Point = Sequence[float]
 
 
 @dataclass(slots=True)
-class Lagrangian:
-    """Constrained rewards: ``(N - sum_i w_i) * objective + sum_i w_i * component_i`` with ``w_i = sigmoid(mu_i)`` (Moskovitz et al. 2024).
+class Lagrangian(Transform):
+    """Constrained rewards: ``(N - sum_i w_i) * objective + sum_i w_i * component_i``.
 
-    ``constraints`` names each of the N components with the return ``theta_i`` that an episode should have of it. After an update
-    ``mu_i`` takes a step of gradient descent on ``w_i * (J_i - theta_i)``, ``J_i`` the mean return: a component that falls short of its
-    threshold counts more and more, one that exceeds it less and less. Those in ``equalities`` have ``w_i = tanh(mu_i)``, which turns
-    against what exceeds it. All ``mu_i`` begin at 0; published: near it, at random.
+    Moskovitz et al. 2024, with ``w_i = sigmoid(mu_i)``. ``constraints`` maps each of the N components to
+    ``theta_i``, the return that an episode should have from it. After an update ``mu_i`` takes a step of
+    gradient descent on ``w_i * (J_i - theta_i)``, where ``J_i`` is the mean return: the weight of a component
+    below its threshold rises, that of one above it falls. Components in ``equalities`` have
+    ``w_i = tanh(mu_i)``, which becomes negative if their return is too high. All ``mu_i`` start at 0;
+    published code starts them near 0, at random.
 
-    Published code compares each component with its own kind before it mixes advantages; here what is mixed is paid, so components should
-    be of about the same scale.
+    Published code compares each component with its own kind before it mixes advantages. Here rewards are
+    mixed, so components should have about the same scale.
     """
 
     objective: str
@@ -42,29 +46,32 @@ class Lagrangian:
     momentum: float = 0.1
     multipliers: dict[str, float] = field(init=False)
     velocities: dict[str, float] = field(init=False)
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.equalities) - set(self.constraints))
         if not self.constraints or self.objective in self.constraints or unknown:
             raise ConfigError(
-                "a Lagrangian needs constraints, on other components than its objective, and equalities among them; found the objective "
-                f"{self.objective!r}, constraints on {', '.join(self.constraints) or 'nothing'}, and equalities {self.equalities}"
+                "a Lagrangian needs constraints on other components than its objective, and equalities among "
+                f"the constraints; found the objective {self.objective!r}, constraints on "
+                f"{', '.join(self.constraints) or 'nothing'}, and equalities {self.equalities}"
             )
         if not (self.lr > 0.0 and 0.0 <= self.momentum < 1.0):
             raise ConfigError(
-                f"a Lagrangian needs lr > 0 and 0 <= momentum < 1; found {self.lr} and {self.momentum}; usual are 0.01 and 0.1"
+                f"a Lagrangian needs lr > 0 and 0 <= momentum < 1; found {self.lr} and {self.momentum}; "
+                "0.01 and 0.1 are usual"
             )
         self.multipliers = dict.fromkeys(self.constraints, 0.0)
         self.velocities = dict.fromkeys(self.constraints, 0.0)
 
     @property
     def weights(self) -> dict[str, float]:
-        """What each component is multiplied with now, the objective included."""
+        """The current weight of each component, including the objective."""
         weights = {name: self._weight(name)[0] for name in self.constraints}
         return {self.objective: len(weights) - sum(weights.values()), **weights}
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with its components weighed; those that are not named are left alone.
+        """Return the ledger with weighted components; components that are not named are unchanged.
 
         Raises:
             ConfigError: nothing pays a component that is named.
@@ -76,7 +83,7 @@ class Lagrangian:
         return {**ledger, **weighed}
 
     def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
-        """Return the weights, and the episode's return of each constrained component."""
+        """Return the weights, and the episode's return from each constrained component."""
         weights = {f"lagrangian/{name}": weight for name, weight in self.weights.items()}
         return weights | {f"lagrangian/{name}_return": _total(ledger, name) for name in self.constraints}
 
@@ -93,7 +100,7 @@ class Lagrangian:
         return {"multipliers": dict(self.multipliers), "velocities": dict(self.velocities)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take them back."""
+        """Restore multipliers and velocities."""
         self.multipliers = dict(cast("Mapping[str, float]", state["multipliers"]))
         self.velocities = dict(cast("Mapping[str, float]", state["velocities"]))
 
@@ -107,12 +114,13 @@ class Lagrangian:
 
 
 @dataclass(slots=True)
-class Hypervolume:
-    """Pay more while progress is made: all rewards times ``low + span * tanh(gain)`` (Lu et al. 2025, "dynamic reward weighting").
+class Hypervolume(Transform):
+    """Pays more while there is progress: all rewards times ``low + span * tanh(gain)``.
 
-    An update is a point: its mean return of each of ``components``. ``gain`` is by how much the last point enlarged the volume that the
-    points so far dominate above the reference point, the first of them; 0 where it is no better than what there was. Published code
-    takes points from validation; here they are those of the episodes that are paid, noise and all.
+    Lu et al. 2025, "dynamic reward weighting". An update is a point: its mean return from each of
+    ``components``. The first point is the reference. ``gain`` is by how much the last point enlarged the
+    volume that the points so far dominate above the reference; 0 if the point is no improvement. Published
+    code takes points from validation; here they come from the episodes that are paid, with their noise.
     """
 
     components: tuple[str, ...]
@@ -120,30 +128,33 @@ class Hypervolume:
     span: float = 1.5
     reference: list[float] = field(default_factory=list, init=False)
     front: list[list[float]] = field(default_factory=list, init=False)
-    """Points above the reference that no other dominates."""
+    """Points above the reference that no other point dominates."""
     gain: float = field(default=0.0, init=False)
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.components or len(set(self.components)) < len(self.components):
             raise ConfigError(
-                f"a hypervolume needs the names of different components; found {', '.join(self.components) or 'none'}"
+                "a hypervolume needs the names of different components; "
+                f"found {', '.join(self.components) or 'none'}"
             )
         if not (self.low > 0.0 and self.span >= 0.0):
             raise ConfigError(
-                f"a hypervolume needs low > 0 and span >= 0; found {self.low} and {self.span}; usual are 0.5 and 1.5"
+                f"a hypervolume needs low > 0 and span >= 0; found {self.low} and {self.span}; "
+                "0.5 and 1.5 are usual"
             )
 
     @property
     def weight(self) -> float:
-        """What all rewards are multiplied with now."""
+        """The current factor of all rewards."""
         return self.low + self.span * math.tanh(self.gain)
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with every component weighed."""
+        """Return the ledger with every component multiplied by the weight."""
         return {name: floats(self.weight * paid_N.astype(np.float64)) for name, paid_N in ledger.items()}
 
     def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
-        """Return the weight, and the episode's return of each component of a point.
+        """Return the weight, and the episode's return from each of ``components``.
 
         Raises:
             ConfigError: nothing pays a component that is named.
@@ -153,7 +164,7 @@ class Hypervolume:
         }
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Add the update's point; an update without episodes has none."""
+        """Add the update's point; an update without episodes has no point."""
         names = [f"hypervolume/{name}_return" for name in self.components]
         if not all(name in means for name in names):
             return
@@ -176,14 +187,16 @@ class Hypervolume:
         }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take them back."""
+        """Restore the reference, the front and the last gain."""
         self.reference = list(cast("list[float]", state["reference"]))
         self.front = [list(point) for point in cast("list[list[float]]", state["front"])]
         self.gain = float(cast("float", state["gain"]))
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Return the volume of what ``points`` dominate above ``reference``, more being better; exact, by slices along the last axis.
+    """Return the volume that ``points`` dominate above ``reference``, where more is better.
+
+    Exact, by slices along the last axis.
 
     >>> round(hypervolume([(0.6, 0.4), (0.4, 0.7)], (0.2, 0.2)), 12)
     0.14

@@ -1,4 +1,4 @@
-"""Pay what happened: the outcome of an episode, a signal of each turn, the environment's own reward, or a fault of form."""
+"""Rewards for what happened: an outcome, a signal, the environment's own reward, invalid actions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from agentrl.rewards import Reward
 from agentrl.types import Ledger, Trajectory, floats
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Pay the last turn its value of ``signal``; all other turns nothing."""
+class Outcome(Reward):
+    """Pays the last turn its value of ``signal`` and all other turns nothing."""
 
     signal: str = "success"
     name: str = "outcome"
@@ -35,8 +36,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """Pay each turn its value of ``signal``; the component has the signal's name."""
+class Process(Reward):
+    """Pays each turn its value of ``signal``; the component has the signal's name."""
 
     signal: str
 
@@ -56,8 +57,8 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class EnvReward:
-    """Pay each turn what the environment itself gave for it."""
+class EnvReward(Reward):
+    """Pays each turn the environment's own reward for it."""
 
     signals: ClassVar[frozenset[str]] = frozenset()
     components: ClassVar[frozenset[str]] = frozenset({"env"})
@@ -68,8 +69,8 @@ class EnvReward:
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """Charge ``penalty`` for each turn whose action was not understood."""
+class Format(Reward):
+    """Charges ``penalty`` for each turn whose action was not understood."""
 
     penalty: float = 0.05
     signals: ClassVar[frozenset[str]] = frozenset({"valid"})

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from agentrl.errors import Unjudged
-from agentrl.rewards import Gauged, Inquiring, Reward, Transform, sound
+from agentrl.rewards import Reward, Transform, check_ledger
 from agentrl.samplers import Filter
-from agentrl.types import Group, Json, Ledger, Remembering, Scored, ScoredGroup, Trajectory
+from agentrl.types import Group, Json, Ledger, Scored, ScoredGroup, Trajectory
 
 Gauges = dict[str, list[float]]
 """What transforms told, one number for each episode."""
@@ -30,12 +30,11 @@ class Payment:
 
     async def inquire(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
         """Let the reward ask whoever it has to; return the groups without the episodes that nobody could judge, and counts."""
-        if not isinstance(self.reward, Inquiring):
-            return list(groups), {}
         counts = dict(await self.reward.ask(groups))
         judged = [tuple(trajectory for trajectory in group if self._judged(trajectory)) for group in groups]
-        if counts:
-            counts["judge/unjudged"] = float(sum(map(len, groups)) - sum(map(len, judged)))
+        unjudged = sum(map(len, groups)) - sum(map(len, judged))
+        if counts or unjudged:
+            counts["judge/unjudged"] = float(unjudged)
         return judged, counts
 
     def _judged(self, trajectory: Trajectory) -> bool:
@@ -60,9 +59,9 @@ class Payment:
         return kept
 
     @property
-    def remembering(self) -> list[Remembering]:
+    def remembering(self) -> list[Transform]:
         """The transforms that learn from update to update."""
-        return [transform for transform in self.transforms if isinstance(transform, Remembering)]
+        return [transform for transform in self.transforms if transform.remembers]
 
     def observe(self, gauges: Gauges) -> list[Mapping[str, Json]]:
         """Show the transforms that remember an update's gauges, once all of it is paid; return what they remember then."""
@@ -83,8 +82,8 @@ class Payment:
     def _ledger(self, trajectory: Trajectory, gauges: Gauges | None) -> Ledger:
         ledger = self.reward(trajectory)
         for transform in self.transforms:
-            if gauges is not None and isinstance(transform, Gauged):
+            if gauges is not None:
                 for name, value in transform.gauge(trajectory, ledger).items():
                     gauges.setdefault(name, []).append(value)
             ledger = transform(trajectory, ledger)
-        return sound(ledger, trajectory)
+        return check_ledger(ledger, trajectory)

@@ -1,7 +1,8 @@
-"""Refinements of a process reward: what keeps a learned or judged score from being collected by repetition.
+"""Refinements of a process reward that keep a learned or judged score from being collected by repetition.
 
-``Clip`` and ``Delta`` are those of Gao et al. 2024 ("On designing effective RL reward at training time for LLM reasoning"; formulas from
-descriptions that agree). Their order matters: clip, then delta.
+``ClipReward`` and ``DeltaReward`` are from Gao et al. 2024 ("On designing effective RL reward at training
+time for LLM reasoning"; formulas from descriptions that agree). Their order matters: clip first, then take
+differences.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from agentrl.errors import ConfigError
+from agentrl.rewards import Reward, Transform
 from agentrl.types import FloatArray, Ledger, Trajectory, floats
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """``r = min(r - threshold, 0)``: most turns get 0, bad ones are charged. An episode of one turn has no process to reward: 0.
+class ClipReward(Transform):
+    """``r = min(r - threshold, 0)``: most turns are paid 0, bad ones are charged.
 
-    ``threshold`` should lie below the typical score, so that most turns get exactly 0.
+    ``threshold`` should be below the typical score, so that most turns get exactly 0. An episode of one turn
+    has no process to reward and is paid 0.
     """
 
     component: str
@@ -37,16 +40,17 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """``r_n = s_n - s_{n+1}``, the last but one ``s_{N-2}``, the last 0: the return from a turn on telescopes to that turn's own score.
+class DeltaReward(Transform):
+    """``r_n = s_n - s_{n+1}``, so the return from a turn on telescopes to that turn's own score.
 
-    So saying a well-scored thing again earns nothing. The last turn carries the outcome alone.
+    The last turn is paid 0 and the one before it ``s_{N-2}``, as the last turn carries the outcome alone. So
+    repeating a turn with a high score earns nothing.
     """
 
     component: str
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with the component's differences."""
+        """Return the ledger with the component replaced by its differences."""
         return _mapped(ledger, self.component, self._differences)
 
     def _differences(self, scores_N: Array) -> Array:
@@ -56,11 +60,12 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class PAR:
-    """``mean_m sigmoid(kappa * (r - ref_m))`` of the last turn's reward (Fu et al. 2025, "Reward shaping to mitigate reward hacking").
+class PAR(Transform):
+    """``mean_m sigmoid(kappa * (r - ref_m))`` of the last turn's reward (Fu et al. 2025).
 
-    ``references``: key of ``Task.data`` that holds the rewards of reference answers. The bounded, centred reward stops paying for more of
-    what is already better than the references. Other turns get 0.
+    "Reward shaping to mitigate reward hacking". ``references``: the key of ``Task.data`` that holds the
+    rewards of reference answers. The reward is bounded and centred, so it hardly rises once an answer is
+    better than the references. Other turns get 0.
     """
 
     component: str
@@ -71,12 +76,13 @@ class PAR:
         """Return the ledger with the component's last turn compared with the task's references.
 
         Raises:
-            ConfigError: the task holds no references.
+            ConfigError: the task has no references.
         """
         found = trajectory.task.data.get(self.references)
         if not isinstance(found, Sequence) or isinstance(found, str) or not found:
             raise ConfigError(
-                f"PAR needs reference rewards in task.data[{self.references!r}]; task {trajectory.task.id!r} has {found!r}"
+                f"PAR needs reference rewards in task.data[{self.references!r}]; "
+                f"task {trajectory.task.id!r} has {found!r}"
             )
         references_M = np.array(found, dtype=np.float64)
 
@@ -91,11 +97,11 @@ class PAR:
 
 
 @dataclass(frozen=True, slots=True)
-class Ensemble:
-    """Put one component in the place of several scores of the same thing, conservatively (Coste et al. 2024).
+class RewardEnsemble(Transform):
+    """Replaces several scores of the same thing by one conservative component (Coste et al. 2024).
 
-    ``penalty`` None: the worst score of each turn (WCO). A number: mean minus ``penalty`` times the population variance (UWO); published
-    values are 0.1 for policy optimisation and 0.5 for best-of-n.
+    ``penalty`` None: the worst score of each turn (WCO). A number: mean minus ``penalty`` times the
+    population variance (UWO); published values are 0.1 for policy optimisation and 0.5 for best-of-n.
     """
 
     members: tuple[str, ...]
@@ -113,10 +119,11 @@ class Ensemble:
 
 
 @dataclass(frozen=True, slots=True)
-class Overlong:
-    """Charge length softly before it is cut: ``-factor * (length - (limit - buffer)) / buffer`` past the buffer (DAPO, Yu et al. 2025).
+class OverlongPenalty(Transform):
+    """A soft penalty on length before the limit: ``-factor * (length - (limit - buffer)) / buffer`` (DAPO).
 
-    ``length`` is the action tokens of the episode; the charge falls on its last turn. ``capped``: never more than ``factor``.
+    Yu et al. 2025. It begins ``buffer`` tokens before ``limit``. ``length`` is the number of action tokens of
+    the episode; the last turn is charged. ``capped``: never more than ``factor``.
     """
 
     limit: int
@@ -128,11 +135,12 @@ class Overlong:
     def __post_init__(self) -> None:
         if not 0 < self.buffer <= self.limit:
             raise ConfigError(
-                f"the buffer of overlong shaping must be above 0 and at most the limit; found {self.buffer} of {self.limit}"
+                "the buffer of OverlongPenalty must be above 0 and at most the limit; "
+                f"found a buffer of {self.buffer} and a limit of {self.limit}"
             )
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with the charge as a component of its own."""
+        """Return the ledger with the penalty as a component of its own."""
         over = (trajectory.num_tokens - (self.limit - self.buffer)) / self.buffer
         charged_N = np.zeros(len(trajectory.turns))
         charged_N[-1:] = -self.factor * max(min(over, 1.0) if self.capped else over, 0.0)
@@ -140,11 +148,12 @@ class Overlong:
 
 
 @dataclass(frozen=True, slots=True)
-class Milestones:
-    """Partial credit of instrumented programs (Yang et al. 2025, "RL for machine-learning-engineering agents").
+class Milestones(Reward):
+    """Partial credit from instrumented programs.
 
-    The last turn is paid the grader's ``score`` where the episode got one (``scored`` is positive), else ``failure`` plus ``each`` for
-    every milestone that was reached. ``lower_is_better`` flips the score's sign.
+    Yang et al. 2025, "RL for machine-learning-engineering agents". The last turn is paid the grader's
+    ``score`` if the episode got one (``scored`` is positive), else ``failure`` plus ``each`` for every
+    milestone that was reached. ``lower_is_better`` flips the score's sign.
     """
 
     score: str
@@ -179,7 +188,9 @@ class Milestones:
 
 
 def threshold_for(scores: Sequence[float], *, share: float = 0.7) -> float:
-    """Return the ``Clip`` threshold that gives 0 to ``share`` of the scores: the paper's own value was not available.
+    """Return the threshold of ``ClipReward`` with which ``share`` of the scores are paid 0.
+
+    The paper's own threshold was not available.
 
     >>> threshold_for([0.9, 0.6, 0.8, 0.3], share=0.5)
     0.8
@@ -197,9 +208,10 @@ def _mapped(ledger: Ledger, component: str, function: Callable[[Array], Array]) 
 
 
 def component_of(ledger: Ledger, name: str) -> FloatArray:
-    """Return what ``name`` pays; raises ``ConfigError`` where nothing pays under that name."""
+    """Return what ``name`` pays; raise ``ConfigError`` if the ledger has no such component."""
     if name not in ledger:
         raise ConfigError(
-            f"a transform rewrites {name!r}, which nothing pays; the ledger has {', '.join(sorted(ledger)) or 'nothing'}"
+            f"a transform rewrites {name!r}, which nothing pays; "
+            f"the ledger has {', '.join(sorted(ledger)) or 'nothing'}"
         )
     return ledger[name]

@@ -1,11 +1,14 @@
-"""Rubrics: how a judge is asked, and how its answer is read. Pure text in, a number in [0, 1] out, or nothing where the answer is none.
+"""Rubrics: how a judge is asked, and how its answer is read.
 
-A rubric asks about a whole episode, about each of its turns, or about two episodes of one task against each other.
+They are pure functions of text. An answer is read as a number in [0, 1], or as ``None`` if it contains none.
+A rubric asks about a whole episode, about each of its turns, or about two episodes of one task compared with
+each other.
 """
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,24 +20,29 @@ Scope = Literal["episode", "turn", "pair"]
 
 
 class Rubric(Protocol):
-    """A way to ask."""
+    """A way to ask a judge."""
+
+    __slots__ = ()
 
     @property
+    @abstractmethod
     def scope(self) -> Scope:
         """What one question is about."""
-        ...
 
+    @abstractmethod
     def question(self, shown: Sequence[str]) -> str:
-        """Return the question about one record, or about two for the scope ``pair``."""
-        ...
+        """Return the question about one record, or about two if the scope is ``pair``."""
 
+    @abstractmethod
     def read(self, answer: str) -> float | None:
-        """Return the answer's number in [0, 1] (of a pair: 1 where the first is better); ``None`` where it has none."""
-        ...
+        """Return the answer's number in [0, 1], or ``None`` if it contains none.
+
+        For a pair, 1 means that the first is better.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class Pointwise:
+class Pointwise(Rubric):
     r"""One score between ``low`` and ``high``, on the last line as ``SCORE: n``.
 
     >>> Pointwise("Was it polite?").read("It was.\nSCORE: 9")
@@ -49,7 +57,8 @@ class Pointwise:
     def __post_init__(self) -> None:
         if not self.low < self.high or self.scope == "pair":
             raise ConfigError(
-                f"a score needs low < high and one record; found {self.low:g} to {self.high:g}, scope {self.scope!r}"
+                "a score needs low < high, and the scope 'episode' or 'turn'; "
+                f"found {self.low:g} to {self.high:g}, scope {self.scope!r}"
             )
 
     def question(self, shown: Sequence[str]) -> str:
@@ -57,11 +66,12 @@ class Pointwise:
         what = "the agent's last action" if self.scope == "turn" else "the agent's episode"
         return (
             f"{shown[0]}\n\nJudge {what} by this criterion: {self.criterion}\nReason briefly. "
-            f"End with one line: SCORE: n, where n is a number from {self.low:g} (worst) to {self.high:g} (best)."
+            "End with one line: SCORE: n, where n is a number "
+            f"from {self.low:g} (worst) to {self.high:g} (best)."
         )
 
     def read(self, answer: str) -> float | None:
-        """Return the last score; one outside the scale is none."""
+        """Return the last score in the answer; ``None`` if it is off the scale."""
         found = re.findall(r"SCORE:\s*\**\s*(-?\d+(?:\.\d+)?)", answer, re.IGNORECASE)
         if not found or not self.low <= (score := float(found[-1])) <= self.high:
             return None
@@ -69,7 +79,7 @@ class Pointwise:
 
 
 @dataclass(frozen=True, slots=True)
-class Checklist:
+class Checklist(Rubric):
     r"""Yes or no for each item; the number is the share of yes.
 
     >>> Checklist(("asked first", "said thanks")).read("1. yes\n2. No, it did not")
@@ -82,17 +92,21 @@ class Checklist:
     def __post_init__(self) -> None:
         if not self.items or self.scope == "pair":
             raise ConfigError(
-                f"a checklist needs items and one record; found {len(self.items)} items, scope {self.scope!r}"
+                "a checklist needs items, and the scope 'episode' or 'turn'; "
+                f"found {len(self.items)} items, scope {self.scope!r}"
             )
 
     def question(self, shown: Sequence[str]) -> str:
         """Return the question."""
         listed = "\n".join(f"{number}. {item}" for number, item in enumerate(self.items, start=1))
         what = "the agent's last action" if self.scope == "turn" else "the agent's episode"
-        return f"{shown[0]}\n\nFor {what}, answer each of these with yes or no, one numbered line each:\n{listed}"
+        return (
+            f"{shown[0]}\n\nFor {what}, answer each of these with yes or no, one numbered line each:\n"
+            f"{listed}"
+        )
 
     def read(self, answer: str) -> float | None:
-        """Return the share of yes; an item without an answer makes it none."""
+        """Return the share of yes; ``None`` if an item has no answer."""
         found: list[tuple[str, str]] = re.findall(
             r"^\W*(\d+)\W+(yes|no)\b", answer, re.IGNORECASE | re.MULTILINE
         )
@@ -104,10 +118,11 @@ class Checklist:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairwise:
-    r"""Which of two episodes of a task is better: A, B or TIE. An episode's number is its mean against all others of its group.
+class Pairwise(Rubric):
+    r"""Which of two episodes of a task is better: A, B or TIE.
 
-    Each pair is asked once, in an order drawn from its content, as judges favour a place.
+    An episode's number is the mean of its results against all others of its group. Each pair is asked once,
+    in an order that depends on its content, because judges favour a position.
 
     >>> Pairwise("Which is kinder?").read("Hm.\nVERDICT: B")
     0.0
@@ -120,19 +135,21 @@ class Pairwise:
         """Return the question."""
         return (
             f"Two agents were given the same task.\n\n=== A ===\n{shown[0]}\n\n=== B ===\n{shown[1]}\n\n"
-            f"Compare them by this criterion: {self.criterion}\nReason briefly. End with one line: VERDICT: A, VERDICT: B or VERDICT: TIE."
+            f"Compare them by this criterion: {self.criterion}\nReason briefly. "
+            "End with one line: VERDICT: A, VERDICT: B or VERDICT: TIE."
         )
 
     def read(self, answer: str) -> float | None:
-        """Return 1 for A, 0 for B, a half for a tie."""
+        """Return 1 for A, 0 for B and 0.5 for a tie."""
         found: list[str] = re.findall(r"VERDICT:\s*\**\s*(A|B|TIE)\b", answer, re.IGNORECASE)
         return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[-1].upper()] if found else None
 
 
 def transcript(trajectory: Trajectory, *, until: int | None = None, max_chars: int = 24_000) -> str:
-    """Return an episode as text, up to and with turn ``until``; the middle of what is too long is left out, and said to be.
+    """Return an episode as text, up to and including turn ``until``.
 
-    Text of the agent is marked and fenced, so that it cannot pass for the judge's instructions.
+    If it is longer than ``max_chars``, its middle is replaced by a note of how much was left out. The agent's
+    text is marked and fenced, so that it cannot pass for instructions to the judge.
     """
     turns = trajectory.turns if until is None else trajectory.turns[: until + 1]
     parts = []
@@ -155,7 +172,7 @@ def transcript(trajectory: Trajectory, *, until: int | None = None, max_chars: i
 
 
 def pairs(group: Group) -> list[tuple[int, int]]:
-    """Return every pair of members, each once; which comes first depends on what they did and not on their places."""
+    """Return every pair of members once, in an order that depends on their content and not on their index."""
     said = [transcript(one) for one in group]
     return [
         (i, j) if said[i] <= said[j] else (j, i) for i in range(len(group)) for j in range(i + 1, len(group))

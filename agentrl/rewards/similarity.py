@@ -1,10 +1,13 @@
-"""Pay for coming near: how alike the state that a turn reached is to the goal's, thing by thing and attribute by attribute.
+"""A reward for coming near the goal: how similar a turn's state is to the goal state.
 
-StateFactory (factored states as rewards; formula from the published code). A state is a list of named things with attributes, and so is
-the goal. Where states come from is the caller's: an environment's own facts, a parser of its text, a model that was asked beforehand.
+StateFactory (factored states as rewards; formula from the published code). A state is a list of named things
+with attributes, and so is the goal. Both are compared thing by thing and attribute by attribute. The caller
+provides the states: from the environment's own facts, from a parser of its text, or from a model that was
+asked beforehand.
 
-A similar state is no proof that the task is solved: two goals may find their likeness in the same thing, and a mean lets one goal make up
-for another. Pay an ``Outcome`` beside it, and gate this behind it (``agentrl.rewards.gates``).
+A similar state does not prove that the task is solved: two things of the goal may match the same thing of the
+state, and in a mean one match can make up for another. Pay an ``Outcome`` beside it, and gate this reward
+behind it (``agentrl.rewards.gates``).
 """
 
 from __future__ import annotations
@@ -20,15 +23,16 @@ import numpy as np
 import numpy.typing as npt
 
 from agentrl.errors import ConfigError
+from agentrl.rewards import Reward
 from agentrl.types import Json, Ledger, Observation, Trajectory, floats
 
-Alike = Callable[[str, str], float]
-"""How alike two texts are, usually the cosine of their embeddings: 1 where they mean the same."""
+TextSimilarity = Callable[[str, str], float]
+"""How similar two texts are, usually the cosine of their embeddings: 1 if they mean the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """Something in a state: its name, and attributes by their names."""
+    """Something in a state: its name, and its attributes by name."""
 
     name: str
     attributes: tuple[tuple[str, str], ...] = ()
@@ -38,7 +42,7 @@ State = tuple[Thing, ...]
 
 
 def state_of(things: Mapping[str, Mapping[str, str]]) -> State:
-    """Return the state with these things.
+    """Return the state that consists of these things.
 
     >>> state_of({"mug": {"place": "table"}})
     (Thing(name='mug', attributes=(('place', 'table'),)),)
@@ -46,40 +50,49 @@ def state_of(things: Mapping[str, Mapping[str, str]]) -> State:
     return tuple(Thing(name, tuple(attributes.items())) for name, attributes in things.items())
 
 
-def trigrams(one: str, other: str) -> float:
-    """Return the cosine of the counts of three letters in a row, in [0, 1]: spelling, not meaning. Needs no model.
+def trigram_similarity(one: str, other: str) -> float:
+    """Return the cosine of the counts of character triples, in [0, 1].
 
-    >>> round(trigrams("red door", "the red door"), 3), trigrams("Door ", "door"), trigrams("cat", "dog")
-    (0.74, 1.0, 0.0)
+    It compares spelling, not meaning, and needs no model.
+
+    >>> round(trigram_similarity("red door", "the red door"), 3), trigram_similarity("Door ", "door")
+    (0.74, 1.0)
+    >>> trigram_similarity("cat", "dog")
+    0.0
     """
     return _cosine(_trigrams(one), _trigrams(other))
 
 
 @dataclass(frozen=True, slots=True)
-class Cosine:
-    """The cosine of what ``embed`` makes of two texts. It is called for every pair: let it remember."""
+class CosineSimilarity:
+    """The cosine of two texts' embeddings.
+
+    ``embed`` is called for every pair of texts, so it should cache its results.
+    """
 
     embed: Callable[[str], Sequence[float] | npt.NDArray[np.floating]]
 
     def __call__(self, one: str, other: str) -> float:
-        """Return the cosine; 0 for a text without any direction."""
+        """Return the cosine; 0 if an embedding is zero."""
         a, b = (np.asarray(self.embed(text), dtype=np.float64) for text in (one, other))
         length = float(np.linalg.norm(a) * np.linalg.norm(b))
         return float(a @ b) / length if length > 0.0 else 0.0
 
 
-def likeness(state: State, goal: State, alike: Alike = trigrams) -> float:
-    """Return the mean over the goal's things of the best likeness that a thing of the state has to them; 0 where a side is empty.
+def state_similarity(state: State, goal: State, alike: TextSimilarity = trigram_similarity) -> float:
+    """Return how well a state contains the things of the goal, in [0, 1]; 0 if one of them is empty.
 
-    ``alike(names) * mean over the goal's attributes of alike(values)``, the attribute compared being the one whose name is most alike. A
-    goal without attributes asks for the name alone; a thing without attributes has nothing that a goal with some asks for.
+    It is the mean, over the goal's things, of the largest similarity of a thing in the state:
+    ``alike(names) * mean over the goal's attributes of alike(values)``. An attribute of the goal is compared
+    with the attribute whose name is most similar. A thing of the goal without attributes is compared by its
+    name alone; a thing of the state without attributes has similarity 0 to a thing of the goal that has some.
     """
     if not state or not goal:
         return 0.0
     return fmean(max(_thing(found, wanted, alike) for found in state) for wanted in goal)
 
 
-def _thing(found: Thing, wanted: Thing, alike: Alike) -> float:
+def _thing(found: Thing, wanted: Thing, alike: TextSimilarity) -> float:
     named = alike(wanted.name, found.name)
     if not wanted.attributes:
         return named
@@ -93,8 +106,8 @@ def _thing(found: Thing, wanted: Thing, alike: Alike) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """The states of an episode, each read off what was shown: before every turn, and after the last."""
+class ObservedStates:
+    """The states of an episode, each read from an observation: before every turn, and after the last."""
 
     read: Callable[[Observation], State]
 
@@ -102,11 +115,12 @@ class Shown:
         """Return ``N + 1`` states.
 
         Raises:
-            ConfigError: nobody kept what the last turn led to.
+            ConfigError: the trajectory has no final observation.
         """
         if trajectory.final is None:
             raise ConfigError(
-                f"task {trajectory.task.id!r}: the trajectory has no final observation, so nobody knows its last state"
+                f"the trajectory of task {trajectory.task.id!r} has no final observation, "
+                "so its last state is unknown"
             )
         return [
             self.read(observation)
@@ -115,19 +129,21 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class StateSimilarity:
-    """Pay each turn the likeness of the state that it reached to the goal of its task, ``task.data[goal]``.
+class StateSimilarity(Reward):
+    """Pays each turn the similarity of the state that it reached to the goal of its task.
 
-    ``states`` gives the state before each turn and after the last, ``N + 1`` of them: ``Shown(read)``, or a function of the trajectory.
-    The goal is ``{thing: {attribute: value}}``.
+    The goal is ``task.data[goal]`` and has the form ``{thing: {attribute: value}}``. ``states`` returns the
+    states before each turn and after the last, ``N + 1`` of them: ``ObservedStates(read)``, or a function of
+    the trajectory.
 
-    A likeness is a level: who dawdles near the goal is paid it again and again. ``gain`` pays what each turn added instead, so the episode
-    is paid the last likeness less the first, whatever the way (a potential; Ng, Harada & Russell 1999, with a discount of 1).
+    By default a turn is paid the level of similarity, so an agent that stays near the goal is paid again and
+    again. With ``gain`` a turn is paid the increase instead, so the episode is paid the last level minus the
+    first, whatever its way (a potential; Ng, Harada & Russell 1999, with a discount of 1).
     """
 
     states: Callable[[Trajectory], Sequence[State]]
     goal: str = "goal"
-    alike: Alike = trigrams
+    alike: TextSimilarity = trigram_similarity
     gain: bool = False
     name: str = "similarity"
     signals: ClassVar[frozenset[str]] = frozenset()
@@ -138,20 +154,20 @@ class StateSimilarity:
         return frozenset({self.name})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{name: likeness per turn}``.
+        """Return ``{name: similarity per turn}``.
 
         Raises:
-            ConfigError: the task has no goal, or there is not one state more than turns.
+            ConfigError: the task has no goal, or the number of states is not the number of turns plus one.
         """
         if not trajectory.turns:
             return {self.name: floats()}
         goal, states = self._goal(trajectory), self.states(trajectory)
         if len(states) != len(trajectory.turns) + 1:
             raise ConfigError(
-                f"similarity needs the state before each turn and after the last: {len(trajectory.turns) + 1} of task "
-                f"{trajectory.task.id!r}; `states` gave {len(states)}"
+                "similarity needs the states before each turn and after the last, "
+                f"{len(trajectory.turns) + 1} of task {trajectory.task.id!r}; `states` returned {len(states)}"
             )
-        levels = np.array([likeness(state, goal, self.alike) for state in states])
+        levels = np.array([state_similarity(state, goal, self.alike) for state in states])
         return {self.name: floats(np.diff(levels) if self.gain else levels[1:])}
 
     def _goal(self, trajectory: Trajectory) -> State:
@@ -167,8 +183,9 @@ class StateSimilarity:
                 if isinstance(attributes, Mapping)
             )
         raise ConfigError(
-            f"similarity compares with the task's {self.goal!r}, {{thing: {{attribute: value}}}} with at least one thing; task "
-            f"{trajectory.task.id!r} has {found!r} there; its data has {', '.join(sorted(trajectory.task.data)) or 'nothing'}"
+            f"similarity compares with the task's {self.goal!r}, {{thing: {{attribute: value}}}} with at least "
+            f"one thing; task {trajectory.task.id!r} has {found!r} there, its data has the keys "
+            f"{', '.join(sorted(trajectory.task.data)) or '(none)'}"
         )
 
 

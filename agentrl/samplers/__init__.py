@@ -1,11 +1,14 @@
 """Samplers choose tasks; filters choose groups.
 
-A sampler answers for an update number, so that a resumed run asks the same question and gets the same answer; one that learns keeps
-its state in ``state_dict``. A filter sees paid groups before credit is assigned, and what it drops is counted.
+A sampler answers for a draw number, so a resumed run asks the same question and gets the same answer; a sampler that learns keeps its
+state in ``state_dict``. A filter sees paid groups before credit is assigned, and what it drops is counted.
+
+Implementations inherit from these protocols: what a class does not define has the default given here.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,49 +18,54 @@ from agentrl.types import Json, ScoredGroup, Task
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Play ``num_episodes`` episodes of ``task``; ``first_sample`` numbers them, unique for the task within the run.
+    """An order to play ``num_episodes`` episodes of ``task``.
 
-    ``prefix``: actions that are replayed first. They are part of the context and of the record, and are not learned from. ``told``: text
-    that the first observation begins with.
+    ``first_sample`` is the number of the first episode; numbers are unique for the task within the run. ``prefix``: actions that are
+    replayed first. They are part of the context and of the record, and nothing is learned from them. ``preamble``: text that is put
+    before the first observation.
     """
 
     task: Task
     num_episodes: int
     first_sample: int
     prefix: tuple[str, ...] = ()
-    told: str = ""
+    preamble: str = ""
 
 
 class Sampler(Protocol):
     """Chooses what to play."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Return the draws of an update."""
-        ...
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
-        """Learn from the groups that were played, those that a filter will drop included; most samplers do not."""
-        ...
+        """Learn from the groups that were played, including those that a filter will drop. Most samplers do not learn."""
+        return
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return what must survive a resume."""
-        ...
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take it back."""
-        ...
+        """Restore what ``state_dict`` returned."""
+        return
 
 
 class Filter(Protocol):
     """Chooses which groups are trained on."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def components(self) -> frozenset[str]:
         """Components of the ledger that it looks at."""
-        ...
 
+    @abstractmethod
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """Return the groups to keep, in order."""
-        ...

@@ -21,7 +21,7 @@ from agentrl.samplers import Draw, Sampler
 from agentrl.samplers.uniform import Uniform
 from agentrl.types import Json, ScoredGroup, Task, seed_of
 
-Kind = Callable[[Task], str]
+TaskKind = Callable[[Task], str]
 """What kind of task it is: a family, a difficulty, a data set."""
 
 MAX_EPISODES = 1 << 12
@@ -51,23 +51,23 @@ def softmax(scores: Sequence[float], temperature: float) -> list[float]:
 
 
 @dataclass(slots=True)
-class SEC:
+class SEC(Sampler):
     """A bandit over kinds: ``Q <- rate * learnability + (1 - rate) Q`` and kinds drawn by softmax(Q / temperature) (Chen et al. 2025).
 
     Rate and temperature are as remembered of the paper, not verified. ``floor`` is the least share of any kind.
     """
 
-    kind: Kind
+    kind: TaskKind
     rate: float = 0.5
     temperature: float = 0.4
     floor: float = 0.02
     values: dict[str, float] = field(default_factory=dict)
 
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Draw a kind for each group, and a task of it."""
-        return _by_kind(tasks, self.kind, self.shares, update, num_groups, group_size, seed)
+        return _by_kind(tasks, self.kind, self.shares, draw_index, num_groups, group_size, seed)
 
     def shares(self, kinds: Sequence[str]) -> list[float]:
         """Return the probability of each kind."""
@@ -95,27 +95,27 @@ class SEC:
 
 
 @dataclass(slots=True)
-class DUMP:
+class DUMP(Sampler):
     """A bandit over kinds with optimism: mean learnability of the last ``window`` groups plus ``sqrt(2 ln(N + 1) / (n + 1))`` (DUMP, 2025).
 
     ``n`` groups of the kind and ``N`` of all were played. A kind that was never played comes first.
     """
 
-    kind: Kind
+    kind: TaskKind
     temperature: float = 0.1
     window: int = 300
     recent: dict[str, list[float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Draw a kind for each group, and a task of it."""
         return _by_kind(
             tasks,
             self.kind,
             lambda kinds: softmax(self.bounds(kinds), self.temperature),
-            update,
+            draw_index,
             num_groups,
             group_size,
             seed,
@@ -152,38 +152,10 @@ class DUMP:
 
 
 @dataclass(slots=True)
-class Knapsack:
-    """Uniform tasks, with a budget of episodes that goes where it teaches (Li et al. 2025, "Knapsack RL").
+class SuccessRates(Sampler):
+    """A sampler that remembers the success rate of each task, by its id, from when the task was last played."""
 
-    The budget of an update, ``num_groups * group_size`` episodes, is divided to maximise ``sum_i v_i (1 - p_i^N_i - (1 - p_i)^N_i)`` with
-    ``v = p (1 - p)^2`` and ``p`` the task's success rate when it was last played. The gain of one more episode falls with their number, so
-    giving each episode to the best bidder is exact. The first ``warm_up`` updates are uniform; a task that never succeeded counts with the
-    rate ``unsolved``, so that it is not given up for ever.
-    """
-
-    least: int = 2
-    most: int = 128
-    warm_up: int = 5
-    unsolved: float = 0.02
-    rates: dict[str, float] = field(default_factory=dict)
-    order: Sampler = field(default_factory=Uniform)
-
-    def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
-    ) -> list[Draw]:
-        """Return the draws of ``order`` with the budget divided among them."""
-        draws = self.order.draw(tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed)
-        first = update * MAX_EPISODES
-        if update < self.warm_up:
-            return [Draw(draw.task, draw.num_episodes, first) for draw in draws]
-        rates = [self.rates.get(draw.task.id, 0.5) for draw in draws]
-        sizes = divide(
-            [rate or self.unsolved for rate in rates],
-            num_groups * group_size,
-            least=self.least,
-            most=self.most,
-        )
-        return [Draw(draw.task, size, first) for draw, size in zip(draws, sizes, strict=True)]
+    rates: dict[str, float] = field(default_factory=dict, kw_only=True)
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
         """Remember the success rate of each task."""
@@ -202,10 +174,46 @@ class Knapsack:
         self.rates = dict(cast("Mapping[str, float]", state["rates"]))
 
 
-def divide(rates: Sequence[float], budget: int, *, least: int = 2, most: int = 128) -> list[int]:
+@dataclass(slots=True)
+class Knapsack(SuccessRates):
+    """Uniform tasks, with a budget of episodes that goes where it teaches (Li et al. 2025, "Knapsack RL").
+
+    The budget of an update, ``num_groups * group_size`` episodes, is divided to maximise ``sum_i v_i (1 - p_i^N_i - (1 - p_i)^N_i)`` with
+    ``v = p (1 - p)^2`` and ``p`` the task's success rate when it was last played. The gain of one more episode falls with their number, so
+    giving each episode to the best bidder is exact. The first ``warm_up`` updates are uniform; a task that never succeeded counts with the
+    rate ``unsolved``, so that it is not given up for ever.
+    """
+
+    least: int = 2
+    most: int = 128
+    warm_up: int = 5
+    unsolved: float = 0.02
+    order: Sampler = field(default_factory=Uniform)
+
+    def draw(
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
+    ) -> list[Draw]:
+        """Return the draws of ``order`` with the budget divided among them."""
+        draws = self.order.draw(
+            tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size, seed=seed
+        )
+        first = draw_index * MAX_EPISODES
+        if draw_index < self.warm_up:
+            return [Draw(draw.task, draw.num_episodes, first) for draw in draws]
+        rates = [self.rates.get(draw.task.id, 0.5) for draw in draws]
+        sizes = divide_budget(
+            [rate or self.unsolved for rate in rates],
+            num_groups * group_size,
+            least=self.least,
+            most=self.most,
+        )
+        return [Draw(draw.task, size, first) for draw, size in zip(draws, sizes, strict=True)]
+
+
+def divide_budget(rates: Sequence[float], budget: int, *, least: int = 2, most: int = 128) -> list[int]:
     """Return the number of episodes for each success rate that makes mixed outcomes most valuable, exactly.
 
-    >>> divide([0.05, 0.3, 0.5, 0.9], 32)
+    >>> divide_budget([0.05, 0.3, 0.5, 0.9], 32)
     [12, 11, 7, 2]
     """
     if not least * len(rates) <= budget <= most * len(rates):
@@ -225,26 +233,25 @@ def _gain(p: float, n: int) -> float:
 
 
 @dataclass(slots=True)
-class VarianceAware:
+class VarianceAware(SuccessRates):
     """Half of the groups by how uncertain their outcome is, ``p (1 - p)``, half uniformly (Leng et al. 2025, "MMR1").
 
     ``mix`` is the first half's share. A task that was not played yet counts as undecided.
     """
 
     mix: float = 0.5
-    rates: dict[str, float] = field(default_factory=dict)
 
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Draw tasks without repeating one within an update."""
-        chance = random.Random(seed_of(seed, "variance", update))
+        chance = random.Random(seed_of(seed, "variance", draw_index))
         shares = self.shares([self.rates.get(task.id, 0.5) for task in tasks])
         keys = [
             (chance.random() ** (1.0 / share) if share > 0 else -1.0, i) for i, share in enumerate(shares)
         ]
         chosen = sorted(keys, reverse=True)[:num_groups]
-        return [Draw(tasks[i], group_size, update * MAX_EPISODES) for _, i in chosen]
+        return [Draw(tasks[i], group_size, draw_index * MAX_EPISODES) for _, i in chosen]
 
     def shares(self, rates: Sequence[float]) -> list[float]:
         """Return the probability of each task.
@@ -258,25 +265,9 @@ class VarianceAware:
             return [uniform] * len(rates)
         return [self.mix * score / sum(scores) + (1.0 - self.mix) * uniform for score in scores]
 
-    def observe(self, groups: Sequence[ScoredGroup]) -> None:
-        """Remember the success rate of each task."""
-        for group in groups:
-            if group:
-                self.rates[group[0].trajectory.task.id] = float(
-                    np.mean([one.trajectory.success for one in group])
-                )
-
-    def state_dict(self) -> Mapping[str, Json]:
-        """Return the success rates."""
-        return {"rates": dict(self.rates)}
-
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take them back."""
-        self.rates = dict(cast("Mapping[str, float]", state["rates"]))
-
 
 @dataclass(frozen=True, slots=True)
-class Phases:
+class Phases(Sampler):
     """Easy tasks first: from update ``since`` on, tasks of at most ``limit`` (QwenLong's length phases; any difficulty serves).
 
     ``phases`` are pairs ``(since, limit)`` in order; ``size`` says how hard a task is. ``sampler`` draws from what a phase allows.
@@ -293,21 +284,21 @@ class Phases:
             )
 
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Draw from the tasks of the phase.
 
         Raises:
             ConfigError: the phase allows no task.
         """
-        limit = [limit for since, limit in self.phases if since <= update][-1]
+        limit = [limit for since, limit in self.phases if since <= draw_index][-1]
         allowed = [task for task in tasks if self.size(task) <= limit]
         if not allowed:
             raise ConfigError(
                 f"no task is of size {limit:g} or less; the smallest is {min(map(self.size, tasks)):g}"
             )
         return self.sampler.draw(
-            allowed, update=update, num_groups=num_groups, group_size=group_size, seed=seed
+            allowed, draw_index=draw_index, num_groups=num_groups, group_size=group_size, seed=seed
         )
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
@@ -323,7 +314,7 @@ class Phases:
         self.sampler.load_state_dict(state)
 
 
-def _learned(groups: Sequence[ScoredGroup], kind: Kind) -> dict[str, list[float]]:
+def _learned(groups: Sequence[ScoredGroup], kind: TaskKind) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for group in groups:
         if group:
@@ -333,9 +324,9 @@ def _learned(groups: Sequence[ScoredGroup], kind: Kind) -> dict[str, list[float]
 
 def _by_kind(
     tasks: Sequence[Task],
-    kind: Kind,
+    kind: TaskKind,
     shares: Callable[[Sequence[str]], Sequence[float]],
-    update: int,
+    draw_index: int,
     num_groups: int,
     group_size: int,
     seed: int,
@@ -345,12 +336,12 @@ def _by_kind(
     for task in tasks:
         members.setdefault(kind(task), []).append(task)
     kinds = sorted(members)
-    chance = random.Random(seed_of(seed, "kinds", update))
+    chance = random.Random(seed_of(seed, "kinds", draw_index))
     wanted = chance.choices(kinds, list(shares(kinds)), k=num_groups)
     draws = []
     for one in kinds:
         drawn = chance.sample(members[one], min(wanted.count(one), len(members[one])))
         for number in range(wanted.count(one)):
-            first = update * MAX_EPISODES + number // len(drawn) * group_size
+            first = draw_index * MAX_EPISODES + number // len(drawn) * group_size
             draws.append(Draw(drawn[number % len(drawn)], group_size, first))
     return draws

@@ -9,11 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from agentrl.errors import ConfigError
+from agentrl.samplers import Filter
 from agentrl.types import ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
-class KeepAll:
+class KeepAll(Filter):
     """Keep every group."""
 
     components: ClassVar[frozenset[str]] = frozenset()
@@ -24,7 +25,7 @@ class KeepAll:
 
 
 @dataclass(frozen=True, slots=True)
-class DynamicSampling:
+class DynamicSampling(Filter):
     """Drop the groups whose members all had the same outcome: compared among themselves they teach nothing (DAPO, Yu et al. 2025).
 
     Looks at one component of the ledger, the outcome, and not at their sum: a format penalty alone makes no group of failures worth its
@@ -59,7 +60,7 @@ class DynamicSampling:
 
 
 @dataclass(frozen=True, slots=True)
-class MostVaried:
+class MostVaried(Filter):
     """Keep the ``share`` of groups whose returns differ most (StarPO-S, Wang et al. 2025, "RAGEN"); at least one, unless none differs.
 
     Groups without any difference are never kept. Ties are decided by place.
@@ -85,7 +86,7 @@ class MostVaried:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class Contrast(Filter):
     """Keep ``num`` episodes of each group: the best and shortest, and the worst and longest (DCPO of ChatShopBuddy; rule reconstructed).
 
     One half has the highest return and then the fewest tokens, the other the lowest return and then the most.

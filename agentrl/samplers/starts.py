@@ -20,15 +20,15 @@ from agentrl.types import Json, ScoredGroup, Task, Trajectory, seed_of
 
 
 @dataclass(slots=True)
-class Prefixes:
+class Prefixes(Sampler):
     """Start a ``share`` of the groups from a part of a success of their task, where one is known.
 
     ``cuts``: which parts, as shares of the success's turns, one drawn for each group; empty: any turn, equally likely. At least one turn is
-    replayed and at least one is left to play. ``traces`` are successes known from the start (``traces_of`` reads demonstrations);
+    replayed and at least one is left to play. ``solutions`` are successes known from the start (``read_solutions`` reads demonstrations);
     with ``remember`` the agent's own join them, the shortest of each task. Evaluate without: what was learned must hold unguided.
     """
 
-    traces: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    solutions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     share: float = 0.5
     cuts: tuple[float, ...] = (0.4, 0.6, 0.8)
     remember: bool = True
@@ -41,14 +41,14 @@ class Prefixes:
             )
 
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Return the inner sampler's draws, some of them with a start."""
         draws = self.sampler.draw(
-            tasks, update=update, num_groups=num_groups, group_size=group_size, seed=seed
+            tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size, seed=seed
         )
         return [
-            self._started(draw, random.Random(seed_of(seed, "prefix", update, place)))
+            self._started(draw, random.Random(seed_of(seed, "prefix", draw_index, place)))
             for place, draw in enumerate(draws)
         ]
 
@@ -56,24 +56,24 @@ class Prefixes:
         """Remember the shortest success of each task, and let the inner sampler learn."""
         for trajectory in (scored.trajectory for group in groups for scored in group):
             if self.remember and trajectory.success:
-                keep_shortest(self.traces, trajectory)
+                keep_shortest(self.solutions, trajectory)
         self.sampler.observe(groups)
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the successes that are known."""
         return {
-            "traces": {name: list(actions) for name, actions in self.traces.items()},
+            "traces": {name: list(actions) for name, actions in self.solutions.items()},
             "sampler": dict(self.sampler.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Take them back."""
-        traces = cast("Mapping[str, Sequence[str]]", state["traces"])
-        self.traces = {name: tuple(actions) for name, actions in traces.items()}
+        solutions = cast("Mapping[str, Sequence[str]]", state["traces"])
+        self.solutions = {name: tuple(actions) for name, actions in solutions.items()}
         self.sampler.load_state_dict(cast("Mapping[str, Json]", state["sampler"]))
 
     def _started(self, draw: Draw, chance: random.Random) -> Draw:
-        known = self.traces.get(draw.task.id, ())
+        known = self.solutions.get(draw.task.id, ())
         if chance.random() >= self.share or len(known) < 2:
             return draw
         turns = (
@@ -82,7 +82,7 @@ class Prefixes:
         return replace(draw, prefix=known[: min(max(turns, 1), len(known) - 1)])
 
 
-def traces_of(path: Path) -> dict[str, tuple[str, ...]]:
+def read_solutions(path: Path) -> dict[str, tuple[str, ...]]:
     """Return the shortest success of each task in a file of trajectories, such as a run's ``demonstrations/<stage>.parquet``.
 
     Raises:
@@ -90,16 +90,16 @@ def traces_of(path: Path) -> dict[str, tuple[str, ...]]:
     """
     from agentrl.records.store import read_trajectories  # Parquet is needed here alone
 
-    traces: dict[str, tuple[str, ...]] = {}
+    solutions: dict[str, tuple[str, ...]] = {}
     for stored in read_trajectories(path):
         if stored.trajectory.success:
-            keep_shortest(traces, stored.trajectory)
-    return traces
+            keep_shortest(solutions, stored.trajectory)
+    return solutions
 
 
-def keep_shortest(traces: dict[str, tuple[str, ...]], trajectory: Trajectory) -> None:
-    """Put a success's actions into ``traces``, unless a shorter one is there."""
+def keep_shortest(solutions: dict[str, tuple[str, ...]], trajectory: Trajectory) -> None:
+    """Put a success's actions into ``solutions``, unless a shorter one is there."""
     actions = tuple(turn.action.text for turn in trajectory.turns)
-    known = traces.get(trajectory.task.id)
+    known = solutions.get(trajectory.task.id)
     if known is None or len(actions) < len(known):
-        traces[trajectory.task.id] = actions
+        solutions[trajectory.task.id] = actions

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agentrl.errors import ConfigError
-from agentrl.samplers import Draw
-from agentrl.types import Json, ScoredGroup, Task, seed_of
+from agentrl.samplers import Draw, Sampler
+from agentrl.types import Task, seed_of
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform:
+class Uniform(Sampler):
     """Every task once per epoch, in an order drawn anew for each epoch.
 
     The order comes from a hash of (seed, epoch, task id): it depends neither on the order of ``tasks`` nor on the machine, and any update
@@ -19,61 +19,41 @@ class Uniform:
     """
 
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
 
         def shuffled(epoch: int) -> list[Task]:
             return sorted(tasks, key=lambda task: seed_of(seed, "uniform", epoch, task.id))
 
-        return _epochs(tasks, shuffled, update=update, num_groups=num_groups, group_size=group_size)
-
-    def observe(self, groups: Sequence[ScoredGroup]) -> None:
-        """Learn nothing."""
-
-    def state_dict(self) -> Mapping[str, Json]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take nothing back."""
+        return _epochs(tasks, shuffled, draw_index=draw_index, num_groups=num_groups, group_size=group_size)
 
 
 @dataclass(frozen=True, slots=True)
-class Sequential:
+class Sequential(Sampler):
     """Every task once per epoch, in the order of the split."""
 
     def draw(
-        self, tasks: Sequence[Task], *, update: int, num_groups: int, group_size: int, seed: int
+        self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
         """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
         return _epochs(
-            tasks, lambda epoch: tasks, update=update, num_groups=num_groups, group_size=group_size
+            tasks, lambda epoch: tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size
         )
-
-    def observe(self, groups: Sequence[ScoredGroup]) -> None:
-        """Learn nothing."""
-
-    def state_dict(self) -> Mapping[str, Json]:
-        """Return nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take nothing back."""
 
 
 def _epochs(
     tasks: Sequence[Task],
     order: Callable[[int], Sequence[Task]],
     *,
-    update: int,
+    draw_index: int,
     num_groups: int,
     group_size: int,
 ) -> list[Draw]:
     """Cut an update's piece out of the endless row of epochs. A task comes once per epoch, so the epoch numbers its samples."""
     if not tasks:
         raise ConfigError("there are no tasks to draw from; the split is empty")
-    first = update * num_groups
+    first = draw_index * num_groups
     draws: list[Draw] = []
     for epoch in range(first // len(tasks), (first + num_groups - 1) // len(tasks) + 1):
         start = max(first - epoch * len(tasks), 0)

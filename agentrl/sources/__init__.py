@@ -58,10 +58,10 @@ class Rollouts(Source):
             missing = self.num_groups - len(collected.groups)
             if not missing:
                 break
-            turn = update * (self.refills + 1) + refill
+            draw_index = update * (self.refills + 1) + refill
             draws = self.sampler.draw(
                 ground.tasks[self.split],
-                update=turn,
+                draw_index=draw_index,
                 num_groups=self.num_groups,
                 group_size=self.group_size,
                 seed=seed,

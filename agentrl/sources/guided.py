@@ -171,7 +171,7 @@ def untold(trajectory: Trajectory, text: str, renderer: Renderer) -> Trajectory:
 
 def needs_origin(guidance: Guided, stage: Stage) -> Iterator[str]:
     """Yield a line where the stage's loss has nothing for tokens that were given."""
-    if not hasattr(stage.objective.loss, "given"):
+    if not stage.objective.loss.handles_given:
         kind, loss = type(guidance).__name__, type(stage.objective.loss).__name__
         yield (
             f"{kind} brings tokens that the agent did not sample from their context, and {loss} alone treats all alike; "
@@ -181,7 +181,7 @@ def needs_origin(guidance: Guided, stage: Stage) -> Iterator[str]:
 
 def needs_given(guidance: Guided, stage: Stage) -> Iterator[str]:
     """Yield a line where the stage's credit has nothing for groups that were given."""
-    if not hasattr(stage.credit, "given"):
+    if not stage.credit.handles_given:
         kind, credit = type(guidance).__name__, type(stage.credit).__name__
         yield f"{kind} brings groups of nothing but successes, and {credit} would compare them; use credit=Given({credit}(...))"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any  # what a method changes are fields of a stage, of many types
 
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.group import GRPO
 from agentrl.env import EnvSpec
 from agentrl.learner import Compute, Linear, Optimisation
@@ -82,7 +82,7 @@ def imitate(*, errors: float, updates: int = 40, num_episodes: int = 640) -> Sta
         source=Demonstrations(
             policy=ErringPolicy(ExpertPolicy(), RandomPolicy(), errors), num_episodes=num_episodes, batch=64
         ),
-        credit=Constant(1.0),
+        credit=ConstantCredit(1.0),
         objective=Objective(),
         optimisation=Optimisation(lr=5e-3, schedule=Linear(0.1)),
         minibatches=4,

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from agentrl_environments.textworld import TextWorld
 
-from agentrl.credit.constant import Constant
+from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.group import GRPO
 from agentrl.learner import Compute, Linear, Optimisation
 from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
@@ -37,7 +37,7 @@ WARM_START = (
             batch=80,
             max_turns=8,
         ),
-        credit=Constant(1.0),
+        credit=ConstantCredit(1.0),
         objective=Objective(observation_weight=1.0),
         optimisation=Optimisation(lr=2e-3, warmup_updates=2, schedule=Linear(0.1)),
         minibatches=10,
@@ -46,7 +46,7 @@ WARM_START = (
         name="imitate",
         updates=4,
         source=Demonstrations(policy=ExpertPolicy(), num_episodes=40),
-        credit=Constant(1.0),
+        credit=ConstantCredit(1.0),
         objective=Objective(observation_weight=0.3),
         optimisation=Optimisation(lr=1e-3, schedule=Linear(0.1)),
         minibatches=4,

@@ -11,7 +11,7 @@ from base import LEARN, playing
 from agentrl.losses.aggregation import token_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.objective import Objective
-from agentrl.rewards.refine import Overlong
+from agentrl.rewards.refine import OverlongPenalty
 from agentrl.samplers.filters import DynamicSampling
 from agentrl.sources import Rollouts
 
@@ -20,7 +20,7 @@ recipe = playing(
     replace(
         LEARN,
         source=Rollouts(num_groups=16, group_size=8, refills=2),
-        transforms=(Overlong(limit=160, buffer=40),),
+        transforms=(OverlongPenalty(limit=160, buffer=40),),
         filters=(DynamicSampling(),),
         objective=Objective(loss=Clip(0.2, 0.28), aggregate=token_mean),
     ),
