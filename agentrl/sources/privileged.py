@@ -11,7 +11,7 @@ from agentrl.learner.spec import Information, expert_plan
 from agentrl.recipe import Collected, Playground, Stage
 from agentrl.render import Renderer
 from agentrl.rewards.payment import Payment
-from agentrl.rollout import Telling
+from agentrl.rollout import WithPreamble
 from agentrl.sources.guided import Guided, Lesson, needs_origin, untold
 from agentrl.types import Action, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, stand_in
 
@@ -53,7 +53,7 @@ class Privileged(Guided):
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
         """Collect the teacher's groups, and add the students'."""
-        told = replace(ground, host=Telling(ground.host, self._tell))
+        told = replace(ground, host=WithPreamble(ground.host, self._tell))
         collected = await self.source.collect(told, payment, name=name, update=update, min_group=min_group)
         untold_episodes = [
             scored for group in collected.groups for scored in group if not self._told(scored.trajectory)
