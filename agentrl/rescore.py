@@ -50,7 +50,7 @@ class Chain:
             ConfigError: the rule needs a measurement that was not stored.
         """
         for need in sorted(self.credit.needs.union(*(modifier.needs for modifier in self.modifiers))):
-            if any(getattr(scored, f"{need}_T") is None for group in groups for scored in group):
+            if any(scored.measured.get(need) is None for group in groups for scored in group):
                 raise ConfigError(
                     f"{type(self.credit).__name__} needs {need}, which this run did not store; use a rule that does not"
                 )

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 Need = Literal["values", "entropies", "old_logprobs", "ref_logprobs", "teacher_logprobs"]
 """A measurement on action tokens that a part of the recipe asks for; only the forward passes that are needed
 are run."""
+NEEDS: tuple[Need, ...] = get_args(Need)
+Array = TypeVar("Array")
 Ledger = Mapping[str, FloatArray]
 """What a trajectory is paid: for each named component, one number per turn, ``[N]``."""
 
@@ -272,23 +274,42 @@ Group = tuple[Trajectory, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """A trajectory with its ledger, and what the learner measured on its action tokens.
+class Measured(Generic[Array]):
+    """What the learner measured on action tokens, each ``None`` unless a part of the recipe needs it.
 
-    A measurement is ``None`` unless a part of the recipe needs it.
-
-    ``values_T`` the critic's value of the state *before* each action token; ``entropies_T`` in nats, over the
-    whole vocabulary; ``old_logprobs_T`` under the learner's weights at the start of the update;
-    ``ref_logprobs_T`` under the reference model; ``teacher_logprobs_T`` under the stage's teacher.
+    The fields are the names of ``Need``; every array has one number per action token, ``[T]`` of a trajectory or
+    ``[A]`` of a batch. ``values``: the critic's value of the state *before* the token. ``entropies``: in nats, over
+    the whole vocabulary. ``old_logprobs``: under the learner's weights at the start of the update.
+    ``ref_logprobs``: under the reference model. ``teacher_logprobs``: under the stage's teacher.
     """
+
+    values: Array | None = None
+    entropies: Array | None = None
+    old_logprobs: Array | None = None
+    ref_logprobs: Array | None = None
+    teacher_logprobs: Array | None = None
+
+    def get(self, need: Need) -> Array | None:
+        """Return the measurement of a name."""
+        found: Array | None = getattr(self, need)
+        return found
+
+    def known(self) -> dict[Need, Array]:
+        """Return the measurements that were made, by name."""
+        return {need: array for need in NEEDS if (array := self.get(need)) is not None}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A trajectory with its ledger, and what the learner measured on its action tokens, ``[T]``."""
 
     trajectory: Trajectory
     ledger: Ledger
-    values_T: FloatArray | None = None
-    entropies_T: FloatArray | None = None
-    old_logprobs_T: FloatArray | None = None
-    ref_logprobs_T: FloatArray | None = None
-    teacher_logprobs_T: FloatArray | None = None
+    measured: Measured[FloatArray] = Measured()  # noqa: RUF009 - frozen
+
+    def with_measured(self, **arrays: FloatArray | None) -> Scored:
+        """Return the same with further measurements, by their names in ``Measured``."""
+        return replace(self, measured=replace(self.measured, **arrays))
 
     @property
     def rewards_N(self) -> npt.NDArray[np.float64]:

@@ -54,6 +54,7 @@ from agentrl.types import (
     Action,
     End,
     Group,
+    Measured,
     Observation,
     Scored,
     ScoredGroup,
@@ -172,7 +173,9 @@ def measure(played: Sequence[Group]) -> dict[tuple[str, int], Scored]:
 
     def one(trajectory: Trajectory) -> Scored:
         values_T, entropies_T = random.random((2, trajectory.num_tokens))
-        return Scored(trajectory, {}, values_T=floats(values_T), entropies_T=floats(entropies_T))
+        return Scored(
+            trajectory, {}, measured=Measured(values=floats(values_T), entropies=floats(entropies_T))
+        )
 
     return {
         (trajectory.task.id, trajectory.sample): one(trajectory) for group in played for trajectory in group

@@ -5,7 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from agentrl.types import Action, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    End,
+    Measured,
+    Observation,
+    Scored,
+    ScoredGroup,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 
 def trajectory(
@@ -41,7 +53,7 @@ def scored(
     return Scored(
         trajectory(lengths, **more),
         {"outcome": floats(rewards)},
-        values_T=None if values is None else floats(values),
+        measured=Measured(values=None if values is None else floats(values)),
     )
 
 

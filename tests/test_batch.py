@@ -5,7 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.learner.batch import Batch, Micro, make_batch
-from agentrl.types import Action, Credited, End, Observation, Scored, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    Credited,
+    End,
+    Measured,
+    Observation,
+    Scored,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 
 def turn(prompt: list[int], tokens: list[int], *, fresh: bool = False) -> Turn:
@@ -180,7 +192,7 @@ def test_what_does_not_fit_together_is_refused():
     with pytest.raises(ValueError, match="advantages of task 't'"):
         make_batch([(play,)], [(Credited(floats([1.0])),)])
     with pytest.raises(ValueError, match="values of task 't'"):
-        make_batch([(scored(turn([10], [1, 2]), values_T=floats([1.0])),)])
+        make_batch([(scored(turn([10], [1, 2]), measured=Measured(values=floats([1.0]))),)])
     with pytest.raises(ValueError, match="zip"):
         make_batch([(play,)], [])
     with pytest.raises(ValueError, match="no context before it"):

@@ -16,7 +16,7 @@ from agentrl.credit.modifiers import Modified, ScaleAdvantages, UnitDeviation, W
 from agentrl.credit.penalty import KLPenalty
 from agentrl.credit.returns import TurnReturn, turn_rloo
 from agentrl.credit.turns import returns_to_go, spread
-from agentrl.types import End, Scored, floats, ints
+from agentrl.types import End, Measured, Scored, floats, ints
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 GROUP_RULES = [GRPO(), DrGRPO(), RLOO()]
@@ -191,7 +191,9 @@ def test_a_truncated_episode_is_not_bootstrapped():
 
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=name)
 def test_a_failed_episode_never_reaches_credit(rule):
-    failed = Scored(trajectory([1], end=End.FAILED), {"outcome": floats([0.0])}, values_T=floats([0.0]))
+    failed = Scored(
+        trajectory([1], end=End.FAILED), {"outcome": floats([0.0])}, measured=Measured(values=floats([0.0]))
+    )
     with pytest.raises(AssertionError, match="failed episode"):
         rule([(failed, failed)])
 
@@ -243,15 +245,14 @@ def test_constant_credit_ignores_what_was_paid():
 
 
 def test_the_kl_penalty_is_paid_by_the_turn_that_diverged():
-    one = replace(
-        scored([0.0, 1.0], [2, 1], logprobs=[[-1.0, -2.0], [-0.5]]),
-        ref_logprobs_T=floats([-1.5, -1.0, -0.5]),
+    one = scored([0.0, 1.0], [2, 1], logprobs=[[-1.0, -2.0], [-0.5]]).with_measured(
+        ref_logprobs=floats([-1.5, -1.0, -0.5])
     )
     # turn 0: (.5 - 1) * -.1 = .05; turn 1: 0
     np.testing.assert_allclose(
         tokens_of(KLPenalty(TurnReturn(), coef=0.1)([(one,)])[0]), [1.05, 1.05, 1.0], **CLOSE
     )
-    measured = replace(one, old_logprobs_T=one.ref_logprobs_T)
+    measured = one.with_measured(old_logprobs=one.measured.ref_logprobs)
     np.testing.assert_allclose(
         tokens_of(KLPenalty(TurnReturn(), coef=0.1)([(measured,)])[0]), [1.0, 1.0, 1.0], **CLOSE
     )
@@ -349,7 +350,7 @@ def test_token_gae_equals_the_masked_recursion_over_the_whole_context(one, gamma
     for reward, turn in zip(one.rewards_N, one.trajectory.turns, strict=True):
         length = len(turn.action.tokens)
         rewards += [0.0] * len(turn.action.prompt) + [0.0] * (length - 1) + [float(reward)]
-        values += [9.0] * len(turn.action.prompt) + list(one.values_T[place : place + length])
+        values += [9.0] * len(turn.action.prompt) + list(one.measured.values[place : place + length])
         mask += [0] * len(turn.action.prompt) + [1] * length
         place += length
     advantages, targets = reference.masked_token_gae(rewards, values, mask, gamma, lam)
@@ -362,7 +363,7 @@ def test_token_gae_equals_the_masked_recursion_over_the_whole_context(one, gamma
 @given(scored_trajectories(min_tokens=1), st.floats(0, 1), st.floats(0, 1))
 def test_turn_gae_equals_the_definition_as_a_sum(one, gamma, lam):
     first = np.cumsum(one.num_tokens_N) - one.num_tokens_N
-    values_N = [float(one.values_T[t]) for t in first]
+    values_N = [float(one.measured.values[t]) for t in first]
     expected = reference.gae_as_a_sum([float(r) for r in one.rewards_N], values_N, gamma, lam)
     ((credited,),) = TurnGAE(gamma, lam)([(one,)])
     np.testing.assert_allclose(credited.advantages_T, spread(np.array(expected), one.num_tokens_N), atol=1e-5)
@@ -394,14 +395,14 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one(members):
 def test_with_lambda_one_the_advantage_is_the_return_minus_the_value(one):
     to_go = spread(returns_to_go(one.rewards_N, gamma=1.0), one.num_tokens_N)
     ((token,),) = TokenGAE(1.0, 1.0)([(one,)])
-    np.testing.assert_allclose(token.advantages_T, to_go - one.values_T, atol=1e-5)
+    np.testing.assert_allclose(token.advantages_T, to_go - one.measured.values, atol=1e-5)
     np.testing.assert_allclose(token.targets_T, to_go, atol=1e-5)
 
 
 @given(scored_trajectories(min_tokens=1))
 def test_token_and_turn_gae_agree_where_each_turn_is_one_token(one):
     lengths = [1] * len(one.rewards_N)
-    single = scored(list(one.rewards_N), lengths, values=list(one.values_T[: len(lengths)]))
+    single = scored(list(one.rewards_N), lengths, values=list(one.measured.values[: len(lengths)]))
     np.testing.assert_allclose(
         tokens_of(TokenGAE(0.9, 0.8)([(single,)])[0]), tokens_of(TurnGAE(0.9, 0.8)([(single,)])[0]), atol=1e-6
     )

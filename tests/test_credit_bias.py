@@ -3,8 +3,6 @@
 What is unbiased is compared to 1e-6. What is biased stands here with the number.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -130,7 +128,7 @@ def test_the_kl_penalty_gives_the_gradient_of_the_return_less_the_divergence(wor
     for episode, theirs in zip(world.episodes, reference.episodes, strict=True):
         old, ref = floats(episode.logprobs_T), floats(theirs.logprobs_T)
         ((credited,),) = KLPenalty(TurnReturn(), coef)(
-            [(replace(world.scored(episode), old_logprobs_T=old, ref_logprobs_T=ref),)]
+            [(world.scored(episode).with_measured(old_logprobs=old, ref_logprobs=ref),)]
         )
         estimate_P += episode.probability * episode.scores_TP.T @ credited.advantages_T.astype(np.float64)
 

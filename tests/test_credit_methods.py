@@ -28,7 +28,7 @@ from agentrl.credit.weights import (
     most_varied,
 )
 from agentrl.errors import ConfigError
-from agentrl.types import Action, Credited, End, Observation, Scored, Trajectory, Turn, floats, ints
+from agentrl.types import Action, Credited, End, Measured, Observation, Scored, Trajectory, Turn, floats, ints
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 OUTCOMES = [1.0, 0.0, 0.0, 1.0]
@@ -286,7 +286,6 @@ def test_two_levels_end_in_the_turn_level_and_are_one_where_there_is_one_turn(on
     ends = np.cumsum(one.num_tokens_N) - 1
     at_ends = replace(
         one,
-        values_T=floats(one.values_T[ends]),
         trajectory=replace(
             one.trajectory,
             turns=tuple(
@@ -294,15 +293,14 @@ def test_two_levels_end_in_the_turn_level_and_are_one_where_there_is_one_turn(on
                 for t in one.trajectory.turns
             ),
         ),
-    )
+    ).with_measured(values=floats(one.measured.values[ends]))
     ((turns,),) = TurnGAE(gamma=0.9, lam=lam)([(at_ends,)])
     np.testing.assert_allclose(found.advantages_T[ends], turns.advantages_T, atol=1e-5)
     single = replace(
         one,
         trajectory=replace(one.trajectory, turns=one.trajectory.turns[:1]),
         ledger={"outcome": one.ledger["outcome"][:1]},
-        values_T=one.values_T[: one.num_tokens_N[0]],
-    )
+    ).with_measured(values=one.measured.values[: one.num_tokens_N[0]])
     ((two,),), ((flat,),) = BiLevelGAE(lam=lam)([(single,)]), TokenGAE(lam=lam)([(single,)])
     np.testing.assert_allclose(two.advantages_T, flat.advantages_T, atol=1e-5)
 
@@ -316,7 +314,7 @@ def modulated(rule, *, lengths=((1, 1, 1), (1, 1))):
         Scored(
             trajectory(list(counts)),
             {"outcome": floats([0.0] * len(counts))},
-            entropies_T=floats(np.repeat(values, counts)),
+            measured=Measured(entropies=floats(np.repeat(values, counts))),
         )
         for counts, values in zip(lengths, entropies, strict=True)
     )
@@ -352,7 +350,11 @@ def test_each_part_of_empg_alone():
 
 
 def test_equal_entropies_change_nothing():
-    members = (Scored(trajectory([2, 1]), {"outcome": floats([0, 0])}, entropies_T=floats([0.7] * 3)),)
+    members = (
+        Scored(
+            trajectory([2, 1]), {"outcome": floats([0, 0])}, measured=Measured(entropies=floats([0.7] * 3))
+        ),
+    )
     credited = [(Credited(floats([1.0, 1.0, -1.0])),)]
     ((found,),) = EMPG(zeta=0.0, center="none")([members], credited)
     np.testing.assert_allclose(found.advantages_T, [1.0, 1.0, -1.0], **CLOSE)
@@ -361,7 +363,8 @@ def test_equal_entropies_change_nothing():
 @given(scored_groups(values=False, min_size=1))
 def test_empg_accepts_turns_without_tokens_and_episodes_without_turns(members):
     measured = tuple(
-        replace(one, entropies_T=floats(np.linspace(0.0, 1.0, one.trajectory.num_tokens))) for one in members
+        one.with_measured(entropies=floats(np.linspace(0.0, 1.0, one.trajectory.num_tokens)))
+        for one in members
     )
     (found,) = EMPG()(
         [measured], [tuple(Credited(floats(np.ones(one.trajectory.num_tokens))) for one in measured)]
@@ -446,7 +449,11 @@ def test_no_other_choice_varies_more(values, num):
 
 
 def test_the_tokens_that_matter_are_kept():
-    one = Scored(trajectory([4]), {"outcome": floats([0.0])}, entropies_T=floats([0.1, 0.9, 0.5, 0.05]))
+    one = Scored(
+        trajectory([4]),
+        {"outcome": floats([0.0])},
+        measured=Measured(entropies=floats([0.1, 0.9, 0.5, 0.05])),
+    )
     ((found,),) = KeepTokens(0.5)([(one,)], [(Credited(floats([1.6, 1.6, -1.2, -1.2])),)])
     np.testing.assert_allclose(found.advantages_T, [0.0, 1.6, -1.2, 0.0], **CLOSE)
 

@@ -255,7 +255,7 @@ def test_students_have_their_teachers_tokens_and_credit_without_what_it_was_told
         assert [turn.action.prompt.tolist() for turn in teacher.trajectory.turns] == rendered_anew(
             teacher, tmp_path
         )
-        pull_T = student.scored.old_logprobs_T - teacher.scored.old_logprobs_T
+        pull_T = student.scored.measured.old_logprobs - teacher.scored.measured.old_logprobs
         assert np.abs(pull_T).max() > 1e-5
         expected = student.credited.advantages_T + 0.25 * pull_T
         np.testing.assert_allclose(teacher.credited.advantages_T, expected, atol=1e-6)
@@ -269,7 +269,7 @@ def test_privileged_play_needs_information(tmp_path):
 def gap(one):
     """Return how far the learner's log-probabilities are from the sampler's."""
     sampled = np.concatenate([turn.action.logprobs for turn in one.trajectory.turns])
-    return np.abs(sampled - one.scored.old_logprobs_T).max()
+    return np.abs(sampled - one.scored.measured.old_logprobs).max()
 
 
 WARM = Thermostat(source=Rollouts(num_groups=4, group_size=4), num_groups=3, target=10.0, hot=2.0)

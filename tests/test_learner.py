@@ -126,8 +126,8 @@ def test_log_probabilities_and_entropies_are_those_of_the_models_own_forward():
         chosen = wanted[
             torch.arange(len(wanted)), torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)
         ]
-        assert np.allclose(scored.old_logprobs_T, chosen, atol=1e-5)
-        assert np.allclose(scored.entropies_T, -(wanted.exp() * wanted).sum(-1), atol=1e-5)
+        assert np.allclose(scored.measured.old_logprobs, chosen, atol=1e-5)
+        assert np.allclose(scored.measured.entropies, -(wanted.exp() * wanted).sum(-1), atol=1e-5)
 
 
 def test_a_packed_trajectory_has_the_log_probabilities_that_it_has_alone():
@@ -135,13 +135,17 @@ def test_a_packed_trajectory_has_the_log_probabilities_that_it_has_alone():
     together = learner_of(budget=10_000).annotate(groups, ALL)
     alone = learner_of(budget=1).annotate(groups, ALL)
     for left, right in zip((s for g in together for s in g), (s for g in alone for s in g), strict=True):
-        assert np.allclose(left.old_logprobs_T, right.old_logprobs_T, atol=1e-5)
+        assert np.allclose(left.measured.old_logprobs, right.measured.old_logprobs, atol=1e-5)
 
 
 def test_only_what_is_needed_is_measured():
     (scored, _), *_ = learner_of().annotate(groups_of(1), frozenset({"entropies"}))
-    assert scored.entropies_T is not None
-    assert (scored.values_T, scored.old_logprobs_T, scored.ref_logprobs_T) == (None, None, None)
+    assert scored.measured.entropies is not None
+    assert (scored.measured.values, scored.measured.old_logprobs, scored.measured.ref_logprobs) == (
+        None,
+        None,
+        None,
+    )
 
 
 def test_a_trajectory_without_tokens_is_measured_as_empty():
@@ -149,9 +153,14 @@ def test_a_trajectory_without_tokens_is_measured_as_empty():
     ((found, spoken),) = learner_of().annotate([(silent, groups_of(1)[0][0])], ALL)
     assert all(
         array.shape == (0,)
-        for array in (found.values_T, found.entropies_T, found.old_logprobs_T, found.ref_logprobs_T)
+        for array in (
+            found.measured.values,
+            found.measured.entropies,
+            found.measured.old_logprobs,
+            found.measured.ref_logprobs,
+        )
     )
-    assert spoken.old_logprobs_T.shape == (spoken.trajectory.num_tokens,)
+    assert spoken.measured.old_logprobs.shape == (spoken.trajectory.num_tokens,)
 
 
 EVERYTHING = Objective(
@@ -195,7 +204,8 @@ def test_a_loss_over_groups_has_the_same_gradient_whatever_the_micro_batches(obj
         learner = learner_of(budget=budget, value_head=False)
         moved = [  # a reference that is not the policy
             tuple(
-                replace(one, ref_logprobs_T=floats(np.full(one.trajectory.num_tokens, -3.0))) for one in group
+                one.with_measured(ref_logprobs=floats(np.full(one.trajectory.num_tokens, -3.0)))
+                for one in group
             )
             for group in groups
         ]
@@ -228,7 +238,7 @@ def test_a_loss_over_groups_parts_successes_from_failures(objective):
             for one, good in zip(group, row, strict=True)
             if good == wanted
         ]
-        return float(np.mean([one.old_logprobs_T.mean() for one in chosen]))
+        return float(np.mean([one.measured.old_logprobs.mean() for one in chosen]))
 
     gaps = []
     for _ in range(8):
@@ -295,7 +305,7 @@ def test_the_policy_gradient_makes_good_actions_likelier_and_bad_ones_rarer():
         learner.update(make_batch(groups, signs), Objective(loss=PolicyGradient()))
     after = learner.annotate(groups, frozenset({"old_logprobs"}))
     change = [
-        [float((a.old_logprobs_T - b.old_logprobs_T).sum()) for a, b in zip(*pair, strict=True)]
+        [float((a.measured.old_logprobs - b.measured.old_logprobs).sum()) for a, b in zip(*pair, strict=True)]
         for pair in zip(after, before, strict=True)
     ]
     assert all(good > 0 > bad for good, bad in change)
@@ -309,12 +319,12 @@ def test_the_reference_stays_the_policy_at_the_stages_start():
         learner.update(make_batch(first, credit(first)), Objective(loss=PolicyGradient()))
         second = learner.annotate(groups, ALL)
         for before, after in zip((s for g in first for s in g), (s for g in second for s in g), strict=True):
-            assert np.array_equal(before.ref_logprobs_T, before.old_logprobs_T)
-            assert np.array_equal(after.ref_logprobs_T, before.ref_logprobs_T)
-            assert not np.allclose(after.old_logprobs_T, before.old_logprobs_T, atol=1e-3)
+            assert np.array_equal(before.measured.ref_logprobs, before.measured.old_logprobs)
+            assert np.array_equal(after.measured.ref_logprobs, before.measured.ref_logprobs)
+            assert not np.allclose(after.measured.old_logprobs, before.measured.old_logprobs, atol=1e-3)
         learner.start(Optimisation(), 1)
         third = learner.annotate(groups, ALL)
-        assert np.array_equal(third[0][0].ref_logprobs_T, second[0][0].old_logprobs_T)
+        assert np.array_equal(third[0][0].measured.ref_logprobs, second[0][0].measured.old_logprobs)
 
 
 def test_adapters_merge_into_weights_that_give_the_same_log_probabilities():
@@ -333,7 +343,7 @@ def test_adapters_merge_into_weights_that_give_the_same_log_probabilities():
     wanted = full_forward(learner, row.tokens_L)[
         row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)
     ]
-    assert np.allclose(scored.old_logprobs_T, wanted, atol=1e-5)
+    assert np.allclose(scored.measured.old_logprobs, wanted, atol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():
@@ -388,23 +398,23 @@ def test_other_architectures_give_their_own_log_probabilities(architecture):
     wanted = logits.log_softmax(-1)[
         row.positions_A - 1, torch.tensor(row.tokens_L[row.positions_A], dtype=torch.long)
     ]
-    assert np.allclose(scored.old_logprobs_T, wanted, atol=1e-5)
+    assert np.allclose(scored.measured.old_logprobs, wanted, atol=1e-5)
 
 
 def test_the_value_head_starts_at_zero_and_learns_a_constant():
     groups = groups_of(4)
     learner = learner_of(optimisation=Optimisation(lr=1e-2, value_lr=3e-2, freeze_policy_updates=200))
     first = learner.annotate(groups, frozenset({"values", "old_logprobs"}))
-    assert not any(scored.values_T.any() for group in first for scored in group)
+    assert not any(scored.measured.values.any() for group in first for scored in group)
     policy = {name: weight.clone() for name, weight in learner.weights().items()}
     goal = [
-        tuple(Credited(s.old_logprobs_T, floats(np.full(s.trajectory.num_tokens, 0.7))) for s in g)
+        tuple(Credited(s.measured.old_logprobs, floats(np.full(s.trajectory.num_tokens, 0.7))) for s in g)
         for g in first
     ]
     for _ in range(150):
         learner.update(make_batch(groups, goal), Objective(loss=PolicyGradient(), value=ValueLoss()))
     last = learner.annotate(groups, frozenset({"values"}))
-    assert all(np.allclose(scored.values_T, 0.7, atol=0.05) for group in last for scored in group)
+    assert all(np.allclose(scored.measured.values, 0.7, atol=0.05) for group in last for scored in group)
     assert all(torch.equal(weight, policy[name]) for name, weight in learner.weights().items()), (
         "the policy was to be frozen"
     )
@@ -424,7 +434,7 @@ def test_the_gap_to_the_sampler_is_rounding_and_a_shift_by_one_token_is_seen():
     groups = learner_of().annotate(groups_of(4), frozenset({"old_logprobs"}))
 
     def sampled(scored: Scored, shift: int) -> Scored:
-        said = np.roll(scored.old_logprobs_T, shift)
+        said = np.roll(scored.measured.old_logprobs, shift)
         ends = np.cumsum(scored.num_tokens_N)[:-1]
         turns = [
             replace(turn, action=replace(turn.action, logprobs=floats(part)))
@@ -556,7 +566,7 @@ def test_bfloat16_products_keep_float32_weights_and_come_near():
     coarse.start(Optimisation(lr=1e-3), 10)
     left, right = (learner.annotate(groups, ALL) for learner in (exact, coarse))
     gaps = [
-        np.abs(a.old_logprobs_T - b.old_logprobs_T).max()
+        np.abs(a.measured.old_logprobs - b.measured.old_logprobs).max()
         for x, y in zip(left, right, strict=True)
         for a, b in zip(x, y, strict=True)
     ]

@@ -54,13 +54,11 @@ def test_a_student_imitates_its_informed_self_and_is_paid_what_that_was_paid():
 
 
 def test_a_teacher_is_paid_less_where_its_student_would_not_follow():
-    teacher = replace(scored([1.0, 1.0, 1.0]), old_logprobs_T=floats(TEACHER))
+    teacher = scored([1.0, 1.0, 1.0]).with_measured(old_logprobs=floats(TEACHER))
     turns = tuple(replace(turn, action=replace(turn.action, version=-1)) for turn in teacher.trajectory.turns)
     student = replace(
-        teacher,
-        trajectory=replace(teacher.trajectory, turns=turns, sample=-1 - teacher.trajectory.sample),
-        old_logprobs_T=floats(STUDENT),
-    )
+        teacher, trajectory=replace(teacher.trajectory, turns=turns, sample=-1 - teacher.trajectory.sample)
+    ).with_measured(old_logprobs=floats(STUDENT))
     before = Credited(floats([1.0, 1.0, 1.0]))
     (told,), (untold,) = TowardStudent(0.25)([(teacher,), (student,)], [(before,), (before,)])
     np.testing.assert_allclose(told.advantages_T, [0.95, 1.0, 0.75], atol=1e-6)

@@ -66,8 +66,8 @@ def test_process_rewards_and_the_pair_loss_add_up_tokens_and_do_not_average_turn
         ([2, 1], [2, 4, -1], [0.3, -0.05]),
         ([1, 2], [-2, 1, -3], [-0.1, -0.1]),
     ):
-        played = replace(scored([0.0, 0.0], lengths), old_logprobs_T=floats([-1.0] * 3))
-        paid = prm._paid(played, replace(played, old_logprobs_T=floats(np.array(ratios) - 1.0)))
+        played = scored([0.0, 0.0], lengths).with_measured(old_logprobs=floats([-1.0] * 3))
+        paid = prm._paid(played, played.with_measured(old_logprobs=floats(np.array(ratios) - 1.0)))
         np.testing.assert_allclose(paid.ledger["implicit"], expected, **CLOSE)
         totals.append(prm._total(paid))
     np.testing.assert_allclose(totals, [5.0, -4.0], **CLOSE)
@@ -197,8 +197,8 @@ def test_durations_have_mean_one_below_the_cap(seconds):
 def measured(one: Scored) -> Scored:
     """With entropies and values that depend on the action tokens alone."""
     num = one.trajectory.num_tokens
-    return replace(
-        one, entropies_T=floats(np.linspace(0.1, 1.0, num)), values_T=floats(np.linspace(-1.0, 1.0, num))
+    return one.with_measured(
+        entropies=floats(np.linspace(0.1, 1.0, num)), values=floats(np.linspace(-1.0, 1.0, num))
     )
 
 

@@ -20,9 +20,11 @@ from agentrl.records.store import (
     write_trajectories,
 )
 from agentrl.types import (
+    NEEDS,
     Action,
     Credited,
     End,
+    Measured,
     Message,
     Observation,
     SandboxSpec,
@@ -97,11 +99,10 @@ def scored_and_credited(draw):
     ).map(floats)
     per_turn = st.lists(floats32, min_size=len(trajectory.turns), max_size=len(trajectory.turns)).map(floats)
     ledger = draw(st.dictionaries(texts, per_turn, max_size=2))
-    measured = {
-        f"{name}_T": draw(st.none() | per_token)
-        for name in ("values", "entropies", "old_logprobs", "ref_logprobs")
-    }
-    return Scored(trajectory, ledger, **measured), Credited(draw(per_token), draw(st.none() | per_token))
+    measured = {need: draw(st.none() | per_token) for need in NEEDS}
+    return Scored(trajectory, ledger, Measured(**measured)), Credited(
+        draw(per_token), draw(st.none() | per_token)
+    )
 
 
 def same(a, b):
@@ -115,8 +116,8 @@ def assert_same_scored(mine, theirs):
     ]
     assert list(theirs.ledger) == list(mine.ledger)
     assert all(same(mine.ledger[name], theirs.ledger[name]) for name in mine.ledger)
-    for name in ("values_T", "entropies_T", "old_logprobs_T", "ref_logprobs_T"):
-        assert same(getattr(mine, name), getattr(theirs, name))
+    for need in NEEDS:
+        assert same(mine.measured.get(need), theirs.measured.get(need))
 
 
 relaxed = settings(

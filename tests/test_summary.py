@@ -5,7 +5,19 @@ import pytest
 
 from agentrl.records.metrics import check_names
 from agentrl.records.summary import summarise
-from agentrl.types import Action, Credited, End, Observation, Scored, Task, Trajectory, Turn, floats, ints
+from agentrl.types import (
+    Action,
+    Credited,
+    End,
+    Measured,
+    Observation,
+    Scored,
+    Task,
+    Trajectory,
+    Turn,
+    floats,
+    ints,
+)
 
 
 def turn(num_tokens=2, *, reward=0.0, version=3, clipped=False, **info):
@@ -58,7 +70,9 @@ def test_a_summary_counts_what_happened():
 def test_credit_and_the_critic_are_summarised_over_tokens():
     trajectory = Trajectory(Task("a"), (turn(2), turn(2)), End.TERMINATED)
     scored = Scored(
-        trajectory, {}, values_T=floats([0, 1, 2, 9]), old_logprobs_T=floats([-1.0, -1.0, -1.5, -1.0])
+        trajectory,
+        {},
+        measured=Measured(values=floats([0, 1, 2, 9]), old_logprobs=floats([-1.0, -1.0, -1.5, -1.0])),
     )
     credit = Credited(floats([1, -1, 3, -3]), targets_T=floats([1, 2, 3, np.nan]))
     numbers = summarise([(scored,)], credited=[(credit,)])
@@ -77,5 +91,7 @@ def test_a_summary_of_nothing_has_no_made_up_numbers():
 
 def test_demonstrations_without_a_sampler_have_no_gap():
     shown = Turn(Observation.text("o"), Action("x", tokens=ints([5]), logprobs=floats([np.nan])))
-    scored = Scored(Trajectory(Task("a"), (shown,), End.TERMINATED), {}, old_logprobs_T=floats([-1.0]))
+    scored = Scored(
+        Trajectory(Task("a"), (shown,), End.TERMINATED), {}, measured=Measured(old_logprobs=floats([-1.0]))
+    )
     assert "rollout/logprob_gap" not in summarise([(scored,)])

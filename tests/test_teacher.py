@@ -23,11 +23,10 @@ CLOSE = {"rtol": 0.0, "atol": 1e-5}
 
 def measured(own, teacher, base=None):
     one = scored([0.0] * len(own), [1] * len(own))
-    return replace(
-        one,
-        old_logprobs_T=floats(own),
-        teacher_logprobs_T=floats(teacher),
-        ref_logprobs_T=None if base is None else floats(base),
+    return one.with_measured(
+        old_logprobs=floats(own),
+        teacher_logprobs=floats(teacher),
+        ref_logprobs=None if base is None else floats(base),
     )
 
 
@@ -90,13 +89,15 @@ STAGE = replace(
 def test_a_teacher_that_is_told_nothing_agrees_with_itself(tmp_path):
     tiny.run(tiny.only(replace(STAGE, teacher=Teacher(information=nothing))), tmp_path)
     for one in tiny.stored(tmp_path):
-        np.testing.assert_allclose(one.scored.teacher_logprobs_T, one.scored.old_logprobs_T, atol=1e-5)
+        np.testing.assert_allclose(
+            one.scored.measured.teacher_logprobs, one.scored.measured.old_logprobs, atol=1e-5
+        )
 
 
 def test_a_teacher_that_is_told_the_plan_thinks_otherwise_and_is_stored(tmp_path):
     tiny.run(tiny.only(STAGE, env=Corridor(max_turns=2)), tmp_path)
     gaps = [
-        np.abs(one.scored.teacher_logprobs_T - one.scored.old_logprobs_T).max()
+        np.abs(one.scored.measured.teacher_logprobs - one.scored.measured.old_logprobs).max()
         for one in tiny.stored(tmp_path)
     ]
     assert min(gaps) > 1e-4
@@ -115,9 +116,12 @@ def test_another_model_may_teach(tmp_path):
         [one for one in tiny.stored(tmp_path / "second") if one.update == update] for update in (0, 1)
     )
     for one in first:  # both are the model of the folder still
-        np.testing.assert_allclose(one.scored.teacher_logprobs_T, one.scored.old_logprobs_T, atol=1e-5)
+        np.testing.assert_allclose(
+            one.scored.measured.teacher_logprobs, one.scored.measured.old_logprobs, atol=1e-5
+        )
     assert any(
-        np.abs(one.scored.teacher_logprobs_T - one.scored.old_logprobs_T).max() > 1e-4 for one in second
+        np.abs(one.scored.measured.teacher_logprobs - one.scored.measured.old_logprobs).max() > 1e-4
+        for one in second
     )
 
 

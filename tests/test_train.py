@@ -108,7 +108,7 @@ def test_every_method_goes_through_the_loop_and_its_measurements_arrive(name, tm
     for need in ("values", "entropies", "old_logprobs", "ref_logprobs"):
         annotated = need in stage.credit.needs | (stage.objective.needs - {"entropies", "values"})
         for one in kept:
-            measured = getattr(one.scored, f"{need}_T")
+            measured = one.scored.measured.get(need)
             assert measured is None or len(measured) == one.trajectory.num_tokens
             assert not annotated or measured is not None
     moved = [weights(tmp_path, update) != weights(tmp_path, update + 1) for update in (1, 2, 3)]
@@ -118,7 +118,12 @@ def test_every_method_goes_through_the_loop_and_its_measurements_arrive(name, tm
 def test_what_nobody_needs_is_not_measured(tmp_path):
     tiny.run(tiny.only(LEARN), tmp_path)
     for one in tiny.stored(tmp_path):
-        assert one.scored.values_T is one.scored.old_logprobs_T is one.scored.ref_logprobs_T is None
+        assert (
+            one.scored.measured.values
+            is one.scored.measured.old_logprobs
+            is one.scored.measured.ref_logprobs
+            is None
+        )
         assert one.credited.targets_T is None
 
 
@@ -134,7 +139,7 @@ def test_sampler_and_learner_agree_on_every_token_of_real_episodes(temperature, 
     gaps = []
     for one in tiny.stored(tmp_path):
         sampled_T = np.concatenate([turn.action.logprobs for turn in one.trajectory.turns])
-        gaps.append(np.abs(one.scored.old_logprobs_T - sampled_T).max())
+        gaps.append(np.abs(one.scored.measured.old_logprobs - sampled_T).max())
         assert (
             any(len(turn.action.tokens) > 1 for turn in one.trajectory.turns)
             or one.trajectory.num_tokens == 3

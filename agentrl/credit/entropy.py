@@ -84,7 +84,7 @@ class EMPG(Modifier):
 
 def mean_entropies(scored: Scored) -> Array:
     """Return the mean token entropy (nats) of each turn that has tokens."""
-    entropies_T: FloatArray | None = scored.entropies_T
+    entropies_T: FloatArray | None = scored.measured.entropies
     assert entropies_T is not None
     lengths = scored.num_tokens_N[scored.num_tokens_N > 0]
     until = np.concatenate([np.zeros(1), np.cumsum(entropies_T, dtype=np.float64)])

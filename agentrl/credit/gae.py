@@ -147,5 +147,5 @@ def _steps(scored: Scored) -> tuple[npt.NDArray[np.int32], Array]:
 
 
 def _values(scored: Scored) -> Array:
-    assert scored.values_T is not None
-    return scored.values_T.astype(np.float64)
+    assert scored.measured.values is not None
+    return scored.measured.values.astype(np.float64)

@@ -46,17 +46,17 @@ class KLPenalty(Credit):
         )
 
     def _penalised(self, scored: Scored) -> Scored:
-        assert scored.ref_logprobs_T is not None
+        assert scored.measured.ref_logprobs is not None
         turns = scored.trajectory.turns
         sampled = (
             [turn.action.logprobs for turn in turns]
-            if scored.old_logprobs_T is None
-            else [scored.old_logprobs_T]
+            if scored.measured.old_logprobs is None
+            else [scored.measured.old_logprobs]
         )
         old_T: Array = np.concatenate([np.zeros(0), *sampled])
         ends = np.cumsum(scored.num_tokens_N)
         until_T = np.concatenate(
-            [np.zeros(1), np.cumsum(np.clip(old_T - scored.ref_logprobs_T, -20.0, 20.0))]
+            [np.zeros(1), np.cumsum(np.clip(old_T - scored.measured.ref_logprobs, -20.0, 20.0))]
         )
         kl_N = until_T[ends] - until_T[ends - scored.num_tokens_N]
         return replace(scored, ledger={**scored.ledger, "kl": floats(-self.coef * kl_N)})

@@ -68,11 +68,13 @@ class Distil(Modifier):
     def _advantages(self, scored: Scored) -> Array:
         if self.lam == 1.0:
             return _preference(scored)
-        assert scored.ref_logprobs_T is not None
-        assert scored.old_logprobs_T is not None
-        assert scored.teacher_logprobs_T is not None
-        base_T = scored.ref_logprobs_T.astype(np.float64)
-        return np.asarray(self.lam * (scored.teacher_logprobs_T - base_T) - (scored.old_logprobs_T - base_T))
+        assert scored.measured.ref_logprobs is not None
+        assert scored.measured.old_logprobs is not None
+        assert scored.measured.teacher_logprobs is not None
+        base_T = scored.measured.ref_logprobs.astype(np.float64)
+        return np.asarray(
+            self.lam * (scored.measured.teacher_logprobs - base_T) - (scored.measured.old_logprobs - base_T)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,12 @@ class TowardStudent(Modifier):
         student = students.get((scored.trajectory.task.id, scored.trajectory.sample))
         if student is None:
             return np.zeros(scored.trajectory.num_tokens)
-        assert student.old_logprobs_T is not None
-        assert scored.old_logprobs_T is not None
-        return np.asarray(student.old_logprobs_T.astype(np.float64) - scored.old_logprobs_T)
+        assert student.measured.old_logprobs is not None
+        assert scored.measured.old_logprobs is not None
+        return np.asarray(student.measured.old_logprobs.astype(np.float64) - scored.measured.old_logprobs)
 
 
 def _preference(scored: Scored) -> Array:
-    assert scored.teacher_logprobs_T is not None
-    assert scored.old_logprobs_T is not None
-    return np.asarray(scored.teacher_logprobs_T.astype(np.float64) - scored.old_logprobs_T)
+    assert scored.measured.teacher_logprobs is not None
+    assert scored.measured.old_logprobs is not None
+    return np.asarray(scored.measured.teacher_logprobs.astype(np.float64) - scored.measured.old_logprobs)

@@ -75,7 +75,7 @@ def checked(groups: Sequence[ScoredGroup], needs: frozenset[Need] = frozenset())
         name = f"{scored.trajectory.task.id}#{scored.trajectory.sample}"
         assert scored.trajectory.end is not End.FAILED, f"a failed episode reached credit: {name}"
         for need in needs:
-            measured: FloatArray | None = getattr(scored, f"{need}_T")
+            measured = scored.measured.get(need)
             assert measured is not None, f"{need} were not measured for {name}"
             assert len(measured) == scored.trajectory.num_tokens, (
                 f"{need} of {name} are not one per action token"

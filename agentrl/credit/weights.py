@@ -159,8 +159,8 @@ class KeepTokens(Modifier):
         return with_advantages(groups, credited, self._kept)
 
     def _kept(self, scored: Scored, advantages_T: Array) -> Array:
-        assert scored.entropies_T is not None
-        scores_T = np.abs(advantages_T) * scored.entropies_T
+        assert scored.measured.entropies is not None
+        scores_T = np.abs(advantages_T) * scored.measured.entropies
         kept_T = np.zeros(len(scores_T))
         kept_T[np.argsort(-scores_T, kind="stable")[: int(np.ceil(self.share * len(scores_T)))]] = 1.0
         return advantages_T * kept_T

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agentrl.types import Credited, FloatArray, IntArray, Scored, ScoredGroup, seed_of
+from agentrl.types import Credited, FloatArray, IntArray, Measured, Scored, ScoredGroup, seed_of
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -40,9 +40,7 @@ class Row:
     advantages_A: FloatArray
     targets_A: FloatArray
     """What the critic should say before each action token; NaN where nothing."""
-    values_A: FloatArray | None = None
-    old_A: FloatArray | None = None
-    ref_A: FloatArray | None = None
+    measured: Measured[FloatArray] = Measured()  # noqa: RUF009 - frozen
 
     @property
     def is_action_L(self) -> BoolArray:
@@ -161,9 +159,7 @@ def _rows(scored: Scored, credit: Credited | None) -> Iterator[Row]:
     for name, array in (
         ("advantages", credit.advantages_T if credit else None),
         ("targets", credit.targets_T if credit else None),
-        ("values", scored.values_T),
-        ("old log-probabilities", scored.old_logprobs_T),
-        ("reference log-probabilities", scored.ref_logprobs_T),
+        *scored.measured.known().items(),
     ):
         if array is not None and array.shape != (num_tokens,):
             raise ValueError(
@@ -201,9 +197,7 @@ def _row(scored: Scored, credit: Credited | None, start: int, stop: int, offset:
         given_A=np.repeat([action.version < 0 for action in actions], lengths),
         advantages_A=unknown_A if credit is None else credit.advantages_T[span],
         targets_A=unknown_A if credit is None or credit.targets_T is None else credit.targets_T[span],
-        values_A=None if scored.values_T is None else scored.values_T[span],
-        old_A=None if scored.old_logprobs_T is None else scored.old_logprobs_T[span],
-        ref_A=None if scored.ref_logprobs_T is None else scored.ref_logprobs_T[span],
+        measured=Measured(**{need: array_T[span] for need, array_T in scored.measured.known().items()}),
     )
 
 
@@ -221,9 +215,7 @@ class Micro:
     given_A: Tensor
     advantages_A: Tensor
     targets_A: Tensor
-    values_A: Tensor | None
-    old_A: Tensor | None
-    ref_A: Tensor | None
+    measured: Measured[Tensor]
     observes_S: Tensor
     """The token before each token that is no action and has a context."""
     observed_S: Tensor
@@ -249,9 +241,8 @@ class Micro:
         def put(array: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(device)
 
-        def optional(arrays: Sequence[FloatArray | None]) -> Tensor | None:
-            known = [array for array in arrays if array is not None]
-            return put(np.concatenate(known)) if len(known) == len(arrays) else None
+        known = [row.measured.known() for row in rows]
+        everywhere = set.intersection(*(set(found) for found in known))
 
         return cls(
             rows=tuple(row.tokens_L for row in rows),
@@ -264,9 +255,9 @@ class Micro:
             given_A=put(np.concatenate([row.given_A for row in rows])),
             advantages_A=put(np.concatenate([row.advantages_A for row in rows])),
             targets_A=put(np.concatenate([row.targets_A for row in rows])),
-            values_A=optional([row.values_A for row in rows]),
-            old_A=optional([row.old_A for row in rows]),
-            ref_A=optional([row.ref_A for row in rows]),
+            measured=Measured(
+                **{need: put(np.concatenate([found[need] for found in known])) for need in sorted(everywhere)}
+            ),
             observes_S=put(observed_S - 1),
             observed_S=put(tokens_N[observed_S]),
         )

@@ -104,9 +104,9 @@ class OpenImplicitPRM:
         }
 
     def _paid(self, scored: Scored, own: Scored) -> Scored:
-        assert scored.old_logprobs_T is not None
-        assert own.old_logprobs_T is not None
-        ratio_T = own.old_logprobs_T.astype(np.float64) - scored.old_logprobs_T
+        assert scored.measured.old_logprobs is not None
+        assert own.measured.old_logprobs is not None
+        ratio_T = own.measured.old_logprobs.astype(np.float64) - scored.measured.old_logprobs
         ends = np.cumsum(scored.num_tokens_N)
         until = np.concatenate([np.zeros(1), np.cumsum(ratio_T)])
         paid_N = self.spec.beta * (until[ends] - until[ends - scored.num_tokens_N])

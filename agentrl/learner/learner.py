@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +268,8 @@ class TorchLearner:
                 "the objective has a value loss, but the learner has no value head; make it with value_head=True"
             )
         rows = [row for sequence in batch.sequences for row in sequence.rows]
-        for need, name in (("old_logprobs", "old_A"), ("ref_logprobs", "ref_A")):
-            if need in objective.needs and any(getattr(row, name) is None for row in rows):
+        for need in sorted(objective.needs & {"old_logprobs", "ref_logprobs"}):
+            if any(row.measured.get(need) is None for row in rows):
                 raise ConfigError(
                     f"the objective needs {need}, and the batch has none; annotate with the objective's needs first"
                 )
@@ -308,7 +307,7 @@ class TorchLearner:
             )
         speaking = [index for index, scored in enumerate(flat) if scored.trajectory.num_tokens]
         batch = make_batch([tuple(flat[index] for index in speaking)])
-        measured: list[dict[str, Any]] = [{f"{need}_T": floats() for need in needs} for _ in flat]
+        measured = [dict.fromkeys(needs, floats()) for _ in flat]
         for pack in batch.packs(self.compute.token_budget):
             micro = Micro.lay([batch.sequences[index] for index in pack], self._device)
             hidden_AH = self._forward.hidden(micro.rows)[micro.predicts_A]
@@ -327,8 +326,8 @@ class TorchLearner:
             for need in needs:
                 array_A = found[need].cpu().numpy()
                 for index, start, length in zip(pack, offsets(lengths), lengths, strict=True):
-                    measured[speaking[index]][f"{need}_T"] = floats(array_A[start : start + length])
-        return [replace(scored, **arrays) for scored, arrays in zip(flat, measured, strict=True)]
+                    measured[speaking[index]][need] = floats(array_A[start : start + length])
+        return [scored.with_measured(**arrays) for scored, arrays in zip(flat, measured, strict=True)]
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

@@ -82,7 +82,7 @@ class UpdateLoss:
             pieces.append(self._policy_loss(micro, weights, logprobs_A, entropies_A))
         if self.objective.value is not None and self.value_head is not None and totals.targets:
             values_A = self.value_head(hidden_AH.float())[:, 0]
-            old_A = values_A.detach() if micro.values_A is None else micro.values_A
+            old_A = values_A.detach() if micro.measured.values is None else micro.measured.values
             value_loss = self.objective.value(values_A, old_A, micro.targets_A).sum() / totals.targets
             self.meter.steps("value_loss", value_loss)
             pieces.append(value_loss)
@@ -102,13 +102,15 @@ class UpdateLoss:
         self.meter.gap((logprobs_A.detach() - micro.behaviour_A).masked_fill(micro.given_A, 0.0))
         inputs = LossInputs(
             logprobs_A=logprobs_A,
-            old_logprobs_A=micro.behaviour_A if micro.old_A is None else micro.old_A,
+            old_logprobs_A=micro.behaviour_A
+            if micro.measured.old_logprobs is None
+            else micro.measured.old_logprobs,
             behaviour_logprobs_A=micro.behaviour_A,
             advantages_A=micro.advantages_A,
             sequence_A=micro.sequence_A,
             turn_A=micro.turn_A,
             entropies_A=entropies_A,
-            ref_logprobs_A=micro.ref_A,
+            ref_logprobs_A=micro.measured.ref_logprobs,
             group_A=micro.group_A,
             given_A=micro.given_A,
         )

@@ -49,7 +49,7 @@ class OpenTeacher:
         measured = (self.learner or policy).annotate(told, frozenset({"old_logprobs"}), temperature)
         return [
             tuple(
-                replace(scored, teacher_logprobs_T=one.old_logprobs_T)
+                scored.with_measured(teacher_logprobs=one.measured.old_logprobs)
                 for scored, one in zip(group, found, strict=True)
             )
             for group, found in zip(groups, measured, strict=True)

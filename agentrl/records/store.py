@@ -33,11 +33,13 @@ import pyarrow.parquet as pq
 from agentrl.errors import CheckpointError
 from agentrl.records.files import replace, sync_folder
 from agentrl.types import (
+    NEEDS,
     Action,
     Credited,
     End,
     FloatArray,
     Ledger,
+    Measured,
     Message,
     Observation,
     SandboxSpec,
@@ -119,12 +121,6 @@ _ARRAYS = (
     "ref_logprobs",
     "teacher_logprobs",
 )
-_MEASURED = {
-    "values": "values_T",
-    "entropies": "entropies_T",
-    "old_logprobs": "old_logprobs_T",
-    "ref_logprobs": "ref_logprobs_T",
-} | {"teacher_logprobs": "teacher_logprobs_T"}
 _REPEATED = [
     "stage",
     "task",
@@ -299,7 +295,7 @@ def _per_token(scored: Scored | None, credit: Credited | None) -> dict[str, Floa
     """Return the arrays ``[T]`` that exist, by column."""
     arrays: dict[str, FloatArray | None] = {}
     if scored is not None:
-        arrays |= {column: getattr(scored, field) for column, field in _MEASURED.items()}
+        arrays |= {need: scored.measured.get(need) for need in NEEDS}
     if credit is not None:
         arrays |= {"advantages": credit.advantages_T, "targets": credit.targets_T}
     return {name: array for name, array in arrays.items() if array is not None}
@@ -356,8 +352,8 @@ def _stored(rows: list[Row], update: int) -> Stored:
     )
     scored = credited = None
     if first["ledger"] is not None:
-        measured = {field: _joined(rows, column) for column, field in _MEASURED.items()}
-        scored = Scored(trajectory, _ledger(rows, turns), **measured)
+        measured = Measured(**{need: _joined(rows, need) for need in NEEDS})
+        scored = Scored(trajectory, _ledger(rows, turns), measured)
     if (advantages := _joined(rows, "advantages")) is not None:
         credited = Credited(advantages, _joined(rows, "targets"))
     return Stored(update, first["stage"], first["group_index"], trajectory, scored, credited)

@@ -46,10 +46,11 @@ def summarise(
 
 def _logprob_gap(scored: Scored) -> float | None:
     """Return the episode's largest difference; of what was given to the agent nobody knows its sampler."""
-    if scored.old_logprobs_T is None or not scored.trajectory.num_tokens or scored.trajectory.given:
+    if scored.measured.old_logprobs is None or not scored.trajectory.num_tokens or scored.trajectory.given:
         return None
     gap_T = np.abs(
-        scored.old_logprobs_T - np.concatenate([turn.action.logprobs for turn in scored.trajectory.turns])
+        scored.measured.old_logprobs
+        - np.concatenate([turn.action.logprobs for turn in scored.trajectory.turns])
     )
     return None if np.isnan(gap_T).all() else float(np.nanmax(gap_T))
 
@@ -114,9 +115,9 @@ def _of_credit(paid: Sequence[Scored], credited: Sequence[Credited]) -> dict[str
             "credit/advantage_std": float(advantages_T.std()),
         }
     pairs = [
-        (credit.targets_T, scored.values_T)
+        (credit.targets_T, scored.measured.values)
         for scored, credit in zip(paid, credited, strict=bool(credited))
-        if credit.targets_T is not None and scored.values_T is not None
+        if credit.targets_T is not None and scored.measured.values is not None
     ]
     if pairs:
         targets_T, values_T = (

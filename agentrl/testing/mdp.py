@@ -23,6 +23,7 @@ from agentrl.types import (
     Action,
     Credited,
     End,
+    Measured,
     Observation,
     Scored,
     ScoredGroup,
@@ -134,9 +135,13 @@ class World:
         outcome_N = np.where(last_N & stopped, one.rewards, 0.0)
         ledger = {"outcome": floats(outcome_N), "steps": floats(np.array(one.rewards) - outcome_N)}
         logprobs_T = floats(one.logprobs_T)
-        return Scored(
-            one.trajectory, ledger, floats(values_T), floats(one.entropies_T), logprobs_T, logprobs_T
+        measured = Measured(
+            values=floats(values_T),
+            entropies=floats(one.entropies_T),
+            old_logprobs=logprobs_T,
+            ref_logprobs=logprobs_T,
         )
+        return Scored(one.trajectory, ledger, measured)
 
     def estimate(self, credit: Rule, group_size: int, *, wrong_by: float = 0.0) -> tuple[Array, float]:
         """Return the expected gradient estimate over every group of episodes, and the trace of its covariance."""
