@@ -1,5 +1,7 @@
-# Two commands: `make demo` sets everything up and trains and evaluates a real agent; `make test` sets everything up and passes the tests.
-# PYTHON: the interpreter to build the environment with. TORCH: what is installed as torch, before anything can ask for another one.
+# Two commands: `make demo` sets everything up, then trains and evaluates a real agent; `make test` sets
+# everything up, then runs the tests.
+# PYTHON: the interpreter that creates the virtual environment. TORCH: the torch to install; it is installed
+# first, so that no dependency can choose another one.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -13,7 +15,7 @@ OUT ?= runs/demo
 
 help:
 	@echo "make demo      set up, train a small agent on TextWorld games, evaluate it on games it has never seen"
-	@echo "make demo-swe  set up, build the sandboxes' image, train a small agent to mend real packages"
+	@echo "make demo-swe  set up, build the sandboxes' image, train a small agent to fix bugs in real packages"
 	@echo "make test      set up, lint, type-check, run the tests (slow ones too)"
 	@echo "make quick     set up, run the default tests only"
 	@echo "make lint      ruff and mypy"

@@ -1,7 +1,8 @@
-"""The command line: what can be said, and what becomes of errors. What a command does is in ``agentrl.commands``.
+"""The command line: its commands, their arguments, and how errors are reported.
 
-A mistake of the user is one message on standard error and exit code 2, never a traceback; an error of ours keeps its traceback. Modules
-that take long to import are imported by the command that needs them.
+What a command does is in ``agentrl.commands``. A user's mistake is reported as one message on standard error
+with exit code 2, never as a traceback; a bug in agentrl keeps its traceback. Modules that take long to import
+are imported only by the command that needs them.
 """
 
 from __future__ import annotations
@@ -21,44 +22,46 @@ from agentrl.plugins import extra_with
 
 
 class _Commands(TyperGroup):
-    """The commands, in the order of this file; then those that plug-ins bring: Typer apps of the entry-point group ``agentrl.commands``.
+    """The commands in the order of this file, then the commands of plug-ins.
 
-    A plug-in's app is imported when it is called, or listed.
+    A plug-in registers a Typer app in the entry-point group ``agentrl.commands``. The app is imported only
+    when its command is called or listed.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:  # Any: typer carries its own copy of click
-        return [*self.commands, *sorted(_brought().keys() - self.commands.keys())]
+        return [*self.commands, *sorted(_plugin_commands().keys() - self.commands.keys())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in self.commands or cmd_name not in _brought():
+        if cmd_name in self.commands or cmd_name not in _plugin_commands():
             return super().get_command(ctx, cmd_name)
-        entry = _brought()[cmd_name]
+        entry = _plugin_commands()[cmd_name]
         with boundary(ConfigError, f"loading the command {cmd_name!r} ({entry.value})"):
-            brought = entry.load()
-        if not isinstance(brought, typer.Typer):
+            loaded = entry.load()
+        if not isinstance(loaded, typer.Typer):
             raise ConfigError(
-                f"the command {cmd_name!r} ({entry.value}) must be a typer.Typer, found {type(brought).__name__}"
+                f"the command {cmd_name!r} ({entry.value}) must be a typer.Typer; "
+                f"found {type(loaded).__name__}"
             )
-        return typer.main.get_group(brought)
+        return typer.main.get_group(loaded)
 
     def invoke(self, ctx: Any) -> Any:
-        with _said():
+        with _errors_as_messages():
             return super().invoke(ctx)
 
 
-def _brought() -> dict[str, metadata.EntryPoint]:
-    """Return the commands of plug-ins by name."""
+def _plugin_commands() -> dict[str, metadata.EntryPoint]:
+    """Return the entry points of plug-in commands by name."""
     return {entry.name: entry for entry in metadata.entry_points(group="agentrl.commands")}
 
 
 @contextmanager
-def _said() -> Iterator[None]:
-    """Turn errors on purpose into a message and an exit code."""
+def _errors_as_messages() -> Iterator[None]:
+    """Report the errors that agentrl raises on purpose as one message and an exit code."""
     try:
         yield
     except AgentRLError as problem:
         message = str(problem)
-    except BaseExceptionGroup as several:  # of episodes that are played side by side
+    except BaseExceptionGroup as several:  # raised by episodes that are played concurrently
         ours, others = several.split(AgentRLError)
         if ours is None or others is not None:
             raise
@@ -68,7 +71,10 @@ def _said() -> Iterator[None]:
         extra = extra_with(metadata.distribution("agentrl"), package)
         if extra is None:
             raise
-        message = f"this needs the package {package!r}, which is not installed; in agentrl's folder: pip install '.[{extra}]'"
+        message = (
+            f"this needs the package {package!r}, which is not installed; "
+            f"in agentrl's folder: pip install '.[{extra}]'"
+        )
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"\n{stop.args[0] if stop.args else 'interrupted'}\n")
         raise typer.Exit(130) from None
@@ -79,6 +85,7 @@ def _said() -> Iterator[None]:
 
 
 def _leaves(group: BaseExceptionGroup[AgentRLError]) -> Iterator[AgentRLError]:
+    """Yield the errors inside a group, also those of nested groups."""
     for problem in group.exceptions:
         if isinstance(problem, BaseExceptionGroup):
             yield from _leaves(problem)
@@ -86,8 +93,8 @@ def _leaves(group: BaseExceptionGroup[AgentRLError]) -> Iterator[AgentRLError]:
             yield problem
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"agentrl {metadata.version('agentrl')}")
         raise typer.Exit
 
@@ -99,6 +106,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Multi-turn reinforcement learning for language-model agents.",
 )
+
+
+def _option(help_text: str) -> Any:  # Any: typer's own types of options are private
+    """Return an option whose default the help text describes."""
+    return typer.Option(help=help_text, show_default=False)
+
+
+def _argument(help_text: str) -> Any:  # Any: as above
+    """Return an argument whose default the help text describes."""
+    return typer.Argument(help=help_text, show_default=False)
+
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="PATH=VALUE", show_default=False)]
 SandboxOption = Annotated[
     str | None,
@@ -123,19 +142,14 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        Path, typer.Argument(help="A recipe file; or a run folder, to go on with it.", show_default=False)
-    ],
+    recipe: Annotated[Path, _argument("A recipe file, or a run folder to resume.")],
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Run folder; by default runs/<name of the recipe>.", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, _option("Run folder; by default runs/<name of the recipe>.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe and print what it will take; do nothing else.")
+        bool, typer.Option("--dry-run", help="Check the recipe, print what it will need, and stop.")
     ] = False,
 ) -> None:
-    """Run a recipe. A run that was stopped or killed goes on with the same command.
+    """Run a recipe. The same command resumes a run that was stopped or killed.
 
     PATH=VALUE sets a field of the recipe, such as seed=1, stages.learn.updates=20, env.max_turns=15.
     """
@@ -147,55 +161,40 @@ def train(
 @app.command("eval")
 def evaluate(
     target: Annotated[
-        str,
-        typer.Argument(
-            help="A run folder or a checkpoint in it, a recipe file, or an environment.", show_default=False
-        ),
+        str, _argument("A run folder or a checkpoint in it, a recipe file, or an environment.")
     ],
     options: Options = None,
     policy: Annotated[
         str | None,
-        typer.Option(
-            help="random, expert, checkpoint:DIR or openai:MODEL@URL; for a run its newest checkpoint.",
-            show_default=False,
-        ),
+        _option("random, expert, checkpoint:DIR or openai:MODEL@URL; by default a run's newest checkpoint."),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split to play; by default the recipe's, or test.", show_default=False)
-    ] = None,
-    tasks: Annotated[
-        int | None, typer.Option(help="Tasks from the panel's start; 0: all.", show_default=False)
-    ] = None,
-    episodes: Annotated[
-        int | None, typer.Option(help="Episodes of each task; more than 1 give pass@k.", show_default=False)
-    ] = None,
+    split: Annotated[str | None, _option("Split to play; by default the recipe's, or test.")] = None,
+    tasks: Annotated[int | None, _option("Number of tasks, from the start of the panel; 0: all.")] = None,
+    episodes: Annotated[int | None, _option("Episodes per task; pass@k is reported for more than 1.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="By default the recipe's, or 0.", show_default=False)
+        float | None, _option("Sampling temperature; by default the recipe's, or 0.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an action; the recipe's, or 64.", show_default=False)
+        int | None, _option("Maximum tokens per action; by default the recipe's, or 64.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="By default as the recipe evaluates.", show_default=False)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Worker processes of environments that block.", show_default=False)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where a checkpoint computes: cpu, cuda.", show_default=False)
-    ] = None,
+    seed: Annotated[int | None, _option("Seed; by default the one with which the recipe evaluates.")] = None,
+    workers: Annotated[int | None, _option("Number of worker processes for environments that block.")] = None,
+    device: Annotated[str | None, _option("Device on which a checkpoint runs: cpu, cuda.")] = None,
     sandbox: SandboxOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Report to write (JSON; trajectories beside it).", show_default=False)
+        Path | None, _option("File for the report (JSON); trajectories are written beside it.")
     ] = None,
 ) -> None:
-    """Measure a policy on a panel of tasks: success, return, turns, tokens, invalid actions, with 95% intervals.
+    """Measure a policy on a panel of tasks: success, return, turns, tokens and invalid actions.
 
-    agentrl eval runs/demo evaluates a run's newest checkpoint as its recipe does. OPTION=VALUE sets an option of the environment.
+    Means are given with 95% intervals.
+
+    agentrl eval runs/demo evaluates the newest checkpoint of that run, with the settings of its recipe.
+    OPTION=VALUE sets an option of the environment.
     """
     from agentrl.commands import evaluate as command
 
-    asked = command.Asked(
+    request = command.EvaluationRequest(
         policy=policy,
         split=split,
         episodes=episodes,
@@ -208,130 +207,118 @@ def evaluate(
         sandbox=sandbox,
         out=out,
     )
-    command.run(target, options or (), asked)
+    command.run(target, options or (), request)
 
 
 @app.command()
 def compare(
-    a: Annotated[
-        Path, typer.Argument(help="A report, or a run folder (its last report).", show_default=False)
-    ],
-    b: Annotated[Path, typer.Argument(help="Another one on the same tasks.", show_default=False)],
+    a: Annotated[Path, _argument("A report, or a run folder, whose last report is used.")],
+    b: Annotated[Path, _argument("Another report or run folder, on the same tasks.")],
 ) -> None:
     """Compare two evaluations task by task, with a paired test."""
     from agentrl.commands import evaluate as command
 
-    command.contrast(a, b)
+    command.compare_reports(a, b)
 
 
 @app.command()
 def rescore(
-    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    run: Annotated[Path, _argument("A run folder.")],
     like: Annotated[
-        Path | None,
-        typer.Option(help="A recipe file or run whose rewards and credit to use.", show_default=False),
+        Path | None, _option("A recipe file or run folder whose rewards and credit are used.")
     ] = None,
-    reward: Annotated[
-        str | None, typer.Option(help="Reward to pay instead, as module:attribute.", show_default=False)
-    ] = None,
+    reward: Annotated[str | None, _option("Reward to use instead, as module:attribute.")] = None,
     transform: Annotated[
-        list[str] | None, typer.Option(help="Transform of the ledger; may be repeated.", show_default=False)
+        list[str] | None, _option("Transform of the ledger to use instead; may be repeated.")
     ] = None,
-    credit: Annotated[
-        str | None, typer.Option(help="Credit rule to use instead, without modifiers.", show_default=False)
-    ] = None,
-    stage: Annotated[str | None, typer.Option(help="Only this stage.", show_default=False)] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write the rescored trajectories to.", show_default=False)
-    ] = None,
+    credit: Annotated[str | None, _option("Credit rule to use instead; the modifiers are left out.")] = None,
+    stage: Annotated[str | None, _option("Only this stage.")] = None,
+    out: Annotated[Path | None, _option("Folder to write the rescored trajectories to.")] = None,
 ) -> None:
-    """Pay and credit a run's stored trajectories again, and show what is different. Plays nothing and needs no model.
+    """Reward and credit a run's stored trajectories again, and show what changes.
 
-    Without options a run is held against itself: every difference must be 0.
+    Plays nothing and needs no model.
+
+    Without options the run is compared with itself: every difference must be 0.
     """
     from agentrl.commands import rescore as command
 
-    asked = command.Asked(
+    request = command.RescoreRequest(
         like=like, reward=reward, transforms=transform or (), credit=credit, stage=stage, out=out
     )
-    command.run(run, asked)
+    command.run(run, request)
 
 
 @app.command()
 def play(
-    env: Annotated[
-        str, typer.Argument(help="An environment, a recipe file or a run folder.", show_default=False)
-    ],
+    env: Annotated[str, _argument("An environment, a recipe file or a run folder.")],
     options: Options = None,
     split: Annotated[str, typer.Option(help="Split of the task.")] = "test",
-    index: Annotated[int, typer.Option(help="Place of the task in its split, from 0.")] = 0,
-    task: Annotated[
-        str | None, typer.Option(help="Id of the task, instead of split and index.", show_default=False)
-    ] = None,
+    index: Annotated[int, typer.Option(help="Index of the task in its split, from 0.")] = 0,
+    task: Annotated[str | None, _option("Id of the task, instead of split and index.")] = None,
     sandbox: SandboxOption = None,
 ) -> None:
-    """Play an episode yourself, and see what each turn measures and would be paid."""
+    """Play an episode yourself, and see the signals of each turn and the reward it would get."""
     from agentrl.commands import play as command
 
-    command.run(env, options or (), split=split, index=index, task=task, given=sandbox)
+    command.run(env, options or (), split=split, index=index, task=task, sandbox_text=sandbox)
 
 
 @app.command("list")
 def catalogue() -> None:
     """List the environments, sandboxes and recipes."""
-    from agentrl.commands import look
+    from agentrl.commands import inventory
 
-    look.catalogue()
+    inventory.catalogue()
 
 
 @app.command()
 def info(
-    env: Annotated[
-        str, typer.Argument(help="An environment's name, or module:attribute.", show_default=False)
-    ],
+    env: Annotated[str, _argument("An environment's name, or module:attribute.")],
     options: Options = None,
 ) -> None:
     """Describe an environment: options, signals, splits and the content hashes of their tasks."""
-    from agentrl.commands import look
+    from agentrl.commands import inventory
 
-    look.info(env, options or ())
+    inventory.info(env, options or ())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    name: Annotated[
-        str | None, typer.Argument(help="A benchmark; without one they are listed.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, _argument("A benchmark; without a name, all are listed.")] = None,
 ) -> None:
-    """Run a benchmark of the source tree; what follows its name goes to it."""
-    from agentrl.commands import look
+    """Run a benchmark of the source tree; the arguments after its name are passed to it."""
+    from agentrl.commands import inventory
 
-    raise typer.Exit(look.bench(name, context.args))
+    raise typer.Exit(inventory.bench(name, context.args))
 
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="What to make: env.", show_default=False)],
-    name: Annotated[str, typer.Argument(help="Lower-case words joined by '-'.", show_default=False)],
-    folder: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
+    kind: Annotated[str, _argument("What to create: env.")],
+    name: Annotated[str, _argument("Lower-case words joined by '-'.")],
+    folder: Annotated[Path, typer.Option(help="Folder in which the package is created.")] = Path(),
 ) -> None:
-    """Write the package of a new environment, which keeps the contract from the first minute."""
+    """Create the package of a new environment, which passes the conformance suite as it is."""
     from agentrl.commands.scaffold import new_environment
     from agentrl.errors import ConfigError
 
     if kind != "env":
-        raise ConfigError(f"agentrl can make: env; found {kind!r}. Write agentrl new env NAME")
+        raise ConfigError(f"agentrl new can create only an env; found {kind!r}. Write agentrl new env NAME")
     made = new_environment(name, folder)
-    print(f"made {made}: read its README.md; check it with\n  cd {made} && python -m pytest")
+    print(f"created {made}: read its README.md; check it with\n  cd {made} && python -m pytest")
 
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine lacks, and how to mend it; exit code 1 where something is missing that agentrl needs."""
-    from agentrl.commands import look
+    """Report what this machine lacks and how to fix it.
 
-    if not look.doctor():
+    The exit code is 1 if something that agentrl needs is missing.
+    """
+    from agentrl.commands import inventory
+
+    if not inventory.doctor():
         raise typer.Exit(1)
 
 

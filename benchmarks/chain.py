@@ -1,14 +1,19 @@
-"""The chain from ledger to advantages: its CPU time against that of the update it is for, and how it grows with turns.
+"""CPU time from ledger to advantages, compared with that of the update, for several numbers of turns.
 
-    python benchmarks/chain.py    # 1,024 episodes of 50 turns and 200 action tokens, 4 in each turn: about two minutes of CPU
-    python benchmarks/chain.py --episodes 64 --tokens-per-turn 200 --part 1    # 200 in each turn, 10,000 in an episode
+    python benchmarks/chain.py
+    python benchmarks/chain.py --episodes 64 --tokens-per-turn 200 --part 1
 
-128 groups of 8 made-up episodes are paid (outcome, format and process reward), transformed (gates, clip, delta, overlong), filtered
-(dynamic sampling), credited and modified: all that stands between a played episode and the learner, but the model's own measurements.
+The first command takes 1,024 episodes of 50 turns and 200 action tokens, 4 in each turn: about two minutes of
+CPU. The second takes episodes with 200 action tokens in each turn, 10,000 in an episode.
 
-The update is one optimiser step of a 5M model (hidden 256, 6 layers, vocabulary 640) on the same episodes. They show one token before each
-action, the least they can: what is shown makes the update dearer and the chain not. It is measured on a part of the episodes, many
-micro-batches, and scaled by tokens. CPU seconds of one thread, the fastest of three runs.
+128 groups of 8 synthetic episodes are rewarded (outcome, format and process reward), transformed (gates,
+clip, delta, overlong), filtered (dynamic sampling), credited and modified. That is everything between a
+played episode and the learner, except the model's own measurements.
+
+The update is one optimiser step of a 5M model (hidden 256, 6 layers, vocabulary 640) on the same episodes.
+They show one token before each action, the least possible, because longer observations make only the update
+more expensive. It is measured on a part of the episodes, in many micro-batches, and scaled by tokens. Times
+are CPU seconds of one thread, of the fastest of three runs.
 """
 
 from __future__ import annotations
@@ -77,12 +82,12 @@ PAYMENT = Payment(
     filters=(DynamicSampling(),),
 )
 OUTCOME_ONLY = Payment(reward=Outcome())
-"""For a rule that asks for returns in [0, 1]."""
+"""For rules that need returns in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A credit rule, what stands behind it, and what it is paid with."""
+    """A credit rule, with the modifiers after it and the rewards before it."""
 
     credit: Credit
     modifiers: tuple[Modifier, ...] = ()
@@ -91,7 +96,7 @@ class Chain:
     def run(self, played: Sequence[Group], measured: Mapping[tuple[str, int], Scored]) -> int:
         """Pay, filter, credit and modify; return the number of action tokens that got an advantage.
 
-        The model's measurements are laid in between, where the learner would take them.
+        The measurements in ``measured`` replace those that the learner would make after paying.
         """
         groups: list[ScoredGroup] = [
             tuple(
@@ -130,7 +135,7 @@ CHAINS: Mapping[str, Chain] = {
 
 
 def play(num_episodes: int, num_turns: int, tokens_per_turn: int) -> list[Group]:
-    """Make up groups of episodes that walk at random between places, so that members of a group meet."""
+    """Generate groups of episodes that walk at random between rooms, so that those of a group meet."""
     random = np.random.default_rng(0)
     rooms = [
         Observation.text(
@@ -168,7 +173,7 @@ def play(num_episodes: int, num_turns: int, tokens_per_turn: int) -> list[Group]
 
 
 def measure(played: Sequence[Group]) -> dict[tuple[str, int], Scored]:
-    """Make up what the learner would measure on the episodes' tokens."""
+    """Generate random values for what the learner would measure on the episodes' tokens."""
     random = np.random.default_rng(1)
 
     def one(trajectory: Trajectory) -> Scored:
@@ -183,7 +188,7 @@ def measure(played: Sequence[Group]) -> dict[tuple[str, int], Scored]:
 
 
 def cpu_s(work: Callable[[], object], repeats: int = 3) -> float:
-    """Return the CPU seconds of the fastest of some runs."""
+    """Return the CPU seconds of the fastest of several runs."""
     taken = []
     for _ in range(repeats):
         began = time.process_time()
@@ -193,7 +198,10 @@ def cpu_s(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def update_s(played: Sequence[Group], part_tokens: int) -> tuple[float, int, int]:
-    """Return the CPU seconds of an update on all episodes, extrapolated; the number of episodes measured; and of parameters."""
+    """Return the extrapolated CPU seconds of an update on all episodes, and two numbers.
+
+    They are the number of episodes that were measured and the number of parameters.
+    """
     tokens = [
         sum(len(turn.action.prompt) + len(turn.action.tokens) for turn in one.turns)
         for group in played
@@ -224,39 +232,44 @@ def main() -> None:
     )
     parser.add_argument("--episodes", type=int, default=1024)
     parser.add_argument(
-        "--turns", type=int, nargs=3, default=[25, 50, 100], help="the middle one is held against the update"
+        "--turns",
+        type=int,
+        nargs=3,
+        default=[25, 50, 100],
+        help="numbers of turns; the middle one is compared with the update",
     )
     parser.add_argument("--tokens-per-turn", type=int, default=4, help="action tokens of a turn")
     parser.add_argument(
-        "--part", type=int, default=8_000, help="tokens of the part on which the update is measured"
+        "--part", type=int, default=8_000, help="number of tokens on which the update is measured"
     )
     parser.add_argument("--only", default="", help="chains whose name contains this")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {name: [] for name in CHAINS if asked.only in name}
-    middle, whole = asked.turns[1], math.nan
-    for num_turns in asked.turns:
-        played = play(asked.episodes, num_turns, asked.tokens_per_turn)
+    seconds: dict[str, list[float]] = {name: [] for name in CHAINS if options.only in name}
+    middle, whole = options.turns[1], math.nan
+    for num_turns in options.turns:
+        played = play(options.episodes, num_turns, options.tokens_per_turn)
         measured = measure(played)
-        least = 0.8 * sum(
-            one.trajectory.num_tokens for one in measured.values()
-        )  # a filter drops what teaches nothing
+        # A filter drops groups without contrast.
+        least = 0.8 * sum(one.trajectory.num_tokens for one in measured.values())
         for name, taken in seconds.items():
             assert CHAINS[name].run(played, measured) > least
             taken.append(cpu_s(partial(CHAINS[name].run, played, measured)))
         if num_turns == middle:
-            whole, num_measured, num_parameters = update_s(played, asked.part)
+            whole, num_measured, num_parameters = update_s(played, options.part)
             print(
-                f"{asked.episodes:,} episodes of {middle} turns and {middle * asked.tokens_per_turn:,} action tokens: an update of "
-                f"{num_parameters / 1e6:.1f}M parameters is {whole:.0f} CPU s ({num_measured} episodes, scaled)",
+                f"{options.episodes:,} episodes of {middle} turns and "
+                f"{middle * options.tokens_per_turn:,} action tokens: an update of "
+                f"{num_parameters / 1e6:.1f}M parameters takes {whole:.0f} CPU s "
+                f"({num_measured} episodes, scaled)",
                 flush=True,
             )
-    table = Table(title=f"from ledger to advantages, {asked.episodes:,} episodes")
+    table = Table(title=f"from ledger to advantages, {options.episodes:,} episodes")
     table.add_column("chain")
-    for num_turns in asked.turns:
+    for num_turns in options.turns:
         table.add_column(f"{num_turns} turns", justify="right")
     table.add_column(f"of the update at {middle}", justify="right")
-    table.add_column(f"{asked.turns[2]} to {middle}", justify="right")
+    table.add_column(f"{options.turns[2]} to {middle}", justify="right")
     for name, taken in seconds.items():
         table.add_row(
             name, *(f"{one:.2f} s" for one in taken), f"{taken[1] / whole:.3%}", f"{taken[2] / taken[1]:.2f}x"

@@ -1,12 +1,13 @@
-"""Credit: how far each rule's expected gradient is from the policy gradient, exactly, and how much it varies.
+"""The exact bias and variance of each credit rule: its expected gradient compared with the policy gradient.
 
-    python benchmarks/credit_bias.py                 # the table of the README: groups of 3, two policies
+    python benchmarks/credit_bias.py                 # the table of docs/methods.md: groups of 3, two policies
     python benchmarks/credit_bias.py --group-size 2 --seeds 0 1 2
 
-Every group of episodes of a small world with variable stopping times is enumerated (``agentrl.testing.mdp``); nothing is sampled, so the
-numbers are the same everywhere. ``cosine`` 1: the direction is right. ``error``: what is left of the difference after the best constant
-factor, over the policy gradient's length; 0 is unbiased (up to that factor, ``scale``). ``variance``: the trace of the estimate's
-covariance over the policy gradient's squared length. The last rows are controls.
+Every group of episodes of a small world with variable stopping times is enumerated (``agentrl.testing.mdp``).
+Nothing is sampled, so the numbers are the same on every machine. ``cosine``: 1 if the direction is right.
+``error``: the length of the difference that remains after the best constant factor, relative to the policy
+gradient; 0 means unbiased up to that factor, which is ``scale``. ``variance``: the trace of the estimate's
+covariance, relative to the policy gradient's squared length. The last rows are controls.
 """
 
 from __future__ import annotations
@@ -70,9 +71,10 @@ def main() -> None:
     )
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     table = Table(
-        title=f"expected gradients over all groups of {asked.group_size}, mean over {len(asked.seeds)} policies"
+        title=f"expected gradients over all groups of {options.group_size}, "
+        f"mean over {len(options.seeds)} policies"
     )
     for column in ("rule", "cosine", "scale", "error", "variance"):
         table.add_column(column, justify="left" if column == "rule" else "right")
@@ -80,7 +82,7 @@ def main() -> None:
     rows += [(f"{name}, critic wrong", RULES[name], WRONG_BY) for name in CRITICS]
     for name, rule, wrong_by in rows:
         found = [
-            bias(rule, group_size=asked.group_size, seed=seed, wrong_by=wrong_by) for seed in asked.seeds
+            bias(rule, group_size=options.group_size, seed=seed, wrong_by=wrong_by) for seed in options.seeds
         ]
         means = [
             float(np.mean([getattr(one, column) for one in found]))

@@ -1,8 +1,9 @@
-"""The demo over seeds: trains the recipe with each seed, prints success on held-out games before and after, and draws the learning curves.
+"""The demo over seeds: success on held-out games before and after training, for each seed.
 
     python benchmarks/demo.py --seeds 0 1 2 --figure docs/learning-curve.png
 
-A run that is already complete in ``--out`` is read, not repeated. The times are wall clock of this machine; the successes repeat exactly.
+``--figure`` draws the learning curves. A run that is already complete in ``--out`` is read, not repeated. The
+times are wall clock of this machine; the successes repeat exactly.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ TARGET = {"after": 0.90, "every seed": 0.85, "before, at most": 0.60}
 
 
 def run(recipe: Recipe, folder: Path) -> tuple[dict[str, Report], float]:
-    """Train, or read what was trained; return the evaluations, and the seconds of wall clock that the whole run took."""
+    """Train, or read a complete run; return the evaluations, and the wall-clock seconds of the whole run."""
     took = folder / "took_s.json"
     if not took.exists():
-        recipe.env.prepare(lambda *_: None)  # making games is set-up
+        recipe.env.prepare(lambda *_: None)  # generating games is not timed
         began = time.perf_counter()
         with ConsoleReporter() as reporter:
             asyncio.run(train(recipe, folder, reporter))
@@ -38,7 +39,7 @@ def run(recipe: Recipe, folder: Path) -> tuple[dict[str, Report], float]:
 
 
 def draw(folders: dict[int, Path], recipe: Recipe, path: Path) -> None:
-    """Draw success on training games per update, and on held-out games where it was measured, one line per seed."""
+    """Draw one line per seed of success on training games and one of success on held-out games."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,17 +1,19 @@
-"""Learning: does a method learn better? Success after, updates until, and collapse, on four small games and five seeds each.
+"""Does a method learn better? Final success, speed and collapses on four small games with five seeds each.
 
     python benchmarks/learning.py                                     # everything, one run after another
     python benchmarks/learning.py --tasks corridor --seeds 0 1 --jobs 2 --out runs/learning
-    python benchmarks/learning.py --tasks key-door --seeds 5 6 --lr 1e-3    # another learning rate for all methods
+    python benchmarks/learning.py --tasks key-door --seeds 5 6 --lr 1e-3  # one learning rate for all methods
 
-A run that is already finished in ``--out`` is read, not repeated. Within a task and seed all methods start from the same weights and play
-the same number of episodes; the first method is the baseline, and its best learning rate is that of all. Only in ``key-door`` each method
-has its own: the best of 5e-4, 1e-3 and 2e-3 for it, by the mean final success on the seeds 5 and 6.
+A run that is already complete in ``--out`` is read, not repeated. Within a task and seed all methods start
+from the same weights and play the same number of episodes. The first method is the baseline, and all methods
+use the learning rate that is best for it. Only in ``key-door`` each method has its own: the best of 5e-4,
+1e-3 and 2e-3 for it, by the mean final success on the seeds 5 and 6.
 
-``final``: success on 128 test tasks at temperature 1 after the last update, mean over seeds with its 95% t interval. ``reached``: the first
-update at which the mean success of three updates' episodes is at least the threshold; the median over seeds, where a run that never gets
-there counts as later than all others, and the range of those that do. ``collapsed``: runs that end with less than half of the best success
-that they ever had, the start included.
+``final``: success on 128 test tasks at temperature 1 after the last update, mean over seeds with its 95% t
+interval. ``reached``: the first update at which the mean success of three updates' episodes is at least the
+threshold; the median over seeds, in which a run that never reaches it counts as later than all others, and
+the range of those that do. ``collapsed``: runs that end with less than half of the best success that they
+ever had, including at the start.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ from benchmarks.learning_tasks import Trial
 from benchmarks.learning_tasks.trials import TRIALS
 
 WINDOW = 3
-"""Updates whose mean success is compared with the threshold."""
-NO_HEIGHT = 0.1
-"""A best success below this is none to fall from."""
+"""Number of updates whose mean success is compared with the threshold."""
+LEAST_BEST = 0.1
+"""A run whose best success is below this cannot count as collapsed."""
 Record = dict[str, Any]
 
 
 def learn(trial: Trial, method: str, seed: int, folder: Path) -> Record:
-    """Train a method from the seed's start, or read what was trained, and return the record of the run."""
+    """Train a method from the seed's initial weights, or read a complete run; return the run's record."""
     kept = folder / f"{method.replace(' ', '-')}.json"
     recipe = trial.recipe(method, seed, "start")
     settings = json.dumps(describe([trial.beginning(seed), recipe]))
@@ -78,13 +80,13 @@ def learn(trial: Trial, method: str, seed: int, folder: Path) -> Record:
 
 
 def beginning(trial: Trial, seed: int, folder: Path) -> tuple[float, Path]:
-    """Make the weights that the seed's methods start from, where they are missing; return their success and their folder."""
+    """Train the seed's initial weights, if they are missing; return their success and folder."""
     start = success(play(trial.beginning(seed), folder))
     return start, max((folder / "checkpoints").glob("[0-9]*")) / "model"
 
 
 def play(recipe: Recipe, folder: Path) -> Mapping[str, Report]:
-    """Run a recipe to its end in silence and return its evaluations."""
+    """Run a recipe to its end without output and return its evaluations."""
     with ConsoleReporter(io.StringIO()) as reporter:
         return asyncio.run(train(recipe, folder, reporter))
 
@@ -100,7 +102,7 @@ def windows(curve: Sequence[float]) -> Iterator[float]:
 
 
 def reached(curve: Sequence[float], threshold: float) -> int | None:
-    """Return after how many updates the window's mean is at the threshold; ``None``: never.
+    """Return the number of updates after which a window's mean reaches the threshold; ``None``: never.
 
     >>> reached([0.0, 0.9, 0.9, 0.9], 0.8)
     4
@@ -109,16 +111,16 @@ def reached(curve: Sequence[float], threshold: float) -> int | None:
 
 
 def collapsed(heights: Sequence[float], final: float) -> bool:
-    """Return whether ``final`` is less than half of the best success.
+    """Return whether ``final`` is less than half of the best success in ``heights``.
 
     >>> collapsed([0.2, 0.7], 0.3), collapsed([0.2, 0.7], 0.5)
     (True, False)
     """
-    return max(heights) >= NO_HEIGHT and final < max(heights) / 2
+    return max(heights) >= LEAST_BEST and final < max(heights) / 2
 
 
 def one_seed(name: str, seed: int, out: Path, lr: float | None) -> dict[str, Record]:
-    """Return the records of all methods of a task for one seed, with the trial's learning rates or with one for all."""
+    """Return the records of all methods for one seed, with the trial's learning rates or with one for all."""
     folder = out / name / f"seed-{seed}"
     if lr is None:
         return {method: learn(TRIALS[name], method, seed, folder) for method in TRIALS[name].methods}
@@ -140,7 +142,7 @@ def at_rate(trial: Trial, lr: float) -> Trial:
 
 
 def row(method: str, records: Sequence[Record]) -> tuple[str, ...]:
-    """Return a method's line of the table."""
+    """Return a method's row of the table."""
     final = mean_interval([record["final"] for record in records])
     among = f" [{max(final.low, 0.0):.2f}, {min(final.high, 1.0):.2f}]"
     times = [record["reached"] for record in records]
@@ -157,7 +159,7 @@ def row(method: str, records: Sequence[Record]) -> tuple[str, ...]:
     )
 
 
-def told(record: Record) -> Record:
+def without_settings(record: Record) -> Record:
     """Return a record without its settings."""
     return {name: value for name, value in record.items() if name != "settings"}
 
@@ -171,14 +173,14 @@ def main() -> None:
     parser.add_argument(
         "--lr", type=float, help="a learning rate for all methods, instead of each trial's own"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes, each on one core")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     columns = ("method", "final [95%]", "reached", "range", "never", "collapsed", "CPU s")
-    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {
-            name: [pool.submit(one_seed, name, seed, asked.out, asked.lr) for seed in asked.seeds]
-            for name in asked.tasks
+            name: [pool.submit(one_seed, name, seed, options.out, options.lr) for seed in options.seeds]
+            for name in options.tasks
         }
         found: dict[str, dict[str, list[Record]]] = {}
         for name, waiting in jobs.items():
@@ -187,16 +189,17 @@ def main() -> None:
             rows = tuple(row(method, records) for method, records in found[name].items())
             begun = fmean(records["start"] for records in next(iter(found[name].values())))
             notes = (
-                f"start {begun:.2f}; {trial.stage.updates} updates; reached: success {trial.threshold:g}; {len(seeds)} seeds",
+                f"start {begun:.2f}; {trial.stage.updates} updates; "
+                f"reached: success {trial.threshold:g}; {len(seeds)} seeds",
                 "",
             )
             show(Table(f"{name}: {trial.question}", columns, rows, notes))
     summary = {
-        name: {method: [told(one) for one in records] for method, records in by.items()}
+        name: {method: [without_settings(one) for one in records] for method, records in by.items()}
         for name, by in found.items()
     }
-    files.replace(asked.out / "learning.json", json.dumps(summary, indent=1).encode())
-    sys.stdout.write(f"written to {asked.out / 'learning.json'}\n")
+    files.replace(options.out / "learning.json", json.dumps(summary, indent=1).encode())
+    sys.stdout.write(f"written to {options.out / 'learning.json'}\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The recipes of ``recipes/methods`` beside each other: same game, same warm start, same number of episodes; only the method differs.
+"""The recipes of ``recipes/methods`` compared: game, warm start and number of episodes are the same.
 
     python benchmarks/methods.py --seeds 0 1 2 --jobs 2            # about two minutes of one core per run
     python benchmarks/methods.py --methods grpo gigpo --seeds 0
 
-Prints a Markdown table: games won by the warm start and after the last update, on 200 held-out games; the mean over the updates of games
-won in training, which says how soon it learned; the first update after which five updates in a row won at least ``--threshold`` on average;
-and processor time. A run that is complete in ``--out`` is read, not repeated. Each run is a process of its own with one thread.
+Prints a Markdown table of the share of 200 held-out games won by the warm start and after the last update;
+the mean over the updates of the share of games won in training, which measures how soon the method learned;
+the first update after which five consecutive updates won at least ``--threshold`` on average; and processor
+time. A run that is complete in ``--out`` is read, not repeated. Each run is a separate process with one
+thread.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ WINDOW = 5
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of one method reached; success is the share of games won."""
+    """The results of one run of one method; success is the share of games won."""
 
     before: float
     after: float
@@ -40,12 +42,12 @@ class Result:
 
 
 def names() -> list[str]:
-    """Return the methods that have a recipe."""
+    """Return the names of the methods that have a recipe."""
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "base")
 
 
 def run(name: str, seed: int, out: Path, options: list[str]) -> Path:
-    """Train one method with one seed, unless it was done; return the run folder."""
+    """Train one method with one seed, unless its run is complete; return the run folder."""
     folder = out / f"{name}-{seed}"
     took, log = folder / "cpu_s.json", out / f"{name}-{seed}.log"
     if not took.exists():
@@ -66,7 +68,7 @@ def run(name: str, seed: int, out: Path, options: list[str]) -> Path:
             process = subprocess.Popen(
                 command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output
             )
-            _, status, used = os.wait4(process.pid, 0)  # with its workers
+            _, status, used = os.wait4(process.pid, 0)  # includes its worker processes
         if status:
             raise SystemExit(f"{name} with seed {seed} failed:\n{log.read_text()[-2000:]}")
         took.write_text(json.dumps(used.ru_utime + used.ru_stime))
@@ -74,12 +76,11 @@ def run(name: str, seed: int, out: Path, options: list[str]) -> Path:
 
 
 def read(folder: Path, recipe: Recipe, threshold: float) -> Result:
-    """Return what a finished run reached."""
+    """Return the results of a finished run."""
     warm, last = recipe.stages[-2], recipe.stages[-1]
     records = [record for record in read_metrics(folder / "metrics.jsonl") if record["stage"] == last.name]
-    played = [
-        float(record["rollout/success"]) for record in records if "rollout/success" in record
-    ]  # the others are evaluations
+    # Records without it are evaluations.
+    played = [float(record["rollout/success"]) for record in records if "rollout/success" in record]
     windows = [sum(played[end - WINDOW : end]) / WINDOW for end in range(WINDOW, len(played) + 1)]
     return Result(
         before=_success(folder, f"{warm.name}-{warm.updates}"),
@@ -95,7 +96,7 @@ def _success(folder: Path, name: str) -> float:
 
 
 def row(name: str, results: list[Result]) -> str:
-    """Return a line of the table."""
+    """Return a row of the table."""
     before, after = (
         ", ".join(f"{value:.2f}" for value in values)
         for values in zip(*[(r.before, r.after) for r in results], strict=True)

@@ -1,13 +1,14 @@
-"""Rollouts: the local engine against ``transformers.generate`` re-prompted each turn, and against vLLM where it is installed.
+"""Rollouts: the local engine compared with ``transformers.generate`` and, if it is installed, with vLLM.
 
     python benchmarks/rollout.py                      # 64 episodes, 5M parameters: about five minutes
     python benchmarks/rollout.py --hidden 128 --layers 3 --episodes 32
 
-Same model, same games, same tokenizer, one run. The observations are those of real TextWorld games, half played by the expert and half
-at random, so that episodes have their natural, unequal lengths; the actions are sampled by each contender (temperature 1, until
-``<end>``). A few steps of language modelling come first, so that actions end as they do in training. ``generate`` gets what a simple
-trainer gives it: all living episodes of a turn as one left-padded batch, with its own cache from the first token on. Rates are per CPU
-second of this process.
+All run in one process with the same model, games and tokenizer. The observations are those of real TextWorld
+games, half of them played by the expert and half at random, so that episodes have their natural, unequal
+lengths. The actions are sampled by each contender (temperature 1, until ``<end>``). A few steps of language
+modelling come first, so that actions end as they do in training. ``generate`` is called as a simple trainer
+would call it: once per turn, with the whole contexts of all unfinished episodes as one left-padded batch and
+an empty cache. Rates are per CPU second of this process.
 """
 
 from __future__ import annotations
@@ -41,21 +42,21 @@ from agentrl.types import Action, Observation, Trajectory, Turn, floats, ints, s
 Episodes = Sequence[Sequence[Observation]]
 TURN_LIMIT, MAX_TOKENS = 20, 14
 PROMPT, NEW = 64, 64
-"""Lengths of single-turn decoding."""
+"""Numbers of prompt and sampled tokens in single-turn decoding."""
 GROUP = 8
-"""Answers to the same prompt, as reinforcement learning asks for."""
+"""Number of answers to the same prompt, as in a group of reinforcement learning."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a contender did, and the CPU time it took."""
+    """The number of tokens that a contender sampled, and the CPU time it took."""
 
     num_tokens: int
     cpu_s: float
 
 
 async def record(env: EnvSpec, number: int) -> list[Trajectory]:
-    """Play half of the games by the expert, half at random."""
+    """Play half of the games with the expert and half at random."""
     limits = Limits(max_turns=TURN_LIMIT)
     async with InProcess(env, limits.env_deadline_s) as host:
         tasks = env.tasks("train")[:number]
@@ -69,7 +70,7 @@ async def record(env: EnvSpec, number: int) -> list[Trajectory]:
 def warm(
     model: Any, trajectories: Sequence[Trajectory], renderer: Renderer, *, steps: int = 25, batch: int = 4
 ) -> None:
-    """Teach the model, roughly, what a transcript looks like."""
+    """Train the model for a few steps, so that it produces roughly the format of a transcript."""
     texts = [
         torch.from_numpy(context(renderer.tokenise(trajectory).turns).astype(np.int64))
         for trajectory in trajectories
@@ -85,7 +86,7 @@ def warm(
 
 
 async def with_engine(engine: LocalEngine, episodes: Episodes) -> int:
-    """Play all episodes through the engine, side by side; return the number of sampled tokens."""
+    """Play all episodes concurrently with the engine; return the number of sampled tokens."""
 
     async def one(index: int, observations: Sequence[Observation]) -> int:
         turns: list[Turn] = []
@@ -101,7 +102,10 @@ async def with_engine(engine: LocalEngine, episodes: Episodes) -> int:
 def re_prompted(
     answer: Callable[[list[list[int]]], list[list[int]]], renderer: Renderer, episodes: Episodes
 ) -> int:
-    """Play all episodes in step: each turn is one batch of whole contexts for ``answer``; return the number of sampled tokens."""
+    """Play all episodes in lockstep, and return the number of sampled tokens.
+
+    Each turn is one call of ``answer`` with a batch of whole contexts.
+    """
     played: list[list[Turn]] = [[] for _ in episodes]
     for number in range(max(map(len, episodes))):
         living = [index for index, observations in enumerate(episodes) if number < len(observations)]
@@ -139,7 +143,7 @@ def generate(
 
 
 class Endless(TagRenderer):
-    """Actions that only the token limit ends."""
+    """A renderer whose actions are ended only by the token limit."""
 
     def ended(self, tokens: Sequence[int]) -> bool:
         """Return False."""
@@ -153,8 +157,11 @@ def measured(work: Callable[[], int]) -> Result:
 
 
 def with_vllm(model: Any, tokenizer: Any, renderer: Renderer, episodes: Episodes, end: int) -> Result:
-    """Play through vLLM with its prefix cache; wall time times cores stands for CPU time, as its engine is another process."""
-    from vllm import LLM, SamplingParams  # its own installation, never a dependency
+    """Play with vLLM and its prefix cache.
+
+    Its engine is another process, so wall-clock time times the number of threads is taken as CPU time.
+    """
+    from vllm import LLM, SamplingParams  # never a dependency: its users install it themselves
     from vllm.inputs import TokensPrompt
 
     with tempfile.TemporaryDirectory() as folder:
@@ -178,17 +185,17 @@ def with_vllm(model: Any, tokenizer: Any, renderer: Renderer, episodes: Episodes
 
 
 def decode(engine: LocalEngine, observations: Sequence[Observation]) -> int:
-    """Answer each observation once, through the engine; return the number of sampled tokens."""
+    """Answer each observation once with the engine; return the number of sampled tokens."""
     return asyncio.run(with_engine(engine, [[observation] for observation in observations]))
 
 
 def decode_again(model: Any, prompts: list[list[int]], pad: int) -> int:
-    """Answer each prompt once, through ``generate``; return the number of sampled tokens."""
+    """Answer each prompt once with ``generate``; return the number of sampled tokens."""
     return sum(map(len, generate(model, prompts, pad=pad, end=None, max_tokens=NEW)))
 
 
 def best(repeats: int, *works: Callable[[], int]) -> list[Result]:
-    """Run all by turns, and return the fastest run of each: what other programs add to CPU time is never negative."""
+    """Run all alternately, and return the fastest run of each: other programs can only add CPU time."""
     runs = [[measured(work) for work in works] for _ in range(repeats)]
     return [
         min(results, key=lambda result: result.cpu_s / result.num_tokens)
@@ -240,8 +247,9 @@ def main() -> None:
     pad, end = vocabulary["<pad>"], vocabulary["<end>"]
     turns = [len(observations) for observations in episodes]
     console.print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, vocabulary {len(tokenizer)}, {len(episodes)} episodes of "
-        f"{options.game}, turns {min(turns)} to {max(turns)} (mean {np.mean(turns):.1f}), {options.threads} thread(s)"
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, vocabulary {len(tokenizer)}, "
+        f"{len(episodes)} episodes of {options.game}, "
+        f"turns {min(turns)} to {max(turns)} (mean {np.mean(turns):.1f}), {options.threads} thread(s)"
     )
 
     table = Table(

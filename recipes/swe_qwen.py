@@ -1,12 +1,16 @@
-"""A pretrained code model learns software engineering in Docker sandboxes: a shell that lives, an editor, a search, graded by the tests.
+"""A pretrained code model learns software engineering in Docker sandboxes, graded by the repositories' tests.
 
-Give it a model folder on this machine (an instruction-tuned model with a chat template, for example Qwen2.5-Coder-7B-Instruct), and rows:
+It has a persistent shell, an editor and a search. Give it the folder of an instruction-tuned model with a
+chat template, for example Qwen2.5-Coder-7B-Instruct, and a file of tasks:
 
-    agentrl swe synth tasks/        # make tasks; or take the files of SWE-Gym, SWE-smith, R2E-Gym as they are
+    agentrl swe synth tasks/        # makes tasks; files of SWE-Gym, SWE-smith and R2E-Gym also work
     agentrl train recipes/swe_qwen.py model.folder=/path/to/model env.rows=tasks/tasks.jsonl --dry-run
 
-Groups that all succeed or all fail are drawn again (DAPO), and what is paid on the way is gated (G-RA): tests that are mended count only in
-work that was handed in, a well-formed action only where there is a patch. Low-rank adapters keep a 7B model and its optimiser on one GPU.
+The algorithm is RLOO. Groups that all succeed or all fail are drawn again (DAPO). Intermediate rewards are
+gated (G-RA): fixed tests are paid only if the work was submitted, a well-formed action only if there is a
+patch. Low-rank adapters let a 7B model and its optimiser fit on one GPU.
+
+Result: not measured, because it has not been run on a GPU. A test plans it on a tiny model.
 """
 
 from agentrl_environments.swe import Swe

@@ -1,4 +1,7 @@
-"""The command line as a user meets it. Most calls run in this process, which has torch already; a few in one of their own."""
+"""The command line as a user sees it.
+
+Most calls run in this process, which has imported torch already; a few run in a process of their own.
+"""
 
 import json
 import shutil
@@ -9,96 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from console import RECIPE, agentrl, program, refused
 
-from agentrl.cli import app
 from agentrl.evaluation.report import Report
-
-RECIPE = '''"""A tiny recipe."""
-
-from agentrl_environments.bandit import Bandit
-
-from agentrl.credit.constant import ConstantCredit
-from agentrl.credit.group import GRPO
-from agentrl.learner import Compute, Optimisation
-from agentrl.losses.clip import Clip
-from agentrl.learner import ModelSpec, Shape, TrainedTokenizer
-from agentrl.losses.objective import Objective
-from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
-from agentrl.recipe import Evaluation, Recipe, Stage
-from agentrl.rollout import Limits
-from agentrl.sources import Demonstrations, Rollouts
-
-learning = Optimisation(lr=1e-2)
-recipe = Recipe(
-    name="tiny",
-    env=Bandit(max_turns=2),
-    model=ModelSpec(
-        shape=Shape(hidden=32, layers=1, heads=2, kv_heads=1, mlp=64, max_context=128),
-        tokenizer=TrainedTokenizer(vocab_size=300),
-    ),
-    sampling=Sampling(max_tokens=3),
-    compute=Compute(threads=1),
-    limits=Limits(max_turns=2),
-    stages=(
-        Stage(
-            name="imitate",
-            updates=2,
-            source=Demonstrations(policy=ExpertPolicy(), num_episodes=64),
-            credit=ConstantCredit(1.0),
-            objective=Objective(),
-            optimisation=learning,
-            minibatches=16,
-            evaluate=True,
-        ),
-        Stage(
-            name="learn",
-            updates=2,
-            source=Rollouts(num_groups=4, group_size=2),
-            credit=GRPO(),
-            objective=Objective(loss=Clip(0.2, 0.2)),
-            optimisation=learning,
-            evaluate=True,
-        ),
-    ),
-    evaluation=Evaluation(
-        num_tasks=24,
-        sampling=Sampling(temperature=1.0, max_tokens=3),
-        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
-    ),
-)
-'''
-
-PROGRAM = (sys.executable, "-c", "from agentrl.cli import main; main()")
-
-
-class Done:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-def agentrl(*arguments: object, stdin: str = "") -> Done:
-    """Run a command in this process; an exception that is no message to the user is raised here."""
-    result = CliRunner().invoke(
-        app, [str(argument) for argument in arguments], input=stdin, catch_exceptions=False
-    )
-    return Done(result.exit_code, result.stdout, result.stderr)
-
-
-def program(*arguments: object, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, **options
-    )
-
-
-def refused(done: Done, *words: str) -> None:
-    """Check that a user's mistake is one message that names what matters, and nothing else."""
-    assert done.code == 2, done.err
-    assert done.err.startswith("error: "), done.err
-    assert "Traceback" not in done.err
-    assert done.out == ""
-    for word in words:
-        assert word in done.err, done.err
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +53,7 @@ def test_training_ends_with_the_table_and_says_where_everything_is(run):
     assert (run / "results.md").read_text().count("learn-2 (after)") == 1
 
 
-def test_the_same_command_goes_on_and_a_run_folder_needs_no_recipe_file(run, recipe):
+def test_the_same_command_resumes_and_a_run_folder_needs_no_recipe_file(run, recipe):
     metrics = (run / "metrics.jsonl").read_bytes()
     for target in (recipe, run):
         done = agentrl("train", target, "--out", run)
@@ -181,7 +97,7 @@ def test_a_dry_run_tells_what_a_run_will_take_and_does_nothing(recipe, tmp_path)
     assert not folder.exists()
 
 
-def test_ctrl_c_says_how_to_go_on(recipe, tmp_path):
+def test_ctrl_c_says_how_to_resume(recipe, tmp_path):
     folder = tmp_path / "run"
     command = [
         sys.executable,
@@ -203,7 +119,7 @@ def test_ctrl_c_says_how_to_go_on(recipe, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.endswith(f"interrupted; the same command goes on where {folder} was left\n")
+    assert said.endswith(f"interrupted; the same command resumes {folder}\n")
     assert "Traceback" not in said
 
 
@@ -255,8 +171,8 @@ def test_a_run_whose_recipe_has_come_to_mean_something_else_is_evaluated_with_a_
     (copy / "recipe.json").write_text(json.dumps(recorded | {"seed": 1}))
     done = agentrl("eval", copy, "--tasks", 2)
     assert done.code == 0
-    assert "something else than when it was trained: seed: 1 -> 0" in done.err
-    assert "something else" not in agentrl("eval", run, "--tasks", 2, "--out", tmp_path / "report.json").err
+    assert "no longer means what it meant when the run was trained: seed: 1 -> 0" in done.err
+    assert "no longer means" not in agentrl("eval", run, "--tasks", 2, "--out", tmp_path / "report.json").err
 
 
 def test_an_older_checkpoint_a_recipe_and_an_environment_can_be_evaluated(run, recipe, tmp_path, monkeypatch):
@@ -328,11 +244,11 @@ def test_what_there_is_is_listed_and_described():
     assert listed.code == 0
     assert {"bandit", "frozen-lake", "textworld"} <= set(listed.out.split())
     assert "textworld_demo.py" in listed.out
-    told = agentrl("info", "bandit", "arms=4").out
-    assert "arms       int    4" in told
-    assert "Pulls in an episode. The last one decides" in told
-    assert "regret" in told
-    assert "train    512  " in told
+    described = agentrl("info", "bandit", "arms=4").out
+    assert "arms       int    4" in described
+    assert "Pulls in an episode. The last one decides" in described
+    assert "regret" in described
+    assert "train    512  " in described
     refused(agentrl("info", "bandid"), "did you mean 'bandit'")
 
 
@@ -340,7 +256,7 @@ def test_benchmarks_are_listed_and_run(tmp_path, monkeypatch):
     assert "update " in agentrl("bench").out
     refused(agentrl("bench", "nothing"), "no benchmark is named 'nothing'", "rollout")
     assert program("bench", "update", "--help").returncode == 0
-    monkeypatch.setattr("agentrl.commands.look._ROOT", tmp_path)
+    monkeypatch.setattr("agentrl.commands.inventory._ROOT", tmp_path)
     refused(agentrl("bench"), "source tree")
 
 
@@ -348,7 +264,7 @@ def test_a_new_environment_is_written(tmp_path):
     done = agentrl("new", "env", "word-chain", "--folder", tmp_path)
     assert done.code == 0
     assert (tmp_path / "word-chain" / "word_chain.py").exists()
-    refused(agentrl("new", "env", "word-chain", "--folder", tmp_path), "exists already")
+    refused(agentrl("new", "env", "word-chain", "--folder", tmp_path), "already exists")
     refused(agentrl("new", "reward", "x"), "agentrl new env NAME")
 
 
@@ -397,6 +313,6 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("agentrl.commands.look.catalogue", broken)
+    monkeypatch.setattr("agentrl.commands.inventory.catalogue", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         agentrl("list")

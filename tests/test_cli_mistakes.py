@@ -1,4 +1,4 @@
-"""What a user can do wrong: each is one message that says how to mend it, and exit code 2, before any work where that is possible."""
+"""A user's mistake gives exit code 2 and one message that says how to fix it, if possible before any work."""
 
 import resource
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import PROGRAM, RECIPE, agentrl, refused
+from console import PROGRAM, RECIPE, agentrl, refused
 
 from agentrl.learner.model import train_tokenizer
 
@@ -140,9 +140,9 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_its_extra(recipe, t
     command = [sys.executable, "-c", code, "train", str(recipe), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == "error: this needs the package 'torch', which is not installed; in agentrl's folder: pip install '.[train]'\n"
+    assert done.stderr == (
+        "error: this needs the package 'torch', which is not installed; "
+        "in agentrl's folder: pip install '.[train]'\n"
     )
 
 

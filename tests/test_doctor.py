@@ -11,11 +11,11 @@ def by_name(**folders):
     return {check.name: check for check in checks(**folders)}
 
 
-def test_this_machine_is_described_and_every_lack_has_a_mend(tmp_path):
+def test_this_machine_is_described_and_everything_missing_has_a_fix(tmp_path):
     found = checks(cache=tmp_path / "cache", runs=tmp_path / "runs")
     assert len({check.name for check in found}) == len(found)
     assert all(check.found for check in found)
-    assert all(check.ok or check.mend for check in found)
+    assert all(check.ok or check.fix for check in found)
     assert by_name(cache=tmp_path)["python"].ok
 
 
@@ -23,19 +23,19 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path):
     (tmp_path / "file").write_text("")
     found = by_name(cache=tmp_path / "file" / "cache", runs=tmp_path)
     assert not found["cache folder"].ok
-    assert "XDG_CACHE_HOME" in found["cache folder"].mend
+    assert "XDG_CACHE_HOME" in found["cache folder"].fix
     assert found["run folder"].ok
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_more_threads_than_cores_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
-    assert "set OMP_NUM_THREADS to at most" in by_name(cache=tmp_path)["processor"].mend
+    assert "set OMP_NUM_THREADS to at most" in by_name(cache=tmp_path)["processor"].fix
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert by_name(cache=tmp_path)["processor"].ok
 
 
-def test_docker_is_there_when_its_socket_answers(tmp_path, monkeypatch):
+def test_docker_is_found_when_its_socket_answers(tmp_path, monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # a socket's path has at most 107 bytes
         path = Path(short) / "docker.sock"
         monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
@@ -64,7 +64,8 @@ def test_looking_loads_nothing_heavy_but_torch():
 def test_a_missing_torch_is_a_finding_not_a_crash(tmp_path):
     code = (
         "import sys, importlib.util; find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name in ('torch', 'transformers') else find(name, *rest)\n"
+        "importlib.util.find_spec = lambda name, *rest: "
+        "None if name in ('torch', 'transformers') else find(name, *rest)\n"
         "from agentrl.commands.doctor import checks, healthy; found = {c.name: c for c in checks()}\n"
         "print(found['torch'], found['gpu'], healthy(list(found.values())))"
     )

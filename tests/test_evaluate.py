@@ -12,7 +12,7 @@ from agentrl.evaluation import evaluate
 from agentrl.evaluation.report import MEASURES, Report, TaskResult, compare, task_results
 from agentrl.evaluation.statistics import mean_interval
 from agentrl.policy import RandomPolicy, ScriptedPolicy
-from agentrl.records.metrics import check_names
+from agentrl.records.metric_names import check_names
 from agentrl.records.store import read_trajectories
 from agentrl.rollout import Limits
 from agentrl.types import End, Observation, Step, Task

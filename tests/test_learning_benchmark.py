@@ -1,4 +1,4 @@
-"""The games of the learning benchmark are what they say, and each of its trials can be run."""
+"""The games of the learning benchmark behave as described, and each of its trials can be run."""
 
 import asyncio
 from dataclasses import replace
@@ -77,16 +77,15 @@ def paid(name, method, trajectory) -> float:
 
 
 def test_the_best_paid_corridor_never_leaves_under_the_plain_sum_and_always_under_the_gate():
-    """Every way through a short corridor; what is best in it does not depend on how much time there is beyond that."""
+    """Play every way through a short corridor. Which is best does not depend on the time left after it."""
     spec = Corridor(length=4, max_turns=9)
     task = next(task for task in spec.tasks("test") if task.data["start"] == 1)
 
     async def everything():
         async with InProcess(spec, 10.0) as host:
             found = []
-            for script in product(
-                ("left", "right", "rub"), repeat=4
-            ):  # then whatever pays most: rub on, or walk out
+            for script in product(("left", "right", "rub"), repeat=4):
+                # then what pays most: keep rubbing, or walk out
                 for last in ("rub", "right"):
                     policy = ScriptedPolicy((*script, last))
                     result = await play_all(

@@ -54,7 +54,7 @@ def test_what_may_change_the_numbers_is_a_warning(tmp_path, change, warning):
 def test_other_tasks_or_another_seed_stop_the_run(tmp_path, change):
     path = tmp_path / "manifest.json"
     reconcile(path, manifest())
-    with pytest.raises(ConfigError, match=r"cannot go on: .* was .* and is .*choose a new folder"):
+    with pytest.raises(ConfigError, match=r"cannot be resumed: .* was .* and is .*choose a new folder"):
         reconcile(path, manifest(**change))
 
 
@@ -67,7 +67,10 @@ def test_an_unreadable_manifest_is_named(tmp_path, content):
 
 
 def test_threads_are_counted_only_where_torch_is_loaded():
-    code = "import sys, json; from agentrl.records.manifest import make_manifest; print(json.dumps(make_manifest(seed=0, panels={})))"
+    code = (
+        "import sys, json; from agentrl.records.manifest import make_manifest; "
+        "print(json.dumps(make_manifest(seed=0, panels={})))"
+    )
     alone = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert alone["threads"] is None
     loaded = "import torch; torch.set_num_threads(2); " + code

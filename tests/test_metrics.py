@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.errors import CheckpointError, ConfigError, MissingExtra
-from agentrl.records.metrics import METRICS, MetricsLog, MLflow, TensorBoard, WandB, check_names, read_metrics
+from agentrl.records.metric_names import METRICS, check_names
+from agentrl.records.metrics import MetricsLog, MLflow, TensorBoard, WandB, read_metrics
 
 
 def test_a_record_is_one_line_in_order_of_name_and_wall_clock_is_kept_apart(tmp_path):
@@ -50,7 +51,7 @@ def test_numbers_are_read_back_exactly(tmp_path_factory, values):
 def test_a_metric_that_nobody_explained_is_refused_and_not_written(tmp_path):
     with (
         MetricsLog(tmp_path) as log,
-        pytest.raises(ConfigError, match="no metric is called 'reward', 'rollout/speed'"),
+        pytest.raises(ConfigError, match="no metric is named 'reward', 'rollout/speed'"),
     ):
         log.write(0, "rl", {"rollout/turns": 1.0, "reward": 1.0, "rollout/speed": 2.0})
     assert read_metrics(tmp_path / "metrics.jsonl") == []
@@ -105,7 +106,7 @@ def test_a_broken_line_that_is_not_the_last_is_named(tmp_path):
     )
     with (
         MetricsLog(tmp_path) as log,
-        pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is no JSON"),
+        pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is not JSON"),
     ):
         log.drop_after(1)
 

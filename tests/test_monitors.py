@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agentrl.credit.modifiers import ScaleAdvantages
 from agentrl.errors import Collapsed, ConfigError
 from agentrl.records.metrics import read_metrics
-from agentrl.records.monitors import Fallen, Limit, ProxyRises, usual
+from agentrl.records.monitors import Fallen, Limit, ProxyRises, default_monitors
 from agentrl.sources import Rollouts
 
 
@@ -31,7 +31,9 @@ def test_a_limit_sounds_when_it_was_passed_long_enough():
 
 def test_what_was_not_measured_is_not_judged():
     assert Limit("x", "absent", "below", 1.0, updates=1)(records(e=[0.0])) == ""
-    assert [monitor([{"update": 0.0}] * 50) for monitor in usual()] == [""] * len(usual())
+    assert [monitor([{"update": 0.0}] * 50) for monitor in default_monitors()] == [""] * len(
+        default_monitors()
+    )
 
 
 def test_a_fall_is_from_a_height():

@@ -1,4 +1,4 @@
-"""The recipes that ship: each loads and passes its checks, and the one for pretrained models runs on a model folder."""
+"""The recipes load and pass their checks; those for pretrained models can be planned on a model folder."""
 
 from pathlib import Path
 

@@ -9,7 +9,7 @@ from agentrl.commands.scaffold import new_environment
 from agentrl.errors import ConfigError
 
 
-def test_a_new_environment_keeps_the_contract_from_the_first_minute(tmp_path):
+def test_a_new_environment_passes_the_conformance_suite_as_it_is(tmp_path):
     root = new_environment("word-chain", tmp_path)
     assert root == tmp_path / "word-chain"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
@@ -42,10 +42,10 @@ def test_its_package_registers_it(tmp_path):
         ("json", "would hide"),
         ("class", "would hide"),
         ("agentrl", "would hide"),
-        ("bandit", "is installed already"),
+        ("bandit", "is already installed"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused(tmp_path, name, message):
+def test_a_name_that_is_not_valid_is_refused(tmp_path, name, message):
     with pytest.raises(ConfigError, match=message):
         new_environment(name, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -53,5 +53,5 @@ def test_a_name_that_cannot_be_is_refused(tmp_path, name, message):
 
 def test_what_exists_is_not_touched(tmp_path):
     new_environment("maze", tmp_path)
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         new_environment("maze", tmp_path)

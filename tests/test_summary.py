@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from agentrl.records.metrics import check_names
+from agentrl.records.metric_names import check_names
 from agentrl.records.summary import summarise
 from agentrl.types import (
     Action,

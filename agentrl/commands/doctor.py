@@ -1,4 +1,7 @@
-"""What a machine has and lacks for agentrl, and how to mend it. Nothing here is loaded that is only looked for, except torch."""
+"""What a machine has and lacks for agentrl, and how to fix it.
+
+Packages are looked up without importing them, except torch.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,21 @@ _MIN_DISK_MIB = 2048
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. ``needed`` ones must be ok for ``make demo``, others open a part of agentrl. ``mend`` is empty where all is well."""
+    """The result of one check.
+
+    A ``needed`` one must be ok for ``make demo``; the others enable a part of agentrl. ``fix`` says how to
+    pass the check; it is empty if nothing is to be done.
+    """
 
     name: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True
 
 
 def checks(*, cache: Path | None = None, runs: Path | None = None) -> list[Check]:
-    """Look at this machine. ``cache`` and ``runs`` are the folders that games and runs are to be written to."""
+    """Check this machine. ``cache`` and ``runs`` are the folders to which games and runs will be written."""
     cache = cache or Path(platformdirs.user_cache_dir("agentrl"))
     return [
         _python(),
@@ -58,7 +65,7 @@ def checks(*, cache: Path | None = None, runs: Path | None = None) -> list[Check
 
 
 def healthy(found: list[Check]) -> bool:
-    """Whether everything is there that ``make demo`` needs."""
+    """Return whether everything that ``make demo`` needs was found."""
     return all(check.ok for check in found if check.needed)
 
 
@@ -70,7 +77,7 @@ _PACKAGES = (
         True,
     ),
     ("peft", "pip install '.[train]', for LoRA", False),
-    ("vllm", "pip install vllm, for its engine; the local engine needs nothing", False),
+    ("vllm", "pip install vllm, for the vLLM engine; the local engine works without it", False),
     ("wandb", "pip install '.[wandb]', to log to Weights & Biases", False),
     ("mlflow", "pip install '.[mlflow]', to log to MLflow", False),
 )
@@ -82,7 +89,7 @@ def _python() -> Check:
         "python",
         ok,
         platform.python_version(),
-        "" if ok else "install Python 3.11 or newer and make the environment anew",
+        "" if ok else "install Python 3.11 or newer and create the virtual environment again",
     )
 
 
@@ -91,7 +98,7 @@ def _torch() -> Check:
         return Check("torch", False, "not installed", "pip install '.[train]'")
     try:
         torch = importlib.import_module("torch")
-    except (ImportError, OSError) as problem:  # a wheel for another system, a missing library
+    except (ImportError, OSError) as problem:  # a wheel built for another system, or a missing library
         return Check(
             "torch",
             False,
@@ -101,10 +108,10 @@ def _torch() -> Check:
     return Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
 
 
-def _package(name: str, mend: str, needed: bool) -> Check:
+def _package(name: str, fix: str, needed: bool) -> Check:
     """Look for a package by the name it is imported under, without importing it."""
     if importlib.util.find_spec(name) is None:
-        return Check(name, False, "not installed", mend, needed)
+        return Check(name, False, "not installed", fix, needed)
     for distribution in (name, f"{name}-skinny", f"{name}-cpu"):
         with suppress(metadata.PackageNotFoundError):
             return Check(name, True, metadata.version(distribution), needed=needed)
@@ -113,32 +120,32 @@ def _package(name: str, mend: str, needed: bool) -> Check:
 
 def _threads() -> Check:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > usable:
-        mend = f"set OMP_NUM_THREADS to at most {usable}: threads would wait for each other"
-        return Check("processor", False, f"{usable} cores, OMP_NUM_THREADS={asked}", mend, needed=False)
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > usable:
+        fix = f"set OMP_NUM_THREADS to at most {usable}: threads would wait for each other"
+        return Check("processor", False, f"{usable} cores, OMP_NUM_THREADS={wanted}", fix, needed=False)
     return Check(
         "processor",
         True,
-        f"{usable} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={asked}" if asked else ""),
+        f"{usable} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={wanted}" if wanted else ""),
     )
 
 
 def _memory() -> Check:
     found = _available_mib()
     if found is None:
-        return Check("memory", True, "not known on this system")
+        return Check("memory", True, "unknown on this system")
     ok = found >= _MIN_MEMORY_MIB
     return Check(
         "memory",
         ok,
         f"{found:,} MiB available",
-        "" if ok else f"end other programs until {_MIN_MEMORY_MIB:,} MiB are available",
+        "" if ok else f"close other programs until {_MIN_MEMORY_MIB:,} MiB are available",
     )
 
 
 def _available_mib() -> int | None:
-    """Return the memory this process may still take: the machine's, or its control group's where that is less."""
+    """Return the memory available to this process: the machine's, or its control group's if that is less."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
@@ -162,27 +169,30 @@ def _disk(folder: Path) -> Check:
     )
 
 
-def _writable(name: str, folder: Path, mend: str) -> Check:
-    """Write and remove a file, as a run would; permissions alone do not tell (root, read-only mounts, quotas)."""
+def _writable(name: str, folder: Path, fix: str) -> Check:
+    """Write and remove a file, as a run would.
+
+    The permission bits alone do not decide: root ignores them, and mounts can be read-only or have quotas.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as problem:
-        return Check(name, False, f"{folder}: {problem.strerror}", mend)
+        return Check(name, False, f"{folder}: {problem.strerror}", fix)
     return Check(name, True, str(folder))
 
 
 def _gpu() -> Check:
-    mend = "none is needed; for one, install an NVIDIA driver and torch's CUDA build"
+    fix = "a GPU is optional; to use one, install an NVIDIA driver and torch's CUDA build"
     if importlib.util.find_spec("torch") is None:
-        return Check("gpu", False, "torch is not installed", mend, needed=False)
+        return Check("gpu", False, "torch is not installed", fix, needed=False)
     try:
         cuda = importlib.import_module("torch").cuda
     except (ImportError, OSError):
-        return Check("gpu", False, "torch does not load", mend, needed=False)
+        return Check("gpu", False, "torch does not load", fix, needed=False)
     if not cuda.is_available():
-        return Check("gpu", False, "none that torch can use", mend, needed=False)
+        return Check("gpu", False, "torch finds no GPU", fix, needed=False)
     memory = cuda.get_device_properties(0).total_memory >> 20
     return Check(
         "gpu", True, f"{cuda.device_count()} x {cuda.get_device_name(0)}, {memory:,} MiB", needed=False
@@ -190,22 +200,22 @@ def _gpu() -> Check:
 
 
 def _local_sandboxes() -> Check:
-    """Open the provider, which probes what it isolates and enforces here."""
+    """Open the provider, which probes how it isolates and which limits it enforces on this machine."""
     try:
         found = asyncio.run(asyncio.wait_for(_capabilities(make_sandbox("local")), 60))
     except (AgentRLError, TimeoutError) as problem:
-        reason = " ".join(str(problem).split()) or "the probe did not end"
+        reason = " ".join(str(problem).split()) or "the probe did not end within 60 s"
         return Check(
             "local sandboxes",
             False,
             reason,
-            "only sandboxed environments need them; do as it says, or use Docker",
+            "only sandboxed environments need them; do what the message says, or use Docker",
             needed=False,
         )
     lacking = sorted(set(get_args(Limit)) - found.limits)
     note = f"; not enforced: {', '.join(lacking)}" if lacking else ""
-    mend = "run as root or in a delegated control group to bound these too" if lacking else ""
-    return Check("local sandboxes", not lacking, f"isolated by {found.isolation}{note}", mend, needed=False)
+    fix = "run as root or in a delegated control group to enforce these too" if lacking else ""
+    return Check("local sandboxes", not lacking, f"isolated by {found.isolation}{note}", fix, needed=False)
 
 
 async def _capabilities(provider: SandboxProvider) -> Capabilities:
@@ -214,17 +224,20 @@ async def _capabilities(provider: SandboxProvider) -> Capabilities:
 
 
 def _docker() -> Check:
-    """Knock at the daemon's socket; the client program alone says nothing."""
+    """Connect to the daemon's socket; an installed client program does not show that the daemon runs."""
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    mend = "only sandboxed environments need it: install Docker or Podman, start the daemon, and join the group of its socket"
+    fix = (
+        "only sandboxed environments need it: install Docker or Podman, start the daemon, "
+        "and join the group of its socket"
+    )
     if not host.startswith("unix://"):
         return Check("docker", True, f"DOCKER_HOST={host} (not tried)", needed=False)
     try:
-        with socket.socket(socket.AF_UNIX) as knock:
-            knock.settimeout(2.0)
-            knock.connect(host.removeprefix("unix://"))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(2.0)
+            client.connect(host.removeprefix("unix://"))
     except OSError as problem:
         return Check(
-            "docker", False, f"no daemon at {host}: {problem.strerror or problem}", mend, needed=False
+            "docker", False, f"no daemon at {host}: {problem.strerror or problem}", fix, needed=False
         )
     return Check("docker", True, host, needed=False)

@@ -1,4 +1,4 @@
-"""``agentrl eval`` and ``agentrl compare``: measure any policy on a panel, and two measurements against each other."""
+"""``agentrl eval`` measures any policy on a panel of tasks; ``agentrl compare`` compares two evaluations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentrl.commands.places import Place, newest_checkpoint, place, run_of, sandbox
 from agentrl.commands.reporter import ConsoleReporter
 from agentrl.commands.tables import comparison_table, results_table, show
+from agentrl.commands.targets import Target, find_target, newest_checkpoint, run_of, sandbox
 from agentrl.engines.openai import OpenAIPolicy
 from agentrl.env import EnvSpec
 from agentrl.errors import ConfigError
@@ -32,8 +32,8 @@ from agentrl.types import End, Trajectory, seed_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What the command line says about an evaluation; ``None`` where it says nothing, and the recipe or a default decides."""
+class EvaluationRequest:
+    """The options of ``agentrl eval``. ``None``: not given, so the recipe or else a default decides."""
 
     policy: str | None = None
     split: str | None = None
@@ -50,7 +50,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that decides an evaluation."""
+    """All settings of an evaluation."""
 
     env: EnvSpec
     policy: str
@@ -63,18 +63,18 @@ class Settings:
     limits: Limits
     device: str = "cpu"
     sandboxes: SandboxProvider | None = None
-    """``None``: ``auto``, where a task asks for a sandbox."""
+    """``None``: ``auto``, if a task needs a sandbox."""
     recipe_at: Path | None = None
-    """A recipe file or run folder that says how a checkpoint is to be played."""
+    """The recipe file or run folder whose renderer and engine a checkpoint is played with."""
 
 
-def run(target: str, options: Sequence[str], asked: Asked) -> None:
+def run(target: str, options: Sequence[str], request: EvaluationRequest) -> None:
     """Evaluate, print the result, and write the report."""
-    settings = settle(place(target, options), asked)
-    out = asked.out or _out(target, settings)
+    settings = resolve(find_target(target, options), request)
+    out = request.out or _default_out(target, settings)
     with ConsoleReporter() as reporter:
-        for line in drifted(settings.recipe_at):
-            reporter.say(f"the run's recipe now means something else than when it was trained: {line}")
+        for line in changes_since_training(settings.recipe_at):
+            reporter.say(f"the run's recipe no longer means what it meant when the run was trained: {line}")
         report = asyncio.run(measure(settings, out, reporter))
     show(results_table({report.name: report}, title=f"{target}: split {settings.split!r}"))
     for reason, count in list(report.reasons.items())[:3]:
@@ -82,8 +82,11 @@ def run(target: str, options: Sequence[str], asked: Asked) -> None:
     print(f"report  {out}")
 
 
-def drifted(recipe_at: Path | None) -> list[str]:
-    """Return where a run's recipe differs from what the run recorded: the code it names has changed since."""
+def changes_since_training(recipe_at: Path | None) -> list[str]:
+    """Return how a run's recipe differs from the one that the run recorded.
+
+    It differs if code that the recipe names has changed. At most five lines; none for a recipe file.
+    """
     if recipe_at is None or not recipe_at.is_dir():
         return []
     from agentrl.recipe.load import load
@@ -91,30 +94,31 @@ def drifted(recipe_at: Path | None) -> list[str]:
     return changes(recipe_at / "recipe.json", describe(load(recipe_at)))[:5]
 
 
-def settle(where: Place, asked: Asked) -> Settings:
-    """Return the settings: what was asked for, else what the recipe says, else defaults.
+def resolve(target: Target, request: EvaluationRequest) -> Settings:
+    """Return the settings: those of the request, else those of the recipe, else defaults.
 
     Raises:
-        ConfigError: no policy is named and none follows from the target, or a number makes no sense.
+        ConfigError: the request names no policy and the target has none, or a number is out of range.
     """
-    policy = asked.policy
+    policy = request.policy
     if policy is None or policy == "checkpoint":
-        if where.checkpoint is None and (where.recipe_at is None or not where.recipe_at.is_dir()):
+        if target.checkpoint is None and (target.recipe_at is None or not target.recipe_at.is_dir()):
             raise ConfigError(
-                "an evaluation needs a policy; give --policy random, expert, checkpoint:DIR or openai:MODEL@URL"
+                "an evaluation needs a policy; "
+                "give --policy random, expert, checkpoint:DIR or openai:MODEL@URL"
             )
-        assert where.recipe_at is not None
-        policy = f"checkpoint:{where.checkpoint or newest_checkpoint(where.recipe_at)}"
-    kind, _, named = policy.partition(":")
-    recipe_at = where.recipe_at or (run_of(Path(named)) if kind == "checkpoint" and named else None)
-    settings = Settings(env=where.env, policy=policy, limits=Limits(), recipe_at=recipe_at)
+        assert target.recipe_at is not None
+        policy = f"checkpoint:{target.checkpoint or newest_checkpoint(target.recipe_at)}"
+    kind, _, rest = policy.partition(":")
+    recipe_at = target.recipe_at or (run_of(Path(rest)) if kind == "checkpoint" and rest else None)
+    settings = Settings(env=target.env, policy=policy, limits=Limits(), recipe_at=recipe_at)
     if recipe_at is not None:
-        settings = _as_the_recipe(settings, recipe_at)
+        settings = _with_recipe(settings, recipe_at)
     settings = dataclasses.replace(
         settings,
-        **_given(asked, "split", "episodes", "tasks", "seed", "workers", "device"),
-        sandboxes=sandbox(asked.sandbox) if asked.sandbox else settings.sandboxes,
-        sampling=dataclasses.replace(settings.sampling, **_given(asked, "temperature", "max_tokens")),
+        **_given(request, "split", "episodes", "tasks", "seed", "workers", "device"),
+        sandboxes=sandbox(request.sandbox) if request.sandbox else settings.sandboxes,
+        sampling=dataclasses.replace(settings.sampling, **_given(request, "temperature", "max_tokens")),
     )
     for name, least in (("episodes", 1), ("tasks", 0), ("workers", 1)):
         if getattr(settings, name) < least:
@@ -128,12 +132,16 @@ def settle(where: Place, asked: Asked) -> Settings:
     return settings
 
 
-def _given(asked: Asked, *names: str) -> dict[str, Any]:  # Any: each value has its field's type
-    return {name: value for name in names if (value := getattr(asked, name)) is not None}
+def _given(request: EvaluationRequest, *names: str) -> dict[str, Any]:  # Any: each value has its field's type
+    """Return those of the named options that were given."""
+    return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 
-def _as_the_recipe(settings: Settings, recipe_at: Path) -> Settings:
-    """Return the settings with which training evaluates: a final checkpoint then gets the very numbers of the final table."""
+def _with_recipe(settings: Settings, recipe_at: Path) -> Settings:
+    """Return the settings with which training evaluates.
+
+    A final checkpoint then gets exactly the numbers of the final table.
+    """
     from agentrl.recipe.load import load
 
     recipe = load(recipe_at)
@@ -200,8 +208,8 @@ async def opened(settings: Settings) -> AsyncIterator[Policy]:
     """Open the policy that ``settings.policy`` names.
 
     Raises:
-        ConfigError: it names none.
-        CheckpointError: no whole checkpoint is there.
+        ConfigError: ``settings.policy`` names no policy.
+        CheckpointError: the checkpoint is missing or incomplete.
     """
     kind, _, rest = settings.policy.partition(":")
     simple: dict[str, Policy] = {"random": RandomPolicy(), "expert": ExpertPolicy()}
@@ -216,13 +224,13 @@ async def opened(settings: Settings) -> AsyncIterator[Policy]:
             yield endpoint
     else:
         raise ConfigError(
-            f"no policy is called {settings.policy!r}; give random, expert, checkpoint:DIR or openai:MODEL@URL"
+            f"no policy is named {settings.policy!r}; give random, expert, checkpoint:DIR or openai:MODEL@URL"
         )
 
 
 @asynccontextmanager
 async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]:
-    """Open an engine with the weights of a checkpoint, of a run's newest, or of a plain model folder."""
+    """Open an engine with the weights of a checkpoint, of a run's newest one, or of a plain model folder."""
     from agentrl.engines.spec import Local
     from agentrl.learner.checkpoint import read_weights, verify
     from agentrl.learner.model import load_tokenizer
@@ -231,7 +239,7 @@ async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]
     from agentrl.render.chat import ChatRenderer
 
     model = folder
-    if not (folder / "config.json").is_file():  # not a plain model folder
+    if not (folder / "config.json").is_file():  # a checkpoint or a run folder
         checkpoint = newest_checkpoint(folder) if (folder / "recipe.json").is_file() else folder
         verify(checkpoint)
         model = checkpoint / "model"
@@ -246,25 +254,27 @@ async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]
         sampling=settings.sampling,
         device=settings.device,
     )
-    async with opening as acting:
-        await acting.load(
+    async with opening as policy:
+        await policy.load(
             read_weights(model), version=int(model.parent.name) if model.parent.name.isdigit() else 0
         )
-        yield acting
+        yield policy
 
 
 def _name(policy: str) -> str:
     """Return a short name for tables and files.
 
-    >>> _name("checkpoint:runs/demo/checkpoints/000076"), _name("openai:Qwen/Qwen3-8B@http://localhost:8000/v1"), _name("random")
-    ('000076', 'Qwen3-8B', 'random')
+    >>> _name("checkpoint:runs/demo/checkpoints/000076"), _name("openai:Qwen/Qwen3-8B@http://localhost:8000/v1")
+    ('000076', 'Qwen3-8B')
+    >>> _name("random")
+    'random'
     """
     kind, _, rest = policy.partition(":")
     return Path(rest.rpartition("@")[0] if kind == "openai" else rest).name or kind
 
 
-def _out(target: str, settings: Settings) -> Path:
-    """Return where the report goes by default: into the run folder, or a folder of evaluations here."""
+def _default_out(target: str, settings: Settings) -> Path:
+    """Return the default path of the report: in the run folder, else in ``./evaluations``."""
     name = f"{_name(settings.policy)}-{settings.split}"
     path = Path(target)
     run = run_of(path) if path.is_dir() else None
@@ -274,20 +284,20 @@ def _out(target: str, settings: Settings) -> Path:
     return folder / (re.sub(r"[^\w.-]+", "-", name) + ".json")
 
 
-def contrast(a: Path, b: Path) -> None:
+def compare_reports(a: Path, b: Path) -> None:
     """Compare two reports, or the last reports of two runs, task by task."""
     show(comparison_table(compare(_report(a), _report(b))))
 
 
 def _report(path: Path) -> Report:
-    """Return a report; of a run folder the last one, named after the folder."""
+    """Return the report at ``path``; for a run folder its last report, named after the folder."""
     if not path.is_dir():
         return Report.read(path)
     results = path / "results.json"
     if not results.is_file():
         known = sorted(str(file) for file in (path / "evaluations").glob("*.json"))
         raise ConfigError(
-            f"the folder {path} holds no results of a run that has ended; give a report"
+            f"the folder {path} holds no results, which a run writes when it has ended; give a report"
             + (f", such as {known[-1]}" if known else " that agentrl eval wrote")
         )
     last = list(json.loads(results.read_text()).values())[-1]

@@ -1,4 +1,4 @@
-"""``agentrl play``: a person is the policy, in the same loop as every other."""
+"""``agentrl play``: a person is the policy, in the same loop as every other policy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentrl.commands.places import place, sandbox
 from agentrl.commands.reporter import ConsoleReporter
 from agentrl.commands.tables import Table, show
+from agentrl.commands.targets import find_target, sandbox
 from agentrl.env import STANDARD_SIGNALS, EnvSpec
 from agentrl.errors import ConfigError, EnvError
 from agentrl.hosts import open_host
@@ -27,10 +27,17 @@ _A_DAY_S = 86_400.0
 
 
 def run(
-    target: str, options: Sequence[str], *, split: str, index: int, task: str | None, given: str | None = None
+    target: str,
+    options: Sequence[str],
+    *,
+    split: str,
+    index: int,
+    task: str | None,
+    sandbox_text: str | None = None,
 ) -> None:
-    """Play one episode and print what it measured and would be paid."""
-    spec, provider = place(target, options).env, sandbox(given) if given else None
+    """Play one episode, and print its signals and the rewards its turns would get."""
+    spec = find_target(target, options).env
+    provider = sandbox(sandbox_text) if sandbox_text else None
     with ConsoleReporter() as reporter:
         spec.prepare(reporter.progress)
     chosen = choose(spec, split, index, task)
@@ -41,28 +48,28 @@ def run(
         print("\nquit")
         return
     if trajectory.end is End.FAILED:
-        raise EnvError(f"the episode broke: {trajectory.error}")
+        raise EnvError(f"the episode failed: {trajectory.error}")
     if trajectory.turns:
-        _tell(trajectory.turns[-1])
+        _show_result(trajectory.turns[-1])
     if trajectory.final is not None:
-        _print(trajectory.final)
-    print(
-        f"{trajectory.end.value} after {len(trajectory.turns)} turns: {'solved' if trajectory.success else 'not solved'}\n"
-    )
+        _show_observation(trajectory.final)
+    outcome = "solved" if trajectory.success else "not solved"
+    print(f"{trajectory.end.value} after {len(trajectory.turns)} turns: {outcome}\n")
     show(ledger_table(spec, trajectory))
 
 
 def choose(spec: EnvSpec, split: str, index: int, task: str | None) -> Task:
-    """Return the task of an id, or of a place in a split.
+    """Return the task with the id ``task``, or, if it is ``None``, the task at ``index`` of ``split``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such task.
     """
     if task is None:
         tasks = spec.tasks(split)
         if not 0 <= index < len(tasks):
             raise ConfigError(
-                f"split {split!r} has {len(tasks)} tasks, so --index goes from 0 to {len(tasks) - 1}; found {index}"
+                f"split {split!r} has {len(tasks)} tasks, so --index must be from 0 to {len(tasks) - 1}; "
+                f"found {index}"
             )
         return tasks[index]
     for name in spec.splits:
@@ -70,7 +77,8 @@ def choose(spec: EnvSpec, split: str, index: int, task: str | None) -> Task:
             if found.id == task:
                 return found
     raise ConfigError(
-        f"no task of {', '.join(spec.splits)} has the id {task!r}; the first of {split!r} is {spec.tasks(split)[0].id!r}"
+        f"no task of {', '.join(spec.splits)} has the id {task!r}; "
+        f"the first task of {split!r} is {spec.tasks(split)[0].id!r}"
     )
 
 
@@ -82,18 +90,24 @@ async def episode(spec: EnvSpec, task: Task, sandboxes: SandboxProvider | None =
 
 
 class _Quit(Exception):
-    """The person wants no more."""
+    """The person quit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A policy that asks on the terminal. It blocks the loop while it waits: there is only this one episode."""
+    """A policy that reads its actions from the terminal.
+
+    It blocks the event loop while it waits, which is harmless because no other episode is running.
+    """
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Show what came back and the observation, and read an action; ends the episode on ``q`` and at the end of the input."""
+        """Show the result of the last turn and the observation, then read an action.
+
+        Quits on ``q`` and at the end of the input.
+        """
         if turns:
-            _tell(turns[-1])
-        _print(observation)
+            _show_result(turns[-1])
+        _show_observation(observation)
         while True:
             text = _read()
             if text == "?":
@@ -109,7 +123,10 @@ class Person:
 
 
 async def _advice(turns: Sequence[Turn], observation: Observation, seed: int) -> str:
-    """Return what the plan says now; plans of earlier observations do not hold once a person went another way."""
+    """Return the expert's next action by the plan of this observation.
+
+    No turns are passed on: plans of earlier observations are invalid once the person has left them.
+    """
     return (
         (await ExpertPolicy().act((), observation, seed=seed)).text
         if observation.plan
@@ -118,7 +135,10 @@ async def _advice(turns: Sequence[Turn], observation: Observation, seed: int) ->
 
 
 def _read() -> str | None:
-    """Read a line; ``None`` at the end of the input. An interrupt ends the wait at once, which asyncio's own handler would not."""
+    """Read a line; ``None`` at the end of the input.
+
+    Python's default handler replaces asyncio's meanwhile, so that Ctrl-C ends the wait at once.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         line = input("> ")
@@ -127,17 +147,17 @@ def _read() -> str | None:
     finally:
         signal.signal(signal.SIGINT, before)
     if not sys.stdin.isatty():
-        print(line)  # a terminal has shown it already
+        print(line)  # a terminal has echoed it already
     return line.strip()
 
 
-def _print(observation: Observation) -> None:
+def _show_observation(observation: Observation) -> None:
     for message in observation.messages:
         print(f"{message.content}" + (f"  [{len(message.images)} images]" if message.images else ""))
 
 
-def _tell(turn: Turn) -> None:
-    """Show the signals of a turn that are not 0, and a refusal."""
+def _show_result(turn: Turn) -> None:
+    """Print a turn's reward and signals that are not 0, and whether its action was refused."""
     shown = [f"{name} {value:g}" for name, value in turn.info.items() if value and name != "valid"]
     refused = ["refused"] if turn.info.get("valid", 1.0) <= 0 else []
     if turn.reward:
@@ -147,7 +167,7 @@ def _tell(turn: Turn) -> None:
 
 
 def ledger_table(spec: EnvSpec, trajectory: Trajectory) -> Table:
-    """Return what each turn would be paid by the common rewards, one column per component, and the sums."""
+    """Return each turn's rewards by the common reward functions: a column per component, and sums."""
     extra = sorted(set(spec.signals) - set(STANDARD_SIGNALS))
     reward = Sum(
         (
@@ -165,6 +185,7 @@ def ledger_table(spec: EnvSpec, trajectory: Trajectory) -> Table:
     ]
     total = ("", "sum", *(f"{float(ledger[name].sum()):g}" for name in names))
     notes = (
-        "env: the environment's own reward; outcome and format: as rewards.outcome pays them; the rest: Process of a signal",
+        "env: the environment's own reward; outcome and format: as rewards.outcome pays them; "
+        "the rest: Process of a signal",
     )
     return Table("ledger", ("turn", "action", *names), (*rows, total), notes, left=(0, 1))

@@ -1,4 +1,8 @@
-"""The reporter of the command line: a live view of a run in a terminal, plain lines elsewhere."""
+"""The reporter of the command line: a live view of a run in a terminal, plain lines elsewhere.
+
+Plain lines do not flood a log file: there is one per update, one per evaluation, and one per tenth of a slow
+task.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +42,10 @@ _QUIET_S = 1.0
 
 
 class ConsoleReporter(Reporter):
-    """Tells a person how a run goes: a live table with progress bars in a terminal, plain lines elsewhere. Used as a context.
+    """Shows the progress of a run: a live table with progress bars in a terminal, plain lines elsewhere.
 
-    It redraws only when it is called: no thread of its own, so processes may be forked beside it and a debugger may stop it.
+    A context manager. It redraws only when it is called and has no thread, so that the process can be forked
+    and stopped in a debugger.
     """
 
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,7 +82,7 @@ class ConsoleReporter(Reporter):
             self._live.stop()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Say how far something slow has come."""
+        """Show that ``done`` of ``total`` steps of the slow task ``what`` are complete."""
         if self._live is None:
             self._plain_progress(what, done, total)
             return
@@ -89,13 +94,13 @@ class ConsoleReporter(Reporter):
         self._draw(now=done >= total)
 
     def episode(self, trajectory: Trajectory) -> None:
-        """Count an episode that ended; shown until the next update or report."""
+        """Count an episode that ended. The count is shown until the next update or report."""
         if self._live is not None:
             self._ends.append(trajectory)
             self._draw()
 
     def update(self, update: int, stage: str, values: Mapping[str, float]) -> None:
-        """Show the record of an update: the same arguments as ``MetricsLog.write``."""
+        """Show the record of an update; the arguments are those of ``MetricsLog.write``."""
         cells = [number(values.get(name, math.nan), form) for name, _, form in _SHOWN]
         self._ends.clear()
         if self._live is None:
@@ -111,12 +116,13 @@ class ConsoleReporter(Reporter):
         """Show the result of an evaluation in one line."""
         self._ends.clear()
         found = report.measures()
-        line = f"evaluation {report.name}: success {with_interval(found['success'], '.2f')}, return {number(found['return'].mean, '.2f')}"
+        line = f"evaluation {report.name}: success {with_interval(found['success'], '.2f')}"
+        line += f", return {number(found['return'].mean, '.2f')}"
         line += f", turns {number(found['turns'].mean, '.1f')}, {report.num_episodes} episodes"
         self._line(line + (f", {report.lost} lost" if report.lost else ""))
 
     def say(self, line: str) -> None:
-        """Write a line that stays: a warning, what was resumed, where results are."""
+        """Write a line that stays on the screen, for example a warning or that a run was resumed."""
         self._line(line)
 
     def _line(self, line: str) -> None:
@@ -127,11 +133,14 @@ class ConsoleReporter(Reporter):
         self._stream.flush()
 
     def _plain_progress(self, what: str, done: int, total: int) -> None:
-        """Write a line for each tenth, at most one per second; the end always, unless it was over within a second."""
+        """Write a line for each tenth, at most one per second.
+
+        The end is written if any line was or if the task took longer than a second.
+        """
         now = self._clock()
         tenth, last = self._tenths.setdefault(what, (0, now))
         reached = 10 * done // max(1, total)
-        if reached < tenth:  # begun again before it was over
+        if reached < tenth:  # the task was restarted before it was complete
             tenth = 0
         if (reached > tenth and now - last >= _QUIET_S) or (done >= total and tenth):
             self._line(f"{what}: {done} of {total}")
@@ -160,12 +169,12 @@ class ConsoleReporter(Reporter):
         self._live.update(Group(*parts), refresh=True)
 
     def _history(self) -> rich.table.Table:
-        """Return the latest updates, without the columns that none of them has."""
+        """Return a table of the latest updates, without columns that are empty in all of them."""
         titles = ("update", *(title for _, title, _ in _SHOWN))
-        shown = [place for place in range(len(titles)) if any(row[place] != "-" for row in self._rows)]
+        shown = [index for index in range(len(titles)) if any(row[index] != "-" for row in self._rows)]
         table = rich.table.Table(box=None)
-        for place in shown:
-            table.add_column(titles[place], justify="right" if place else "left")
+        for index in shown:
+            table.add_column(titles[index], justify="right" if index else "left")
         for row in self._rows:
-            table.add_row(*(Text(row[place]) for place in shown))
+            table.add_row(*(Text(row[index]) for index in shown))
         return table

@@ -1,4 +1,4 @@
-"""A package skeleton for a new environment, which keeps the contract from the first minute."""
+"""A package skeleton for a new environment, which passes the conformance suite as it is."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ TEMPLATES = {
 
 
 def new_environment(name: str, folder: Path) -> Path:
-    """Write a package called ``name`` into ``folder / name`` and return that path: a module, its test, ``pyproject.toml``, a README.
+    """Write a package called ``name`` into ``folder / name`` and return that path.
+
+    The package holds a module, its test, ``pyproject.toml`` and a README.
 
     Raises:
-        ConfigError: the name is no good for a package and a module, or is taken; or the folder is.
+        ConfigError: the name is not valid for a package and module, or the name or folder is already in use.
     """
     module = name.replace("-", "_")
     if not NAME.fullmatch(name):
@@ -35,10 +37,10 @@ def new_environment(name: str, folder: Path) -> Path:
     if keyword.iskeyword(module) or module in sys.stdlib_module_names or module in ("agentrl", "tests"):
         raise ConfigError(f"{name!r} would hide Python's or agentrl's own {module!r}; choose another name")
     if name in environments():
-        raise ConfigError(f"an environment named {name!r} is installed already; choose another name")
+        raise ConfigError(f"an environment named {name!r} is already installed; choose another name")
     root = folder / name
     if root.exists():
-        raise ConfigError(f"{root} exists already; choose another name or folder")
+        raise ConfigError(f"{root} already exists; choose another name or folder")
     words = {"name": name, "module": module, "Class": "".join(word.capitalize() for word in name.split("-"))}
     for path, template in TEMPLATES.items():
         file = root / path.format(module=module)
@@ -48,5 +50,5 @@ def new_environment(name: str, folder: Path) -> Path:
 
 
 def render(template: str, words: dict[str, str]) -> str:
-    """Return a template with its ``$``-names replaced."""
+    """Return the template with its ``$name`` placeholders replaced by ``words``."""
     return string.Template((files("agentrl") / "templates" / template).read_text()).substitute(words)

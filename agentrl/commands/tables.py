@@ -1,8 +1,4 @@
-"""What a person sees: tables of results, and a live view of a run; plain aligned lines where nobody's terminal is listening.
-
-Plain output has no colour codes and does not flood a log file: a line per update, a line per evaluation, and a line for each tenth of
-something slow.
-"""
+"""Tables of results: drawn in a terminal, plain aligned lines without colour codes elsewhere."""
 
 from __future__ import annotations
 
@@ -23,18 +19,18 @@ from agentrl.evaluation.statistics import Interval
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table to be shown; notes stand below."""
+    """A table to be shown, with ``notes`` below it."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     left: tuple[int, ...] = (0,)
-    """Columns of text, aligned on the left; the others are numbers, aligned on the right."""
+    """Indices of the columns of text, aligned left; the other columns are numbers, aligned right."""
 
 
 def show(table: Table, stream: TextIO | None = None) -> None:
-    """Write a table to ``stream`` (standard output): drawn in a terminal, plain elsewhere."""
+    """Write a table to ``stream`` (by default standard output): drawn in a terminal, plain elsewhere."""
     stream = stream or sys.stdout
     if stream.isatty():
         Console(file=stream).print(_drawn(table))
@@ -54,11 +50,11 @@ def plain(table: Table) -> str:
     as of today
     """
     lines = (table.columns, *table.rows)
-    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(table.columns))]
     aligned = [
         "  ".join(
-            cell.ljust(width) if place in table.left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if index in table.left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
@@ -69,7 +65,10 @@ _RESULTS = (("success", ".2f"), ("return", ".2f"), ("turns", ".1f"), ("tokens", 
 
 
 def results_table(reports: Mapping[str, Report], *, title: str = "results") -> Table:
-    """Return one row per report, in order: means over tasks, success with its 95% interval, and ``pass@k`` where it is known."""
+    """Return one row per report, in order: means over tasks, and success with its 95% interval.
+
+    ``pass@k`` has a column if every report has it.
+    """
     measured = {name: report.measures() for name, report in reports.items()}
     extra = tuple(
         (name, ".2f")
@@ -102,7 +101,7 @@ def results_table(reports: Mapping[str, Report], *, title: str = "results") -> T
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return one row per measure: A, B, the paired difference with its 95% interval, and how surprising it is."""
+    """Return one row per measure: A, B, the paired difference with its 95% interval, and its p-value."""
     rows = [
         (
             row.measure,
@@ -115,7 +114,8 @@ def comparison_table(comparison: Comparison) -> Table:
         for row in comparison.differences
     ]
     notes = [
-        f"paired over {comparison.num_tasks} tasks; intervals are 95%, p is of no difference, two-sided, not corrected for many tests"
+        f"paired over {comparison.num_tasks} tasks; intervals are 95%; p is for no difference, two-sided, "
+        "not corrected for multiple tests"
     ]
     if comparison.only_a or comparison.only_b:
         notes.append(
@@ -126,12 +126,12 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def number(value: float, form: str) -> str:
-    """Return a number, or a dash where there is none."""
+    """Return a formatted number, or a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:{form}}"
 
 
 def with_interval(interval: Interval, form: str) -> str:
-    """Return a mean and its interval, where it has one.
+    """Return a mean with its interval, or without it if the interval is not finite.
 
     >>> with_interval(Interval(0.5, 0.25, 0.75, 9), ".2f")
     '0.50 [0.25, 0.75]'
@@ -150,8 +150,8 @@ def _drawn(table: Table) -> Group:
     drawn = rich.table.Table(
         title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for place, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if place in table.left else "right")
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if index in table.left else "right")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))  # as text: a name may hold what reads as markup
+        drawn.add_row(*map(Text, row))  # Text: brackets in a name must not be read as markup
     return Group(drawn, *map(Text, table.notes))

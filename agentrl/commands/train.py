@@ -1,4 +1,4 @@
-"""``agentrl train``: run a recipe, or go on with one, and say what came of it."""
+"""``agentrl train``: start or resume a run, and print its results."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ from agentrl.records.manifest import read_manifest
 from agentrl.train import train
 
 
-def located(target: Path, overrides: Sequence[str], out: Path | None) -> tuple[Recipe, Origin, Path]:
-    """Return the recipe of a file or run folder, where it came from, and the folder it runs in."""
+def locate(target: Path, overrides: Sequence[str], out: Path | None) -> tuple[Recipe, Origin, Path]:
+    """Return the recipe of a file or run folder, its origin, and the folder it runs in."""
     recipe, origin = read(target, overrides)
     return recipe, origin, out or (target if target.is_dir() else Path("runs") / recipe.name)
 
 
 def run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
-    """Train to the end and print the results; ``KeyboardInterrupt`` passes through with the way to go on."""
-    recipe, origin, folder = located(target, overrides, out)
+    """Train to the end and print the results.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted; the message says how to resume it.
+    """
+    recipe, origin, folder = locate(target, overrides, out)
     try:
         with ConsoleReporter() as reporter:
             reports = asyncio.run(train(recipe, folder, reporter, origin))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; the same command goes on where {folder} was left") from None
+        raise KeyboardInterrupt(f"interrupted; the same command resumes {folder}") from None
     tables = results(recipe, reports)
     write(folder, reports, tables)
     for table in tables:
@@ -49,8 +53,8 @@ def run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
 
 
 def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
-    """Check a recipe as a run would, and print it with what it will take; plays and writes nothing."""
-    recipe, _, folder = located(target, overrides, out)
+    """Check a recipe as a run would, and print it with the resources it needs. Plays and writes nothing."""
+    recipe, _, folder = locate(target, overrides, out)
     check(recipe)
     plan, panels = check_plan(recipe), _panels(recipe, folder)
     print(pretty(recipe) + "\n")
@@ -60,20 +64,24 @@ def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
     if recipe.compute.device == "cpu":
         rate = flops_per_s()
         print(
-            f"\narithmetic   at most {plan.flops / 1e12:,.1f} TFLOP; matrix products reach {rate / 1e9:,.0f} GFLOP/s here:",
-            end=" ",
+            f"\narithmetic   at most {plan.flops / 1e12:,.1f} TFLOP; "
+            f"matrix products reach {rate / 1e9:,.0f} GFLOP/s here: "
+            f"at most about {_duration(plan.flops / rate)} if they dominate, evaluation not counted"
         )
-        print(f"at most about {_duration(plan.flops / rate)} where they decide, evaluation aside")
     for split, content in panels.items():
         print(f"panel        {split} {content}")
     print(
         f"run folder   {folder}"
-        + ("  (exists: the run would go on)" if (folder / "recipe.json").exists() else "")
+        + ("  (exists: the run would be resumed)" if (folder / "recipe.json").exists() else "")
     )
 
 
 def _panels(recipe: Recipe, folder: Path) -> Mapping[str, object]:
-    """Return the tasks' content hashes where they are known without making tasks: cheap ones, a run's, or those the recipe expects."""
+    """Return the content hashes of the tasks, without generating tasks.
+
+    They are computed if the environment needs no preparation, else read from the run's manifest, else those
+    that the recipe expects.
+    """
     if type(recipe.env).prepare is EnvSpec.prepare:
         return check_panels(recipe)
     manifest = folder / "manifest.json"
@@ -93,7 +101,7 @@ def _stage_table(plan: Plan) -> Table:
         )
         for row in plan.stages
     ]
-    note = f"tokens: at most, every episode filling the context of {plan.max_context:,}"
+    note = f"tokens: an upper bound, as if every episode filled the context of {plan.max_context:,}"
     return Table(
         "stages",
         ("stage", "source", "updates", "optimiser steps", "episodes", "tokens per update"),
@@ -105,11 +113,12 @@ def _stage_table(plan: Plan) -> Table:
 def _memory_table(recipe: Recipe, plan: Plan) -> Table:
     rows = [(name.replace("_", " "), f"{size:,.0f}") for name, size in plan.memory_mib.items() if size]
     notes = [
-        f"{plan.parameters:,} parameters, vocabulary of at most {plan.vocab_size:,}, on {recipe.compute.device}"
+        f"{plan.parameters:,} parameters, vocabulary of at most {plan.vocab_size:,}, "
+        f"on {recipe.compute.device}"
     ]
     if plan.grown_mib > plan.memory_mib["total"]:
-        notes.append(f"when every context is as long as it can be: {plan.grown_mib:,.0f} MiB")
-    return Table("memory", ("for", "MiB"), tuple(rows), tuple(notes))
+        notes.append(f"if every context reaches its maximum length: {plan.grown_mib:,.0f} MiB")
+    return Table("memory", ("purpose", "MiB"), tuple(rows), tuple(notes))
 
 
 def _duration(seconds: float) -> str:
@@ -120,7 +129,11 @@ def _duration(seconds: float) -> str:
 
 
 def results(recipe: Recipe, reports: Mapping[str, Report]) -> list[Table]:
-    """Return the final tables: every policy that was measured; and, where learning has a before and an after, the paired difference."""
+    """Return the final tables: the results, with one row per evaluation, and a comparison.
+
+    The comparison is the paired difference between the agent's first and last evaluation, if there is more
+    than one.
+    """
     agent = [name for name in reports if name not in recipe.evaluation.baselines]
     names = {name: name for name in reports}
     if len(agent) > 1:
@@ -134,7 +147,7 @@ def results(recipe: Recipe, reports: Mapping[str, Report]) -> list[Table]:
 
 
 def write(folder: Path, reports: Mapping[str, Report], tables: Sequence[Table]) -> None:
-    """Write ``results.json`` (measures of every report, in order) and ``results.md`` to the run folder."""
+    """Write ``results.json`` (the measures of each report, in order) and ``results.md`` to the run folder."""
     shown = {
         name: {
             "report": f"evaluations/{name}.json",

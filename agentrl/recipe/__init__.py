@@ -27,8 +27,8 @@ from agentrl.learner.spec import ModelSpec, Teacher
 from agentrl.losses.objective import Objective
 from agentrl.policy import Policy, Sampling
 from agentrl.records.files import replace
-from agentrl.records.metrics import Sink, TensorBoard
-from agentrl.records.monitors import Monitor, usual
+from agentrl.records.metrics import MetricSink, TensorBoard
+from agentrl.records.monitors import Monitor, default_monitors
 from agentrl.render import Renderer, TagRenderer
 from agentrl.rewards import Reward, Transform
 from agentrl.rewards.outcome import Outcome
@@ -222,9 +222,9 @@ class Recipe:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     panels: Mapping[str, str] = field(default_factory=dict)
     """Expected content hash of a split's tasks; a panel that differs is an error."""
-    monitors: tuple[Monitor, ...] = field(default_factory=usual)
+    monitors: tuple[Monitor, ...] = field(default_factory=default_monitors)
     """Say, or stop, where a run goes wrong."""
-    sinks: tuple[Sink, ...] = field(default_factory=lambda: (TensorBoard(),))
+    sinks: tuple[MetricSink, ...] = field(default_factory=lambda: (TensorBoard(),))
     """Where metrics go besides the run folder's JSON lines."""
 
     @property

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and one clear error where a disk is full."""
+"""Atomic writing of files, and clear errors for full disks and missing rights."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say which file could not be written, and how to mend it, where the block meets a full disk, a missing right or a file in the way.
+    """Turn errors of writing ``path`` in the block into a message that names the file and the fix.
 
     Raises:
-        ConfigError: the disk is full, a quota or file size limit is reached, or the folder cannot be one or not be written to.
+        ConfigError: the disk is full, a quota or file size limit is reached, the right to write is missing,
+            or a part of the path is a file.
     """
     try:
         yield
     except OSError as problem:
         if problem.errno in _FULL:
             raise ConfigError(
-                f"cannot write {path}: {os.strerror(problem.errno or 0).lower()}; free space on the disk that holds it "
-                "(old run folders, the cache folder) or write the run to another disk, then start the same command again"
+                f"cannot write {path}: {os.strerror(problem.errno or 0).lower()}; free space on its disk "
+                "(old run folders, the cache folder) or write the run to another disk, "
+                "then start the same command again"
             ) from problem
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ConfigError(
@@ -40,12 +42,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder. Makes the parent folders.
+    """Write a file atomically and durably: temporary name, fsync, rename, fsync of the folder.
 
-    A reader sees the old file or the new one, never a part, whenever the writer is killed.
+    Creates the parent folders. Readers see either the old file or the new one, never a part of it, even if
+    the writer is killed.
 
     Raises:
-        ConfigError: as ``writing``; nothing is left behind then.
+        ConfigError: as ``writing``; no temporary file is left behind.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):

@@ -1,7 +1,8 @@
-"""The manifest of a run: what it was run on, written once, and compared when the run goes on.
+"""The manifest of a run: its seed, tasks, software and machine.
 
-A resumed run repeats the numbers of one that was never killed only on the same software and the same number of threads (sums over
-tokens are taken in another order with another number); other tasks would even make it another experiment.
+It is written once, and compared when the run is resumed. A resumed run repeats the numbers of an
+uninterrupted one only with the same software and the same number of threads, because the number of threads
+decides the order in which sums over tokens are taken. With other tasks it would be another experiment.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _IDENTITY = {
     "panels": "the tasks' content hashes",
     "missing": "sandbox images that are missing",
 }
-"""What makes a run this run: a difference is an error."""
+"""Keys that identify the run, and their names in messages. A difference is an error."""
 _EXACTNESS = {
     "python": "Python",
     "packages": "package versions",
@@ -36,15 +37,17 @@ _EXACTNESS = {
     "commit": "commit of agentrl",
     "dirty": "uncommitted changes of agentrl",
 }
-"""What the numbers may depend on: a difference is a warning."""
+"""Keys on which the numbers may depend, and their names in messages. A difference is a warning."""
 
 
 def make_manifest(*, seed: int, panels: Mapping[str, str], missing: Iterable[str] = ()) -> Manifest:
     """Describe this process, machine and source tree.
 
-    ``panels`` holds the content hash of each split's tasks, ``missing`` the sandbox images without which some of them are not played.
+    ``panels`` holds the content hash of each split's tasks; ``missing`` the sandbox images that are not
+    installed, whose tasks are therefore left out.
 
-    ``threads`` and ``gpu`` are null where torch is not loaded, ``commit`` where agentrl does not run out of a git working tree.
+    ``threads`` and ``gpu`` are null if torch is not loaded; ``commit`` is null if agentrl does not run from a
+    git working tree.
     """
     torch = sys.modules.get("torch")
     gpu = None if torch is None or not torch.cuda.is_available() else torch.cuda.get_device_name(0)
@@ -69,13 +72,13 @@ def make_manifest(*, seed: int, panels: Mapping[str, str], missing: Iterable[str
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of agentrl and of those packages it or its extras ask for that are installed."""
-    asked = {
+    """Return the versions of agentrl and of its installed dependencies, those of its extras included."""
+    dependencies = {
         re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
         for requirement in metadata.requires("agentrl") or ()
     }
     versions = {}
-    for name in sorted({"agentrl"} | asked):
+    for name in sorted({"agentrl"} | dependencies):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -84,10 +87,12 @@ def package_versions() -> dict[str, str]:
 
 
 def reconcile(path: Path, manifest: Manifest) -> list[str]:
-    """Write the manifest of a new run, or compare with that of the run that goes on; return what may change its numbers.
+    """Write the manifest of a new run, or compare that of a resumed run with ``manifest``.
+
+    Returns the differences that may change the run's numbers, one line each; none for a new run.
 
     Raises:
-        ConfigError: the seed or the tasks are others than those of the run.
+        ConfigError: the seed, the tasks or the missing images differ from those of the run.
         CheckpointError: the manifest in the folder cannot be read.
     """
     if not path.exists():
@@ -97,7 +102,8 @@ def reconcile(path: Path, manifest: Manifest) -> list[str]:
     for key, what in _IDENTITY.items():
         if lines := _differences(before.get(key), manifest.get(key), what):
             raise ConfigError(
-                f"the run in {path.parent} cannot go on: {'; '.join(lines)}. Give the run what it was started with, or choose a new folder"
+                f"the run in {path.parent} cannot be resumed: {'; '.join(lines)}. "
+                "Restore what the run was started with, or choose a new folder"
             )
     return [
         line
@@ -110,7 +116,7 @@ def read_manifest(path: Path) -> Manifest:
     """Return the manifest of a run.
 
     Raises:
-        CheckpointError: there is none, or it is no JSON object.
+        CheckpointError: the file is missing, unreadable or not a JSON object.
     """
     try:
         manifest = json.loads(path.read_bytes())
@@ -119,7 +125,7 @@ def read_manifest(path: Path) -> Manifest:
             f"the manifest {path} cannot be read ({problem}); is {path.parent} a run folder?"
         ) from problem
     if not isinstance(manifest, dict):
-        raise CheckpointError(f"the manifest {path} is no JSON object; is {path.parent} a run folder?")
+        raise CheckpointError(f"the manifest {path} is not a JSON object; is {path.parent} a run folder?")
     return manifest
 
 
@@ -142,7 +148,7 @@ def _differences(before: Json, now: Json, what: str) -> list[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says about the source tree that agentrl runs from, ``None`` where there is no git or no tree."""
+    """Return the output of git in agentrl's source tree; ``None`` without git or outside a working tree."""
     try:
         done = subprocess.run(
             ["git", *arguments],

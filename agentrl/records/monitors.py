@@ -1,8 +1,9 @@
-"""Monitors: what a run going wrong looks like in its metrics, said while it can still be stopped.
+"""Monitors: functions of a run's metrics that detect a run going wrong while it can still be stopped.
 
-A monitor is a pure function of a stage's records so far, so a resumed run is warned, or stopped, at the same update as one that was never
-killed. A warning is printed once when it begins and counted in ``monitor/<name>`` for as long as it holds; one that is told to ``stop``
-ends the run after the update was committed.
+A monitor is a pure function of a stage's records so far, so a resumed run gets its warnings, or is stopped,
+at the same updates as an uninterrupted one. A warning is printed once, when it begins; the metric
+``monitor/<name>`` is 1 for as long as it holds. A monitor with ``stop=True`` ends the run after the update
+has been committed.
 """
 
 from __future__ import annotations
@@ -16,32 +17,35 @@ import numpy as np
 from agentrl.errors import ConfigError
 
 Records = Sequence[Mapping[str, float]]
-"""Metrics of one stage, an update each, in order; an update that did not measure something lacks it."""
+"""Metrics of one stage, one record per update, in order. Metrics that were not measured are missing."""
 
 
 class Monitor(Protocol):
-    """Looks at a stage's records, the last one included."""
+    """A check of a stage's records."""
 
     @property
     def name(self) -> str:
-        """What the metric ``monitor/<name>`` is called by."""
+        """Name in the metric ``monitor/<name>``."""
         ...
 
     @property
     def stop(self) -> bool:
-        """Whether the run is to end when it sounds."""
+        """Whether a problem ends the run."""
         ...
 
     def __call__(self, records: Records) -> str:
-        """Return what is wrong, with numbers; empty where nothing is."""
+        """Return the problem after the last record, with numbers; empty if there is none."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Sounds where ``metric`` was ``side`` its ``value`` for ``updates`` updates in a row.
+    """Reports that ``metric`` was below or above ``value`` (by ``side``) for ``updates`` updates in a row.
 
-    >>> Limit("gate", "gate/outcome", "below", 0.01, updates=2, means="nothing opens the gate")([{"gate/outcome": 0.0}] * 2)
+    ``means`` explains what that means for the run.
+
+    >>> monitor = Limit("gate", "gate/outcome", "below", 0.01, updates=2, means="nothing opens the gate")
+    >>> monitor([{"gate/outcome": 0.0}] * 2)
     'gate/outcome was below 0.01 for 2 updates (now 0): nothing opens the gate'
     """
 
@@ -58,30 +62,35 @@ class Limit:
             raise ConfigError(f"monitor {self.name!r} needs at least 1 update; found {self.updates}")
 
     def __call__(self, records: Records) -> str:
-        """Look at the last records that measured the metric."""
+        """Check the last ``updates`` records that have the metric."""
         values = _last(records, self.metric, self.updates)
         beyond = [value < self.value if self.side == "below" else value > self.value for value in values]
         if len(values) < self.updates or not all(beyond):
             return ""
         why = f": {self.means}" if self.means else ""
-        return f"{self.metric} was {self.side} {self.value:g} for {self.updates} updates (now {values[-1]:.3g}){why}"
+        updates = f"for {self.updates} updates (now {values[-1]:.3g})"
+        return f"{self.metric} was {self.side} {self.value:g} {updates}{why}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fallen:
-    """Sounds where the mean of ``metric`` over the last ``updates`` is less than ``share`` of its best mean over so many before."""
+    """Reports that ``metric`` fell below ``share`` of its best value so far.
+
+    The mean over the last ``updates`` updates is compared with the largest mean over ``updates`` consecutive
+    updates before them.
+    """
 
     name: str
     metric: str
     share: float = 0.5
     updates: int = 10
     least: float = 0.1
-    """A best mean that never reached this is no height to fall from."""
+    """Nothing is reported while the best mean is below this."""
     means: str = ""
     stop: bool = False
 
     def __call__(self, records: Records) -> str:
-        """Compare windows."""
+        """Compare the last window of updates with the best window before it."""
         values = [record[self.metric] for record in records if self.metric in record]
         if len(values) < 2 * self.updates:
             return ""
@@ -95,9 +104,10 @@ class Fallen:
 
 @dataclass(frozen=True, slots=True)
 class ProxyRises:
-    """Sounds where what is paid rises while what is wanted falls: the reward is being gamed.
+    """Reports that ``proxy``, the reward, rose while ``outcome`` fell: the policy games the reward.
 
-    Both are compared between the last ``updates`` and the ones before; ``margin`` is how many standard errors each must have moved.
+    The means over the last ``updates`` updates are compared with those over the same number before; each mean
+    must have moved by more than ``margin`` standard errors.
     """
 
     name: str = "proxy"
@@ -108,7 +118,7 @@ class ProxyRises:
     stop: bool = False
 
     def __call__(self, records: Records) -> str:
-        """Compare windows of both."""
+        """Compare the last two windows of both metrics."""
         moved = [
             _moved([record[name] for record in records if name in record], self.updates)
             for name in (self.proxy, self.outcome)
@@ -119,13 +129,14 @@ class ProxyRises:
         if paid <= self.margin * paid_error or wanted >= -self.margin * wanted_error:
             return ""
         return (
-            f"{self.proxy} rose by {paid:.3g} while {self.outcome} fell by {-wanted:.3g}, over {self.updates} updates: "
-            "the reward pays for something else than success"
+            f"{self.proxy} rose by {paid:.3g} while {self.outcome} fell by {-wanted:.3g}, "
+            f"over {self.updates} updates: "
+            "the reward pays for something other than success"
         )
 
 
-def usual() -> tuple[Monitor, ...]:
-    """Return the monitors that every run has unless its recipe says otherwise; none of them stops it."""
+def default_monitors() -> tuple[Monitor, ...]:
+    """Return the monitors of a recipe that names none. None of them stops the run."""
     return (
         Limit(
             "invalid",
@@ -169,7 +180,7 @@ def _last(records: Records, metric: str, count: int) -> list[float]:
 
 
 def _moved(values: Sequence[float], updates: int) -> tuple[float, float] | None:
-    """Return by how much the mean of the last window differs from the one before, and the standard error of that."""
+    """Return the difference between the means of the last two windows, and its standard error."""
     if len(values) < 2 * updates:
         return None
     before, after = np.array(values[-2 * updates : -updates]), np.array(values[-updates:])

@@ -1,4 +1,4 @@
-"""Metrics that are read off the trajectories of an update: what was played, paid and credited."""
+"""Metrics computed from the trajectories of an update: of playing, rewards and credit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def summarise(
     *,
     version: int | None = None,
 ) -> dict[str, float]:
-    """Return what the episodes of an update tell: ``rollout/``, ``reward/`` and ``credit/`` metrics. What has no value is left out.
+    """Return the ``rollout/``, ``reward/`` and ``credit/`` metrics of an update; undefined ones are left out.
 
-    ``failures`` are attempts that broke, ``credited`` has the shape of ``groups``, ``version`` is that of the weights that learn.
+    ``failures`` are the attempts that failed, ``credited`` has the shape of ``groups``, and ``version`` is
+    the version of the weights that are trained.
     """
     paid = list(chain.from_iterable(groups))
     episodes = [scored.trajectory for scored in paid]
@@ -45,7 +46,11 @@ def summarise(
 
 
 def _logprob_gap(scored: Scored) -> float | None:
-    """Return the episode's largest difference; of what was given to the agent nobody knows its sampler."""
+    """Return the largest difference over an episode's tokens.
+
+    ``None`` if there are no tokens, if the learner did not measure them, or if some were given to the agent,
+    because then the sampler's log-probabilities are unknown.
+    """
     if scored.measured.old_logprobs is None or not scored.trajectory.num_tokens or scored.trajectory.given:
         return None
     gap_T = np.abs(
@@ -100,9 +105,8 @@ def _of_rewards(groups: Sequence[ScoredGroup], paid: Sequence[Scored]) -> dict[s
         float(np.ptp([scored.rewards_N.sum() for scored in group])) for group in groups if len(group) > 1
     ]
     if spreads:
-        numbers["credit/zero_variance"] = float(
-            np.mean([spread < 1e-8 for spread in spreads])
-        )  # rounding is no difference
+        # 1e-8: differences by rounding do not count
+        numbers["credit/zero_variance"] = float(np.mean([spread < 1e-8 for spread in spreads]))
     return numbers
 
 

@@ -1,8 +1,9 @@
-"""What the benchmark of learning trains: a question, a game made for it, and the methods that are compared.
+"""The learning benchmark's trials: each is a question, a game made for it, and the methods that are compared.
 
-Every method of a trial starts from the same weights and plays the same number of episodes. The start is a tiny language model from random
-weights that has imitated an expert who errs on most turns, or on all: it knows the words, and little more. The methods then differ in what
-is written beside their names, and in nothing else.
+Every method of a trial starts from the same weights and plays the same number of episodes. The weights are
+those of a tiny language model, trained from scratch to imitate an expert who errs on most turns, or on all:
+it knows the words and little more. The methods then differ only in the fields that are written beside their
+names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any  # what a method changes are fields of a stage, of many types
+from typing import Any  # the fields of a stage that a method changes have many types
 
 from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.group import GRPO
@@ -34,24 +35,24 @@ SCRATCH = ModelSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One question, and what is run to answer it."""
+    """One question, and the runs that answer it."""
 
     question: str
     env: EnvSpec
     methods: Mapping[str, Mapping[str, Any]]
-    """By name, the fields of ``stage`` that a method changes; the first is the baseline."""
+    """The fields of ``stage`` that each method changes, by its name; the first method is the baseline."""
     stage: Stage
     threshold: float
-    """Success in training whose first reaching is counted."""
+    """The success in training that counts as reached."""
     start: Stage
-    """What makes the weights that every method starts from."""
+    """The stage that trains the weights from which every method starts."""
 
     def beginning(self, seed: int) -> Recipe:
-        """Return the recipe that makes the weights that every method starts from."""
+        """Return the recipe that trains the weights from which every method starts."""
         return self._recipe("start", seed, SCRATCH, self.start)
 
     def recipe(self, method: str, seed: int, model: str) -> Recipe:
-        """Return the recipe of a method, from the weights in the folder ``model``."""
+        """Return the recipe of a method, which starts from the weights in the folder ``model``."""
         return self._recipe(
             method, seed, ModelSpec(folder=model), replace(self.stage, **self.methods[method])
         )
@@ -75,7 +76,7 @@ class Trial:
 
 
 def imitate(*, errors: float, updates: int = 40, num_episodes: int = 640) -> Stage:
-    """Return a stage that imitates an expert who plays at random on a share ``errors`` of the turns."""
+    """Return a stage that imitates an expert who plays at random on a share ``errors`` of its turns."""
     return Stage(
         name="imitate",
         updates=updates,
@@ -91,7 +92,7 @@ def imitate(*, errors: float, updates: int = 40, num_episodes: int = 640) -> Sta
 
 
 def learn(**changes: Any) -> Stage:
-    """Return the stage of a baseline: GRPO on the outcome."""
+    """Return the stage of a baseline, GRPO on the outcome, with ``changes``."""
     fields: dict[str, Any] = {
         "name": "learn",
         "source": Rollouts(num_groups=8, group_size=8),

@@ -1,8 +1,9 @@
-"""Four small text games, each made so that one question about credit can be asked of it.
+"""Four small text games, each designed to answer one question about credit.
 
-All are Markov in what they show, but for the turns left in some, so a policy may look at the last observation only; every action is one
-word. What differs between tasks is where things lie; splits differ in the tasks' numbers, for nothing here asks whether a policy
-generalises. An action that is not understood costs a turn and changes nothing.
+All are Markov in what they show, except for the number of turns left in some, so a policy needs only the last
+observation. Every action is one word. Tasks differ in where things lie; splits differ only in the seeds of
+their tasks, because nothing here asks whether a policy generalises. An action that is not understood costs a
+turn and changes nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from agentrl.types import Json, Observation, Step, Task, seed_of
 SIZES = {"train": 512, "valid": 64, "test": 128}
 
 
-class Play(ABC):
-    """One episode of a game: what it shows, what may be said, and what that does."""
+class GameEpisode(ABC):
+    """One episode of a game: what it shows, which words are valid, and what they do."""
 
     def __init__(self, max_turns: int) -> None:
         self.left = max_turns
 
     async def reset(self) -> Observation:
-        """Return what is seen first."""
+        """Return the first observation."""
         return self._observe()
 
     async def step(self, action: str) -> Step:
@@ -46,23 +47,23 @@ class Play(ABC):
 
     @abstractmethod
     def words(self) -> tuple[str, ...]:
-        """Return what may be said now."""
+        """Return the words that are valid now."""
 
     @abstractmethod
     def show(self) -> str:
-        """Return what is seen now."""
+        """Return the text of the observation."""
 
     @abstractmethod
     def plan(self) -> tuple[str, ...]:
-        """Return what an expert would do from here."""
+        """Return the actions of an expert from here on."""
 
     @abstractmethod
     def do(self, word: str) -> tuple[bool, Mapping[str, float]]:
-        """Play one of ``words``; return whether the episode is over, and the signals besides ``valid``."""
+        """Play a valid word; return whether the episode is over, and the signals other than ``valid``."""
 
 
 class Game(EnvSpec):
-    """A game whose tasks are drawn, each from its own number."""
+    """A game whose tasks are drawn at random, each from its own seed."""
 
     name: ClassVar[str]
 
@@ -78,28 +79,29 @@ class Game(EnvSpec):
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open one episode; it holds nothing."""
+        """Open one episode; it holds no resources."""
         yield self.play({name: int(str(value)) for name, value in task.data.items()})
 
     @abstractmethod
     def draw(self, dice: random.Random) -> Mapping[str, Json]:
-        """Return where things lie in a new task: whole numbers."""
+        """Return where things lie in a new task, as integers."""
 
     @abstractmethod
-    def play(self, data: Mapping[str, int]) -> Play:
+    def play(self, data: Mapping[str, int]) -> GameEpisode:
         """Return an episode."""
 
 
 def towards(here: int, there: int) -> str:
-    """Return the way along a row of places."""
+    """Return the direction from ``here`` to ``there`` in a row of places."""
     return "here" if here == there else "right" if there > here else "left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corridor(Game):
-    """A corridor with an exit at its right end and a lamp at its left end that shines whenever it is rubbed.
+    """A corridor with an exit at its right end and a lamp at its left end, which shines when it is rubbed.
 
-    What is rubbed for is ``shine``, as often as one likes; what the task asks for is the exit. ``length`` moves lie between the two.
+    Each rub gives the signal ``shine``, any number of times; the task is to reach the exit. ``length`` moves
+    lie between the two.
     """
 
     name: ClassVar = "corridor"
@@ -108,15 +110,15 @@ class Corridor(Game):
     max_turns: int = 14
 
     def draw(self, dice: random.Random) -> Mapping[str, Json]:
-        """Choose how far from the lamp one starts: there, or beside it."""
+        """Choose the start: at the lamp, or one place beside it."""
         return {"start": dice.randrange(2)}
 
-    def play(self, data: Mapping[str, int]) -> Play:
+    def play(self, data: Mapping[str, int]) -> GameEpisode:
         """Return an episode."""
         return _Corridor(self, data["start"])
 
 
-class _Corridor(Play):
+class _Corridor(GameEpisode):
     def __init__(self, spec: Corridor, start: int) -> None:
         super().__init__(spec.max_turns)
         self.length, self.place = spec.length, start  # the lamp is at 0, the exit at ``length``
@@ -141,7 +143,10 @@ class _Corridor(Play):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyDoor(Game):
-    """Rooms in a row, a key in one and a locked door in another: fetch the key, carry it to the door, open it. Nothing else is paid."""
+    """Rooms in a row, with a key in one and a locked door in another.
+
+    The task is to fetch the key, carry it to the door and open it. Only the open door is success.
+    """
 
     name: ClassVar = "key-door"
     signals: ClassVar = {**STANDARD_SIGNALS, "key": "1 on a turn that ends with the key in hand"}
@@ -153,12 +158,12 @@ class KeyDoor(Game):
         key, door, start = dice.sample(range(self.rooms), 3)
         return {"key": key, "door": door, "start": start}
 
-    def play(self, data: Mapping[str, int]) -> Play:
+    def play(self, data: Mapping[str, int]) -> GameEpisode:
         """Return an episode."""
         return _KeyDoor(self, data["key"], data["door"], data["start"])
 
 
-class _KeyDoor(Play):
+class _KeyDoor(GameEpisode):
     def __init__(self, spec: KeyDoor, key: int, door: int, start: int) -> None:
         super().__init__(spec.max_turns)
         self.rooms, self.key, self.door, self.place, self.held = spec.rooms, key, door, start, False
@@ -218,34 +223,34 @@ NOISE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoisyTV(Game):
-    """Doors that open to the colour on them; before each, a television that talks at random, and any answer gets one past it.
+    """Doors that open to the colour on them, and before each door a television that talks at random.
 
-    Nothing that is said to a television matters, so no policy is ever sure there, and all credit for it is noise.
+    Any answer gets past a television, so no policy is ever certain there, and all credit for the answer is
+    noise.
     """
 
     name: ClassVar = "noisy-tv"
-    signals: ClassVar = {**STANDARD_SIGNALS, "tv": "1 on a turn that was spent with a television"}
+    signals: ClassVar = {**STANDARD_SIGNALS, "tv": "1 on a turn that was spent at a television"}
     doors: int = 3
     screens: int = 2
-    """Turns with the television before each door."""
+    """Number of turns at the television before each door."""
     max_turns: int = 12
 
     def draw(self, dice: random.Random) -> Mapping[str, Json]:
-        """Nothing but the number: colours and noise come from it."""
+        """Choose nothing: colours and noise are drawn from the task's seed."""
         return {}
 
-    def play(self, data: Mapping[str, int]) -> Play:
+    def play(self, data: Mapping[str, int]) -> GameEpisode:
         """Return an episode."""
         return _NoisyTV(self, random.Random(data["number"]))
 
 
-class _NoisyTV(Play):
+class _NoisyTV(GameEpisode):
     def __init__(self, spec: NoisyTV, dice: random.Random) -> None:
         super().__init__(spec.max_turns)
         colours = [dice.choice(COLOURS) for _ in range(spec.doors)]
-        self.row = [
-            piece for colour in colours for piece in (*([""] * spec.screens), colour)
-        ]  # ends with a door
+        # ``screens`` televisions (empty) and then a door (its colour), for each door
+        self.row = [piece for colour in colours for piece in (*([""] * spec.screens), colour)]
         self.noise = [" ".join(dice.sample(NOISE, 4)) for _ in self.row]
         self.place = 0
 
@@ -275,10 +280,11 @@ ANSWERS = ("yes", "no", "maybe")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive(Game):
-    """A question that may be answered at once, by luck, or after looking it up: two kinds of episode in one group.
+    """A question to be answered at once by guessing, or after a lookup: two kinds of episode in one group.
 
-    A guess is right one time in three. Looking it up takes ``lookups`` tool calls, each on the shelf that is named; who errs finds an empty
-    note, and no answer is accepted after that. So for who reads badly looking up is the worse kind, and done well it is always right.
+    A guess is right one time in three. A lookup takes ``lookups`` tool calls, each on the shelf that is
+    named. After an error the note is empty and no answer is accepted. So a lookup is worse than guessing for
+    a policy that reads badly, and always right for one that reads well.
     """
 
     name: ClassVar = "archive"
@@ -287,15 +293,15 @@ class Archive(Game):
     max_turns: int = 4
 
     def draw(self, dice: random.Random) -> Mapping[str, Json]:
-        """Choose the answer; the shelves come from the number."""
+        """Choose the answer; the shelves are drawn from the task's seed."""
         return {"answer": dice.randrange(len(ANSWERS))}
 
-    def play(self, data: Mapping[str, int]) -> Play:
+    def play(self, data: Mapping[str, int]) -> GameEpisode:
         """Return an episode."""
         return _Archive(self, ANSWERS[data["answer"]], random.Random(data["number"]))
 
 
-class _Archive(Play):
+class _Archive(GameEpisode):
     def __init__(self, spec: Archive, answer: str, dice: random.Random) -> None:
         super().__init__(spec.max_turns)
         self.answer, self.shelves = answer, [dice.choice(SHELVES) for _ in range(spec.lookups)]

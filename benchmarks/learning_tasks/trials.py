@@ -1,4 +1,4 @@
-"""The trials: one for each claim that a method makes about learning."""
+"""The trials: one for each claim about how methods learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from benchmarks.learning_tasks import Trial, imitate, learn
 from benchmarks.learning_tasks.games import Archive, Corridor, KeyDoor, NoisyTV
 
 SHINE = 0.3
-"""Pay for rubbing the lamp once: the exit is worth 1 and three to five rubs away, so staying at the lamp pays more than leaving."""
+"""Reward of rubbing the lamp once.
+
+The exit is worth 1 and four or five moves away, so staying at the lamp pays more than leaving.
+"""
 CLIP = Clip(0.2, 0.2)
 TV_UPDATES = 40
 
@@ -51,7 +54,7 @@ TRIALS: Mapping[str, Trial] = {
         stage=learn(
             updates=120, source=Rollouts(num_groups=4, group_size=8), optimisation=Optimisation(lr=2e-3)
         ),
-        methods={  # each with its own best of three learning rates
+        methods={  # each method has the best of three learning rates for it
             "GRPO": {"optimisation": Optimisation(lr=5e-4)},
             "turn RLOO": {"credit": turn_rloo()},
             "GiGPO": {"credit": GiGPO(), "optimisation": Optimisation(lr=1e-3)},
@@ -63,7 +66,7 @@ TRIALS: Mapping[str, Trial] = {
             },
         },
         threshold=0.8,
-        start=imitate(errors=1.0),  # it knows the words and when they may be said, and nothing of where to go
+        start=imitate(errors=1.0),  # it knows the words and when they are valid, but not where to go
     ),
     "noisy-tv": Trial(
         question="does minding the entropy help where some turns are noise?",

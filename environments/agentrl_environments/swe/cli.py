@@ -60,7 +60,7 @@ def synth(
 
     Needs a network, or pip's cache, for source distributions that were never used; nothing else leaves this machine.
     """
-    from agentrl.commands.places import sandbox as provider_of
+    from agentrl.commands.targets import sandbox as provider_of
     from agentrl_environments.swe.synth import campaign, packages
 
     plan = campaign.Plan(
@@ -98,7 +98,7 @@ def verify(
     sandbox: SandboxName = "local",
 ) -> None:
     """Prove rows: the untouched tree scores 0, the fix scores 1. Exit code 1 where one does not."""
-    from agentrl.commands.places import sandbox as provider_of
+    from agentrl.commands.targets import sandbox as provider_of
     from agentrl_environments.swe import SAMPLE, rows
 
     instances = rows.load(file or SAMPLE)

@@ -1,4 +1,4 @@
-"""``agentrl list``, ``info``, ``bench``, ``new`` and ``doctor``: what there is, and what is missing."""
+"""``agentrl list``, ``info``, ``bench`` and ``doctor``: what is installed, and what is missing."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agentrl.commands.places import environment
 from agentrl.commands.reporter import ConsoleReporter
 from agentrl.commands.tables import Table, show
+from agentrl.commands.targets import environment
 from agentrl.env import EnvSpec, panel_hash
 from agentrl.errors import ConfigError
 from agentrl.options import spell_type
 from agentrl.plugins import environments, load_environment, sandboxes, unknown
 
 _ROOT = Path(__file__).parents[2]
-"""Where a checkout of agentrl keeps recipes and benchmarks."""
+"""Root of a checkout of agentrl, which holds recipes/ and benchmarks/; an installed package has neither."""
 
 
 def catalogue() -> None:
-    """Print the installed environments and sandboxes, and the recipes in reach."""
-    here = {
+    """Print the installed environments and sandboxes, and the recipes of the checkout and ``./recipes``."""
+    recipes = {
         path.resolve(): path
         for folder in (_ROOT / "recipes", Path("recipes"))
         for path in sorted(folder.glob("*.py"))
@@ -34,17 +34,17 @@ def catalogue() -> None:
     for title, names in (("environments", environments()), ("sandboxes", sandboxes())):
         print(f"{title}\n  " + ("\n  ".join(names) or "none is installed"))
     print("recipes")
-    width = max((len(str(_shown(path))) for path in here.values()), default=0)
-    for path in here.values():
+    width = max((len(str(_shown(path))) for path in recipes.values()), default=0)
+    for path in recipes.values():
         print(f"  {_shown(path)!s:{width}}  {_summary(path)}")
-    if not here:
-        print("  none here; agentrl's own are in recipes/ of its source tree")
+    if not recipes:
+        print("  none found here; agentrl's own are in recipes/ of its source tree")
 
 
 def _shown(path: Path) -> Path:
-    """Return a path relative to the current folder where it lies below it."""
-    here = Path.cwd()
-    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
+    """Return ``path`` relative to the current folder if it lies below it, else unchanged."""
+    current = Path.cwd()
+    return path.resolve().relative_to(current) if path.resolve().is_relative_to(current) else path
 
 
 def _summary(path: Path) -> str:
@@ -57,7 +57,7 @@ def _summary(path: Path) -> str:
 
 
 def info(name: str, options: Sequence[str]) -> None:
-    """Print what an environment is, its options, signals and splits; makes its tasks where they are not there yet."""
+    """Print an environment's description, options, signals and splits. Generates missing tasks."""
     cls = load_environment(name)
     spec = environment(name, options)
     print(f"{name}: {inspect.getdoc(cls) or cls.__name__}\n")
@@ -85,12 +85,12 @@ def _options(cls: type[EnvSpec], spec: EnvSpec) -> Iterator[tuple[str, str, str,
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Return the docstrings that stand under a class's fields, read off its source."""
+    """Return the docstrings below a class's fields, read from its source code."""
     found = {}
     for base in reversed(cls.__mro__[:-1]):
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        except (OSError, SyntaxError):  # defined where there is no source
+        except (OSError, SyntaxError):  # the source code is not available
             continue
         for field, below in itertools.pairwise(body.body if isinstance(body, ast.ClassDef) else ()):
             if (
@@ -106,12 +106,13 @@ def bench(name: str | None, arguments: Sequence[str]) -> int:
     """List the benchmarks of a checkout, or run one and return its exit code.
 
     Raises:
-        ConfigError: this is no checkout, or has no such benchmark.
+        ConfigError: agentrl is installed as a package and not as a checkout, or no benchmark has this name.
     """
     programs = {path.stem: path for path in sorted((_ROOT / "benchmarks").glob("*.py"))}
     if not programs:
         raise ConfigError(
-            "benchmarks are programs of agentrl's source tree, and this is an installed package; run it in a checkout"
+            "benchmarks are programs of agentrl's source tree, and this is an installed package; "
+            "run agentrl bench in a checkout"
         )
     if name is None:
         width = max(map(len, programs))
@@ -123,11 +124,11 @@ def bench(name: str | None, arguments: Sequence[str]) -> int:
 
 
 def doctor() -> bool:
-    """Print what this machine has and lacks; return whether all that is needed is there."""
+    """Print what this machine has and lacks; return whether everything that agentrl needs was found."""
     from agentrl.commands.doctor import checks, healthy
 
     found = checks()
     rows = [(one.name, "ok" if one.ok else "MISSING" if one.needed else "-", one.found) for one in found]
-    mends = [f"{one.name}: {one.mend}" for one in found if not one.ok]
-    show(Table("this machine", ("part", "state", "found"), tuple(rows), tuple(mends), left=(0, 1, 2)))
+    fixes = [f"{one.name}: {one.fix}" for one in found if not one.ok]
+    show(Table("this machine", ("part", "state", "found"), tuple(rows), tuple(fixes), left=(0, 1, 2)))
     return healthy(found)
