@@ -1,6 +1,7 @@
-"""Slow references in plain Python floats, written from the definitions and sharing nothing with the code under test.
+"""Slow references in plain Python floats, written from the definitions.
 
-A trajectory is a list of turns ``(reward, [tokens])``; each function says in its name what it computes.
+They share nothing with the code under test. A trajectory is a list of turns ``(reward, [tokens])``; each
+function's name says what it computes.
 """
 
 import math
@@ -34,7 +35,10 @@ def discounted(rewards: Sequence[float], start: int, gamma: float) -> float:
 
 
 def turn_rloo(group: Sequence[Sequence[float]], gamma: float) -> list[list[float]]:
-    """Before the division by the batch's deviation; ``group[i][n]`` is what member ``i`` was paid at turn ``n``."""
+    """Before the division by the batch's deviation.
+
+    ``group[i][n]`` is what member ``i`` was paid at turn ``n``.
+    """
     starts = [discounted(rewards, 0, gamma) if rewards else 0.0 for rewards in group]
     return [
         [discounted(rewards, n, gamma) - mean(starts[:i] + starts[i + 1 :]) for n in range(len(rewards))]
@@ -45,7 +49,7 @@ def turn_rloo(group: Sequence[Sequence[float]], gamma: float) -> list[list[float
 def masked_token_gae(
     rewards: Sequence[float], values: Sequence[float], mask: Sequence[int], gamma: float, lam: float
 ) -> tuple[list[float], list[float]]:
-    """Token GAE over a whole context; what is no action token hands the next value and the running advantage through."""
+    """Token GAE over a whole context; other tokens pass the next value and the running advantage through."""
     advantages = [0.0] * len(rewards)
     next_value = running = 0.0
     for t in range(len(rewards) - 1, -1, -1):

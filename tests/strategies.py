@@ -48,7 +48,10 @@ def scored(
     values: Sequence[float] | None = None,
     **more,
 ) -> Scored:
-    """A trajectory that is paid ``rewards``, one per turn, with one token per turn unless ``lengths`` says otherwise."""
+    """Return a trajectory that is paid ``rewards``, one per turn.
+
+    Every turn has one token unless ``lengths`` are given.
+    """
     lengths = [1] * len(rewards) if lengths is None else lengths
     return Scored(
         trajectory(lengths, **more),
@@ -58,7 +61,7 @@ def scored(
 
 
 def group(returns: Sequence[float]) -> ScoredGroup:
-    """One episode of one turn of one token for each return."""
+    """Return a group with one episode for each return; each has one turn of one token."""
     return tuple(scored([value]) for value in returns)
 
 
@@ -89,5 +92,5 @@ turn_lengths = st.lists(st.lists(st.integers(0, 4), max_size=4), max_size=5)
 
 
 def tokens_of(group_of_credit) -> np.ndarray:
-    """All advantages of a group, one after the other."""
+    """Return all advantages of a group, one after the other."""
     return np.concatenate([np.zeros(0), *(credited.advantages_T for credited in group_of_credit)])

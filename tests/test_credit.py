@@ -81,7 +81,8 @@ def two_turns() -> Scored:
 
 
 def test_token_gae_steps_over_the_observation():
-    # backwards: 1 - .5 = .5; .5 - .4 + .95 * .5 = .575; .2 + .4 - .2 + .95 * .575 = .94625; .2 - .1 + .95 * .94625 = .9989375
+    # backwards: 1 - .5 = .5; .5 - .4 + .95 * .5 = .575; .2 + .4 - .2 + .95 * .575 = .94625;
+    # .2 - .1 + .95 * .94625 = .9989375
     ((credited,),) = TokenGAE(gamma=1.0, lam=0.95)([(two_turns(),)])
     np.testing.assert_allclose(credited.advantages_T, [0.998937, 0.94625, 0.575, 0.5], **CLOSE)
     np.testing.assert_allclose(credited.targets_T, [1.098937, 1.14625, 0.975, 1.0], **CLOSE)
@@ -118,7 +119,8 @@ def test_turn_returns_of_a_success_in_three_turns():
 
 
 def test_turn_rloo_compares_each_turn_with_the_others_start():
-    # starts .81 (win in three turns), 0 and 0: others' means 0, .405, .405; then divided by the deviation of the six turns
+    # starts .81 (success in three turns), 0 and 0; the others' means are 0, .405, .405;
+    # then divided by the deviation of the six turns
     members = (scored([0, 0, 1]), scored([0, 0]), scored([0]))
     raw = [0.81, 0.9, 1.0, -0.405, -0.405, -0.405]
     np.testing.assert_allclose(tokens_of(TurnReturn(0.9, OthersStart())([members])[0]), raw, **CLOSE)
@@ -128,7 +130,7 @@ def test_turn_rloo_compares_each_turn_with_the_others_start():
 
 
 def test_the_baseline_at_a_turn_counts_an_episode_that_is_over_as_nothing():
-    # member 0 at turn 1: the others have 2 left and are over: (2 + 0) / 2
+    # member 0 at turn 1: one other member has a return of 2, the other is over: (2 + 0) / 2
     members = (scored([1, 1]), scored([0, 2]), scored([4]))
     returns = [returns_to_go(one.rewards_N, gamma=1.0) for one in members]
     baselines = OthersAtTurn()(members, returns)

@@ -1,6 +1,8 @@
-"""Expected gradients, exactly: every group that can be sampled, weighted with its probability, against the policy gradient by enumeration.
+"""Exact expected gradients of credit rules, compared with the policy gradient.
 
-What is unbiased is compared to 1e-6. What is biased stands here with the number.
+Every group that can be sampled is enumerated and weighted with its probability; the policy gradient is
+computed by enumeration too. Unbiased rules must agree to 1e-6; for biased rules the size of the bias is
+stated.
 """
 
 import numpy as np
@@ -93,7 +95,7 @@ def test_gae_with_a_wrong_critic_is_biased_below_lambda_one(world, rule):
     ids=["GRPO", "turn_rloo"],
 )
 def test_dividing_by_a_deviation_of_the_same_episodes_turns_the_gradient(rule, cosines):
-    # groups of 3; the deviation of a group is GRPO's for good, that of a batch averages out as the batch grows
+    # groups of 3; GRPO's bias stays in larger batches, that of the batch's deviation averages out
     for world, expected in zip(WORLDS, cosines, strict=True):
         assert cosine(world.estimate(rule, 3)[0], world.gradient_P) == pytest.approx(expected, abs=1e-4)
 

@@ -7,6 +7,7 @@ import pytest
 import strategies
 from hypothesis import given
 from hypothesis import strategies as st
+from published import GIGPO, GROUP_RULES, HGPO_WALKS, MT, OUTCOMES, componentwise, timed, walk
 from strategies import group, scored, scored_groups, scored_trajectories, tokens_of, trajectory
 
 from agentrl.credit.anchors import HGPO, GiGPO
@@ -31,35 +32,10 @@ from agentrl.errors import ConfigError
 from agentrl.types import Action, Credited, End, Measured, Observation, Scored, Trajectory, Turn, floats, ints
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
-OUTCOMES = [1.0, 0.0, 0.0, 1.0]
-GROUP_RULES = [
-    GiGPO(),
-    GiGPO(deviation=True),
-    GiGPO(stats_over="turn", similarity=0.9),
-    HGPO(),
-    HGPO(deviation=False, episode_weight=1.0),
-    Stratified(num_turns),
-    GDPO({"outcome": 1.0}),
-    MTGRPO(process="outcome", outcome="outcome"),
-    EpisodeAndSteps(process="outcome"),
-]
 
 
 def by_turn(credited) -> list[list[float]]:
     return [[round(float(value), 6) for value in one.advantages_T] for one in credited]
-
-
-def walk(places: str, rewards: list[float]) -> Scored:
-    return scored(rewards, observations=list(places))
-
-
-def componentwise(*rows: dict[str, list[float]], signals: list[list[dict[str, float]]] | None = None):
-    found = []
-    for i, row in enumerate(rows):
-        num = len(next(iter(row.values())))
-        record = trajectory([1] * num, signals=signals[i] if signals else None)
-        found.append(Scored(record, {name: floats(paid) for name, paid in row.items()}))
-    return tuple(found)
 
 
 # Group baselines.
@@ -109,9 +85,7 @@ def test_credit_by_outcome_looks_at_the_signal_and_not_at_the_pay():
     assert by_turn(ByOutcome(0.0, -1.0)([(won, lost)])[0]) == [[0.0, 0.0], [-1.0]]
 
 
-# Places.
-
-GIGPO = (walk("012", [0, 0, 1]), walk("03", [0, 0]), walk("014", [0, 0, 0]))
+# States.
 
 
 def test_gigpo_compares_turns_at_the_same_place():
@@ -144,9 +118,6 @@ def test_places_may_be_alike_without_being_equal():
     assert by_turn(alike) == [[1.0], [-1.0]]
 
 
-HGPO_WALKS = (walk("012", [0, 0, 1]), walk("031", [0, 0, 0.5]), walk("014", [0, 0, 0]))
-
-
 def test_hgpo_weighs_deeper_agreement_more():
     (found,) = HGPO(deviation=False)([HGPO_WALKS])
     expected = [[0.45125, 0.471667, 0.0], [0.0, 0.0, 0.016667], [-0.45125, -0.478333, 0.0]]
@@ -162,7 +133,7 @@ def test_hgpo_divided_by_the_deviation():
 
 
 def test_an_average_turn_counts_as_information():
-    """At window 1 the second member is exactly average (0), at window 2 it is not: the mean must count both."""
+    """At window 1 the second member is exactly average (0), at window 2 it is not: the mean counts both."""
     members = (walk("xa", [0, 1]), walk("xa", [0, 0.5]), walk("ya", [0, 0.0]))
     (found,) = HGPO(gamma=1.0, depth=1, deviation=False)([members])
     assert by_turn(found)[1][1] == pytest.approx((2 * 0.0 + 3 * -0.25) / 5, abs=1e-6)
@@ -197,12 +168,6 @@ def test_gdpo_of_one_component_is_grpo():
     np.testing.assert_allclose(
         tokens_of(GDPO({"outcome": 1.0})([members])[0]), tokens_of(GRPO(std_eps=1e-4)([members])[0]), **CLOSE
     )
-
-
-MT = [
-    {"tool": [turn, 0.0], "outcome": [0.0, outcome]}
-    for turn, outcome in zip([0.2, 0.0, 0.2, 0.1], OUTCOMES, strict=True)
-]
 
 
 def test_mt_grpo_credits_turns_up_to_the_reward_with_both_scores():
@@ -274,7 +239,7 @@ def test_the_turns_advantage_stands_at_its_end_and_runs_back_through_its_tokens(
 
 
 def test_a_turn_without_reward_is_a_turn_on_both_levels():
-    """Finding turns by their reward, as released code does, would give [0, 0] here at the first turn's end: no turn there at all."""
+    """Released code finds turns by their reward, so it would see no first turn and give [0, 0] there."""
     one = scored([0.0, 1.0], [1, 1], values=[0.0, 0.0])
     ((found,),) = BiLevelGAE(gamma_turn=0.5)([(one,)])
     np.testing.assert_allclose(found.advantages_T, [0.5, 1.0], **CLOSE)
@@ -377,17 +342,6 @@ def test_empg_accepts_turns_without_tokens_and_episodes_without_turns(members):
 # Weights.
 
 
-def timed(seconds: list[float]) -> Scored:
-    turns = tuple(
-        Turn(Observation.text("o"), Action("a", ints(), ints([1]), floats([-1.0])), duration_s=s)
-        for s in seconds
-    )
-    return Scored(
-        Trajectory(strategies.trajectory([1]).task, turns, End.TERMINATED),
-        {"outcome": floats([0.0] * len(turns))},
-    )
-
-
 def test_long_actions_count_as_much_time_as_they_take():
     members, credited = (timed([1.0, 10.0, 4.0]),), [(Credited(floats([1.0, -1.0, 0.5])),)]
     ((found,),) = DurationWeights()([members], credited)
@@ -467,7 +421,7 @@ def test_the_order_of_members_does_not_matter(members, random):
     random.shuffle(order)
     for rule in GROUP_RULES:
         if getattr(rule, "similarity", 1.0) < 1.0:
-            continue  # who is alike whom depends on who came first
+            continue  # which states are similar depends on which came first
         straight, shuffled = rule([members])[0], rule([tuple(members[i] for i in order)])[0]
         for place, i in enumerate(order):
             np.testing.assert_allclose(shuffled[place].advantages_T, straight[i].advantages_T, atol=1e-4)
@@ -510,7 +464,10 @@ def test_a_control_turns_a_rule_around():
 
 
 def test_comparing_by_turn_index_charges_the_mean_step_reward_for_every_turn_and_ours_does_not():
-    """All members are paid 1 a turn and nothing else; some go on longer, which is worth more. By index, no turn is worth anything."""
+    """Every turn is paid 1 and nothing else, so longer episodes are better.
+
+    By index no turn is worth anything.
+    """
     members = tuple(scored([1.0] * num) for num in (1, 2, 3))
     indexed = MTGRPO(process="outcome", outcome="none")
     (charged,) = indexed(

@@ -1,9 +1,9 @@
-"""Published examples step by step: the numbers between input and result, so that two errors cannot make up for each other."""
+"""Published examples step by step, with the numbers between input and result, so that no errors cancel."""
 
 import numpy as np
 import pytest
+from published import GIGPO, HGPO_WALKS, MT, OUTCOMES, componentwise
 from strategies import group, tokens_of, trajectory
-from test_credit_methods import GIGPO, HGPO_WALKS, MT, OUTCOMES, componentwise
 
 from agentrl.credit.anchors import HGPO, GiGPO
 from agentrl.credit.components import GDPO, MTGRPO, EpisodeAndSteps
@@ -20,7 +20,7 @@ def turns_of(rule, members) -> list[list[float]]:
 
 
 def parts(make, members) -> tuple[list[list[float]], list[list[float]]]:
-    """What a rule credits without its second part, and what that part adds."""
+    """Return what a rule credits without its second part, and what that part adds."""
     alone, both = (turns_of(make(weight), members) for weight in (0.0, 1.0))
     return alone, [
         [b - a for a, b in zip(one, other, strict=True)] for one, other in zip(alone, both, strict=True)
@@ -56,9 +56,8 @@ def test_hgpos_windows():
     np.testing.assert_allclose(
         [shallow[0][1], shallow[1][2], shallow[2][1]], [0.466667, 0.016667, -0.483333], **CLOSE
     )
-    deep = turns_of(
-        HGPO(depth=1, alpha=60.0, deviation=False), HGPO_WALKS
-    )  # as good as the second window alone
+    # with this alpha the second window has nearly all the weight
+    deep = turns_of(HGPO(depth=1, alpha=60.0, deviation=False), HGPO_WALKS)
     np.testing.assert_allclose([deep[0][1], deep[2][1]], [0.475, -0.475], **CLOSE)
 
 

@@ -1,4 +1,4 @@
-"""Judges, over a real endpoint on the loopback: what is asked, read, remembered, late and missing."""
+"""Judges, over a real endpoint on the loopback: what is asked, read, cached, late and missing."""
 
 import asyncio
 import json
@@ -121,7 +121,7 @@ def test_pairs_are_asked_once_and_not_by_place():
 def test_an_episode_is_paid_what_the_judge_says_on_its_last_turn(tmp_path):
     record = episode("please open", "thanks")
     with serving(answer("kind\nSCORE: 9")) as (address, received):
-        reward = judged(address, cache=tmp_path / "told.jsonl")
+        reward = judged(address, cache=tmp_path / "answers.jsonl")
         counts = ask(reward, (record,))
         assert reward(record)["judge"].tolist() == pytest.approx([0.0, 0.9])
         assert counts == {
@@ -132,7 +132,7 @@ def test_an_episode_is_paid_what_the_judge_says_on_its_last_turn(tmp_path):
             "judge/over_budget": 0,
         }
         assert "please open" in received[0]["messages"][0]["content"]
-        again = judged(address, cache=tmp_path / "told.jsonl")
+        again = judged(address, cache=tmp_path / "answers.jsonl")
         assert ask(again, (record,))["judge/cached"] == 1
         assert again(record)["judge"].tolist() == pytest.approx([0.0, 0.9])
         assert len(received) == 1
@@ -199,7 +199,7 @@ def test_a_judge_that_refuses_the_key_stops_the_run():
 
 
 def test_a_torn_cache_loses_one_answer(tmp_path):
-    cache = tmp_path / "told.jsonl"
+    cache = tmp_path / "answers.jsonl"
     with serving(answer("SCORE: 3")) as (address, received):
         ask(judged(address, cache=cache), (episode("a"), episode("b")))
         cache.write_text(cache.read_text()[:-9])
@@ -247,7 +247,7 @@ def test_an_episode_that_a_reward_cannot_pay_is_left_out_and_counted():
 
 def test_a_run_is_paid_by_a_judge(tmp_path):
     with serving(answer("SCORE: 6")) as (address, received):
-        reward = Sum((EnvReward(), judged(address, cache=tmp_path / "told.jsonl")))
+        reward = Sum((EnvReward(), judged(address, cache=tmp_path / "answers.jsonl")))
         stage = replace(
             tiny.LEARN, evaluate=False, updates=2, reward=reward, source=Rollouts(num_groups=2, group_size=2)
         )

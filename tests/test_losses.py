@@ -7,10 +7,10 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_inputs import inputs, tensor
 from strategies import turn_lengths
 
 from agentrl.errors import ConfigError
-from agentrl.losses import LossInputs
 from agentrl.losses.aggregation import (
     SeqSumOver,
     seq_mean_then_mean,
@@ -27,28 +27,6 @@ from agentrl.losses.value import ValueLoss, value_loss
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 AGGREGATIONS = [token_mean, seq_sum_then_mean, seq_mean_then_mean, turn_mean, SeqSumOver(3.0)]
-
-
-def tensor(values: Sequence[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def inputs(
-    logprobs, *, old=None, behaviour=None, advantages=None, entropies=None, reference=None
-) -> LossInputs:
-    logprobs = logprobs if isinstance(logprobs, torch.Tensor) else tensor(logprobs)
-    zeros = torch.zeros(len(logprobs), dtype=torch.int64)
-    old = logprobs.detach() if old is None else tensor(old)
-    return LossInputs(
-        logprobs,
-        old,
-        old if behaviour is None else tensor(behaviour),
-        torch.ones_like(old) if advantages is None else tensor(advantages),
-        zeros,
-        zeros,
-        entropies_A=None if entropies is None else tensor(entropies),
-        ref_logprobs_A=None if reference is None else tensor(reference),
-    )
 
 
 # The clipped surrogate. Log-ratios .3, -.4, .1 are ratios 1.349859, .67032, 1.105171.
@@ -160,12 +138,12 @@ def test_k1_as_a_loss_is_refused_because_it_does_nothing():
 
 
 logits = st.lists(st.floats(-0.6, 0.6), min_size=3, max_size=3)
-"""So near each other that k3 is not cut."""
+"""So close to each other that k3 is not cut."""
 
 
 @given(logits, logits)
 def test_expected_gradients_of_the_estimators_as_losses(mine, theirs):
-    """Over all three tokens of a softmax policy: k1 nothing, k2 that of KL(pi || ref), k3 that of KL(ref || pi)."""
+    """Over the tokens of a softmax policy: k1 gives 0, k2 that of KL(pi || ref), k3 that of KL(ref || pi)."""
     ref = torch.log_softmax(tensor(theirs), 0)
 
     def gradient(objective) -> torch.Tensor:
@@ -225,7 +203,8 @@ def test_rejection_keeps_what_is_near_the_policy():
 
 
 def test_decoupled_weights_multiply_a_clip_on_the_proximal_policy():
-    # ratios exp(.1), exp(-.2); weights exp(.4), exp(-.1); the second ratio is .8187: not below .8, so nothing is clipped
+    # ratios exp(.1), exp(-.2); weights exp(.4), exp(-.1);
+    # the second ratio is .8187: not below .8, so nothing is clipped
     x = inputs([-1.0, -2.0], old=[-1.1, -1.8], behaviour=[-1.5, -1.7], advantages=[1, -1])
     weights_A = TokenTIS(cap=5.0)(x.old_logprobs_A, x.behaviour_logprobs_A, x.sequence_A)
     loss_A = weights_A * Clip()(x)[0]
@@ -263,7 +242,8 @@ def test_the_value_loss_is_half_the_squared_error_where_there_is_a_target():
 
 
 def test_the_clipped_value_loss_takes_the_larger_error():
-    # moved from 0 to 1 towards 2, held at .2: (2 - .2)^2 / 2; moved away from the target: the plain error is larger
+    # moved from 0 to 1 towards 2, held at .2: (2 - .2)^2 / 2;
+    # moved away from the target: the plain error is larger
     loss_A = value_loss(tensor([1.0, -1.0]), tensor([0.0, 0.0]), tensor([2.0, 2.0]), clip=0.2)
     np.testing.assert_allclose(loss_A, [1.62, 4.5])
 

@@ -1,4 +1,4 @@
-"""Losses over groups: golden values, their definitions in float64 with autograd, and that no division changes the gradient."""
+"""Losses over groups: golden values, definitions in float64 with autograd, and invariance to the division."""
 
 import math
 
@@ -122,7 +122,10 @@ def test_copg_compares_regularised_returns_of_a_group():
 
 @st.composite
 def groups(draw: st.DrawFn, *, least: int = 1):
-    """Groups of sequences of tokens: log-probabilities, references, advantages, the sequence and the group of each token."""
+    """Draw groups of sequences of tokens.
+
+    Log-probabilities, references, advantages, and the sequence and the group of each token.
+    """
     sizes = draw(st.lists(st.integers(least, 4), min_size=1, max_size=3))
     lengths = [draw(st.integers(1, 3)) for size in sizes for _ in range(size)]
     number = sum(lengths)
@@ -296,9 +299,8 @@ def test_groups_one_by_one_have_the_gradient_of_all_together(batch, case):
     for group in np.unique(batch["group"]):
         at = np.flatnonzero(batch["group"] == group)
         part = {name: np.asarray(batch[name])[at] for name in names}
-        part["sequence"] = (
-            2 * (part["sequence"] - part["sequence"][0]) + 1
-        )  # numbers may have gaps: sequences that said nothing
+        # the numbers may have gaps, because sequences may have no tokens
+        part["sequence"] = 2 * (part["sequence"] - part["sequence"][0]) + 1
         part["group"] = part["group"] * 0
         np.testing.assert_allclose(gradient(loss, **part, weights=weights[at]), whole[at], **EXACT)
 

@@ -1,13 +1,13 @@
-"""Losses and regularisers of published methods: golden values, and that on-policy all ratios mean the same gradient."""
+"""Losses and regularisers of published methods: golden values, and one gradient for all ratios on-policy."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_inputs import gradient, inputs, tensor
 
 from agentrl.errors import ConfigError
-from agentrl.losses import LossInputs
 from agentrl.losses.clip import Clip
 from agentrl.losses.divergences import (
     AlphaDivergence,
@@ -25,44 +25,6 @@ from agentrl.losses.tis import TokenTIS
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 RATIO_LOSSES = [Clip(), GSPO(), CISPO(), SAPO(negative=1.0), SAPO(), GMPO(), TOPR(), MirrorDescent()]
-
-
-def tensor(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def inputs(
-    logprobs, *, old=None, behaviour=None, advantages=None, sequence=None, entropies=None, reference=None
-) -> LossInputs:
-    logprobs = logprobs if isinstance(logprobs, torch.Tensor) else tensor(logprobs)
-    old = logprobs.detach() if old is None else tensor(old)
-    sequence = torch.tensor([0] * len(logprobs) if sequence is None else sequence)
-    return LossInputs(
-        logprobs,
-        old,
-        old if behaviour is None else tensor(behaviour),
-        torch.ones_like(old) if advantages is None else tensor(advantages),
-        sequence,
-        sequence,
-        entropies_A=None if entropies is None else tensor(entropies),
-        ref_logprobs_A=None if reference is None else tensor(reference),
-    )
-
-
-def gradient(loss, x: LossInputs) -> np.ndarray:
-    logprobs = x.logprobs_A.clone().requires_grad_()
-    values, _ = loss(
-        LossInputs(
-            logprobs,
-            x.old_logprobs_A,
-            x.behaviour_logprobs_A,
-            x.advantages_A,
-            x.sequence_A,
-            x.turn_A,
-            ref_logprobs_A=x.ref_logprobs_A,
-        )
-    )
-    return torch.autograd.grad(values.sum(), logprobs)[0].numpy()
 
 
 def test_gspo_clips_the_mean_ratio_of_the_sequence():

@@ -1,4 +1,4 @@
-"""Losses by origin: each token gets the loss of where it came from, and no other."""
+"""Losses by origin: each token gets the loss of its own origin and no other."""
 
 from dataclasses import replace
 
@@ -43,9 +43,8 @@ def test_a_student_imitates_its_informed_self_and_is_paid_what_that_was_paid():
     np.testing.assert_allclose(measured["teacher_ratio"], [0.818731, 1.0, 0.367879], atol=1e-5)
     np.testing.assert_allclose(measured["teacher_kl"], [0.2, 0.0, 1.0], atol=1e-5)
     paid = -FromTeacher(beta=0.0)(x)[0]
-    j_student = (
-        paid.mean() + (-loss_A - paid).sum()
-    )  # the worked number takes the ratio's mean and the divergence's sum
+    # the worked number takes the ratio's mean and the divergence's sum
+    j_student = paid.mean() + (-loss_A - paid).sum()
     assert j_student.item() == pytest.approx(0.42887, abs=1e-5)
     loss_A.sum().backward()
     np.testing.assert_allclose(
@@ -60,12 +59,12 @@ def test_a_teacher_is_paid_less_where_its_student_would_not_follow():
         teacher, trajectory=replace(teacher.trajectory, turns=turns, sample=-1 - teacher.trajectory.sample)
     ).with_measured(old_logprobs=floats(STUDENT))
     before = Credited(floats([1.0, 1.0, 1.0]))
-    (told,), (untold,) = TowardStudent(0.25)([(teacher,), (student,)], [(before,), (before,)])
-    np.testing.assert_allclose(told.advantages_T, [0.95, 1.0, 0.75], atol=1e-6)
-    j_teacher = 1.0 + (told.advantages_T - 1.0).sum()
+    (of_teacher,), (of_student,) = TowardStudent(0.25)([(teacher,), (student,)], [(before,), (before,)])
+    np.testing.assert_allclose(of_teacher.advantages_T, [0.95, 1.0, 0.75], atol=1e-6)
+    j_teacher = 1.0 + (of_teacher.advantages_T - 1.0).sum()
     assert j_teacher == pytest.approx(0.7, abs=1e-5)
     assert (j_teacher + 0.42887) / 2 == pytest.approx(0.564435, abs=1e-5)
-    np.testing.assert_array_equal(untold.advantages_T, before.advantages_T)
+    np.testing.assert_array_equal(of_student.advantages_T, before.advantages_T)
     ((alone,),) = TowardStudent(0.25)([(teacher,)], [(before,)])
     np.testing.assert_array_equal(alone.advantages_T, before.advantages_T)
 
@@ -83,7 +82,7 @@ def test_each_token_has_the_loss_of_its_origin_times_its_weight():
     loss_A, measured = both(x)
     loss_A.sum().backward()
     alone = inputs([-1.0, -0.5], [-1.3, -0.4], advantages=[1.0, -1.0])
-    expected_A, told = Clip()(alone)
+    expected_A, expected = Clip()(alone)
     expected_A.sum().backward()
     np.testing.assert_allclose(
         loss_A.detach(), [2 * expected_A[0].item(), 0.3 * 2.0, 2 * expected_A[1].item(), 0.3 * 0.2], rtol=1e-9
@@ -93,7 +92,7 @@ def test_each_token_has_the_loss_of_its_origin_times_its_weight():
         [2 * float(alone.logprobs_A.grad[0]), -0.3, 2 * float(alone.logprobs_A.grad[1]), -0.6],
         rtol=1e-9,
     )
-    np.testing.assert_allclose(measured["ratio"], told["ratio"])
+    np.testing.assert_allclose(measured["ratio"], expected["ratio"])
     np.testing.assert_allclose(measured["nll"], [2.0, 0.1])
     assert measured["given"].tolist() == [0.0, 1.0, 0.0, 1.0]
 

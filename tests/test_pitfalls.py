@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_inputs import gradient, inputs
+from published import GROUP_RULES, componentwise, timed
 from strategies import group, scored, scored_groups, tokens_of, trajectory
-from test_credit_methods import GROUP_RULES, componentwise, timed
 from test_learner import credit, groups_of, learner_of
-from test_losses_methods import gradient, inputs
 
 from agentrl.credit.components import EpisodeAndSteps
 from agentrl.credit.entropy import EMPG

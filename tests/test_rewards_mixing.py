@@ -1,4 +1,4 @@
-"""Mixing that learns: golden values, laws, and that what it learned survives a resume."""
+"""Mixing weights that are learned: golden values, laws, and that their state survives a resume."""
 
 import itertools
 import json
@@ -225,7 +225,7 @@ def test_rescoring_a_run_that_mixed_gives_its_own_numbers(tmp_path):
     chain = Chain(
         reward=stage.reward, transforms=stage.transforms, credit=stage.credit, modifiers=stage.modifiers
     )
-    for _ in range(2):  # a chain is not changed by its use
+    for _ in range(2):  # rescoring does not change the chain
         assert all(
             one.changed == 0.0 for one in ledger_differences(list(rescore(tiny.stored(tmp_path), chain)))
         )

@@ -1,4 +1,4 @@
-"""Likeness of states, and the distance between rewards: golden values and laws."""
+"""Similarity of states, and the distance between rewards: golden values and laws."""
 
 import math
 
@@ -40,26 +40,26 @@ ONE = Thing("one", (("key 1", "value 1"), ("key 2", "value 2")))
 TWO = Thing("two", (("key 3", "value 3"),))
 
 
-def told(one: str, other: str) -> float:
+def by_table(one: str, other: str) -> float:
     return TABLE[one, other]
 
 
-# Likeness.
+# Similarity.
 
 
 def test_a_goal_is_as_near_as_the_thing_that_is_most_like_it():
-    assert [state_similarity((thing,), (WANTED,), told) for thing in (ONE, TWO)] == [
+    assert [state_similarity((thing,), (WANTED,), by_table) for thing in (ONE, TWO)] == [
         pytest.approx(0.63),
         pytest.approx(0.4),
     ]
-    assert state_similarity((ONE, TWO), (WANTED,), told) == pytest.approx(0.63)
-    assert state_similarity((ONE, TWO), (WANTED, Thing("second")), told) == pytest.approx(0.565)
+    assert state_similarity((ONE, TWO), (WANTED,), by_table) == pytest.approx(0.63)
+    assert state_similarity((ONE, TWO), (WANTED, Thing("second")), by_table) == pytest.approx(0.565)
 
 
 def test_an_attribute_is_compared_with_the_one_whose_name_is_most_alike():
     """The value of ``key 1`` would be the better match for a goal that cheats."""
     cheat = Thing("one", (("key 1", "value 3"), ("key 2", "value 1")))
-    assert state_similarity((cheat,), (WANTED,), told) == pytest.approx(0.9 * 0.2)
+    assert state_similarity((cheat,), (WANTED,), by_table) == pytest.approx(0.9 * 0.2)
 
 
 def test_what_is_not_there_is_like_nothing():

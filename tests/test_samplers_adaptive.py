@@ -1,4 +1,4 @@
-"""Samplers that learn: golden values, exactness against exhaustive search, and that state survives as plain numbers."""
+"""Samplers that learn: golden values, exactness against exhaustive search, and state as plain numbers."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Starts inside an episode: what is replayed is context, and nothing more."""
+"""Starts inside an episode: what is replayed is context, and nothing is learned from it."""
 
 import json
 from dataclasses import replace
@@ -90,13 +90,14 @@ def test_replayed_turns_are_context_and_are_not_learned_from(tmp_path):
         assert [turn.reward for turn in one.trajectory.turns[:2]] == [1.0, 1.0]
         assert len(one.credited.advantages_T) == 1
         shown = one.trajectory.turns[2].action.prompt
-        assert len(shown) > len(
-            one.trajectory.turns[2].observation.messages[0].content
-        )  # the replayed turns stand before it
-    assert np.max(tiny.numbers(tmp_path, "learner/logprob_gap")) < 1e-4  # what acted saw what learns sees
+        # the replayed turns come before the observation
+        assert len(shown) > len(one.trajectory.turns[2].observation.messages[0].content)
+    assert (
+        np.max(tiny.numbers(tmp_path, "learner/logprob_gap")) < 1e-4
+    )  # sampler and learner saw the same context
 
 
-def test_demonstrations_give_traces(tmp_path):
+def test_demonstrations_give_solutions(tmp_path):
     tiny.run(tiny.only(replace(tiny.WARM, updates=1)), tmp_path)
     solutions = read_solutions(tmp_path / "demonstrations" / "warm.parquet")
     doors = {task.id: tuple(str(task.data["doors"])) for task in Corridor().tasks("train")}

@@ -11,7 +11,7 @@ import torch
 from corridor import Corridor
 from hypothesis import given
 from hypothesis import strategies as st
-from test_losses_methods import inputs
+from loss_inputs import inputs
 
 from agentrl.credit.components import EpisodeAndSteps
 from agentrl.errors import ConfigError

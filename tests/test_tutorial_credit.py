@@ -1,4 +1,4 @@
-"""What the page about credit rules says is run: the rule, its numbers, its tests, and the recipe that uses it."""
+"""Runs what the page about credit rules says: the rule, its numbers, its tests, and its recipe."""
 
 import contextlib
 import io

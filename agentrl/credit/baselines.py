@@ -41,7 +41,7 @@ class Baseline(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoBaseline(Baseline):
-    """Subtract nothing."""
+    """Subtracts nothing."""
 
     min_group: ClassVar[int] = 1
 

@@ -32,7 +32,7 @@ class Given(Credit):
 
     @property
     def min_group(self) -> int:
-        """As ``credit``."""
+        """Same as that of ``credit``."""
         return self.credit.min_group
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:

@@ -40,12 +40,12 @@ class Modified(Credit):
 
     @property
     def min_group(self) -> int:
-        """As the rule."""
+        """Same as the rule's."""
         return self.credit.min_group
 
     @property
     def handles_given(self) -> bool:
-        """As the rule."""
+        """Same as the rule's."""
         return self.credit.handles_given
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:

@@ -31,12 +31,12 @@ class KLPenalty(Credit):
 
     @property
     def min_group(self) -> int:
-        """As ``credit``."""
+        """Same as that of ``credit``."""
         return self.credit.min_group
 
     @property
     def handles_given(self) -> bool:
-        """As ``credit``."""
+        """Same as that of ``credit``."""
         return self.credit.handles_given
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:

@@ -31,7 +31,7 @@ class TurnReturn(Credit):
 
     @property
     def min_group(self) -> int:
-        """As the baseline."""
+        """Same as the baseline's."""
         return self.baseline.min_group
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:

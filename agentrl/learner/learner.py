@@ -145,7 +145,7 @@ class TorchLearner:
             meter.steps("lr", torch.tensor(optimisation.lr * factor))
         self.num_updates += 1
         means = meter.means()
-        for regulariser in objective.regularisers:
+        for regulariser in objective.remembering:
             regulariser.observe(means)
         tokens = float(batch.num_tokens)
         took_s = time.perf_counter() - began

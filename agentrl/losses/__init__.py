@@ -2,11 +2,12 @@
 
 Legend: ``A`` the action tokens of a micro-batch, sequence after sequence, in order of time.
 
-The loss of an update is ``sum_A weights_A * (loss_A + sum of regularisers_A)``. ``weights_A`` comes from an ``Aggregation`` that has
-seen the lengths of the *whole* batch, so the sum over micro-batches is the loss of the batch, however it is split.
+The loss of an update is ``sum_A weights_A * (loss_A + sum of regularisers_A)``. ``weights_A`` comes from an
+``Aggregation`` that has seen the lengths of the *whole* batch, so the sum over micro-batches is the loss of
+the batch, however it is split.
 
-Losses and off-policy weights inherit from ``Loss`` and ``OffPolicy``: what a class does not define has the default given there. An
-``Aggregation`` may be a plain function.
+Losses and off-policy weights inherit from ``Loss`` and ``OffPolicy``: what a class does not define has the
+default given there. An ``Aggregation`` may be a plain function.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossInputs:
-    """What a loss may look at; every tensor has the shape ``[A]``. Sequences are never split between micro-batches.
+    """What a loss may look at; every tensor has the shape ``[A]``.
 
-    ``old_logprobs_A``: the learner's own at the start of the update if a part needs ``old_logprobs``, else
-    ``behaviour_logprobs_A``, those of the distribution that sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the
-    sequences, turns and groups of the micro-batch from 0; a group is whole if the loss sets ``whole_groups``, otherwise it may be
-    any part of a group. ``given_A``: whether the token was given, rather than sampled by the policy from this context (``None``: no
-    token was); the ``behaviour_logprobs_A`` of given tokens belong to another context.
+    Sequences are never split between micro-batches. ``old_logprobs_A``: the learner's own at the start of the
+    update if a part needs ``old_logprobs``, else ``behaviour_logprobs_A``, those of the distribution that
+    sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the sequences, turns and groups of the
+    micro-batch from 0; a group is whole if the loss sets ``whole_groups``, otherwise it may be any part of a
+    group. ``given_A``: whether the token was given, rather than sampled by the policy from this context
+    (``None``: no token was); the ``behaviour_logprobs_A`` of given tokens belong to another context.
     """
 
     logprobs_A: Tensor
@@ -50,16 +52,18 @@ class LossInputs:
 
 
 Terms = tuple[Tensor, Mapping[str, Tensor]]
-"""A per-token loss ``[A]``, and named per-token measurements ``[A]`` that are averaged over the update's tokens."""
+"""A per-token loss ``[A]``, and named per-token measurements ``[A]`` that are averaged over the update's
+tokens."""
 
 
 class Aggregation(Protocol):
     """Computes a weight per token from the lengths of a batch."""
 
     def __call__(self, turn_lengths: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
-        """Return ``weights_A`` for the batch; ``turn_lengths[i][k]`` is the number of action tokens in turn ``k`` of sequence ``i``.
+        """Return ``weights_A`` for the batch.
 
-        Sequences without action tokens count in no denominator.
+        ``turn_lengths[i][k]`` is the number of action tokens in turn ``k`` of sequence ``i``. Sequences
+        without action tokens count in no denominator.
         """
         ...
 
@@ -87,22 +91,26 @@ class Loss(Protocol):
     def whole_groups(self) -> bool:
         """Whether it compares the sequences of a group.
 
-        Groups then stay together in minibatches and micro-batches, even a group that exceeds the token budget.
+        If so, groups stay together in minibatches and micro-batches, even a group that exceeds the token
+        budget.
         """
         return False
 
     @property
     def handles_given(self) -> bool:
-        """Whether it treats given tokens (``LossInputs.given_A``) differently from those that the policy sampled."""
+        """Whether it treats given tokens (``given_A``) differently from those that the policy sampled."""
         return False
 
     @property
     def remembers(self) -> bool:
-        """Whether it looks back on earlier updates. Its state is then kept in checkpoints; for regularisers only."""
+        """Whether it looks back on earlier updates. If so, its state is kept in checkpoints.
+
+        Only regularisers may remember; the learner calls ``observe`` for them.
+        """
         return False
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Learn from an update: ``means`` holds the means of its measurements over the update's action tokens."""
+        """Learn from an update: ``means`` holds the means of its measurements over action tokens."""
         return
 
     def state_dict(self) -> Mapping[str, Json]:

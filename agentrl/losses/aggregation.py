@@ -1,7 +1,8 @@
 """Aggregations: how much each action token of a batch counts.
 
-A weight depends on lengths alone and is computed for the whole batch, so weighted sums of micro-batches add up to the loss of the batch.
-Weights come sequence after sequence, turn after turn. Sequences and turns without action tokens count in no denominator.
+A weight depends on lengths alone and is computed for the whole batch, so weighted sums of micro-batches add
+up to the loss of the batch. Weights are in the order of the tokens: sequence after sequence, turn after turn.
+Sequences and turns without action tokens count in no denominator.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Weights = npt.NDArray[np.float64]
 
 
 def token_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
-    """Every token counts the same (DAPO, Yu et al. 2025).
+    """Weigh every token alike (DAPO, Yu et al. 2025).
 
     >>> token_mean([[1, 2], [1]])
     array([0.25, 0.25, 0.25, 0.25])
@@ -28,7 +29,9 @@ def token_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 
 def seq_sum_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
-    """Sum over a sequence, mean over sequences: the policy gradient of the expected return, without length normalisation.
+    """Sum over a sequence, then take the mean over sequences.
+
+    This is the policy gradient of the expected return, without length normalisation.
 
     >>> seq_sum_then_mean([[1, 2], [1]])
     array([0.5, 0.5, 0.5, 0.5])
@@ -37,7 +40,9 @@ def seq_sum_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 
 def seq_mean_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
-    """Mean over a sequence, mean over sequences (GRPO, Shao et al. 2024). Long failures weigh less per token: beware of padding.
+    """Take the mean over a sequence, then over sequences (GRPO, Shao et al. 2024).
+
+    Tokens of long sequences weigh less: long failures are punished less per token, which can reward padding.
 
     >>> seq_mean_then_mean([[1, 1], [1]])
     array([0.25, 0.25, 0.5 ])
@@ -46,7 +51,7 @@ def seq_mean_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 
 def turn_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
-    """Mean over a turn, mean over all turns of the batch: what a long action says counts no more than what a short one says.
+    """Take the mean over a turn, then over all turns of the batch: long and short actions count the same.
 
     >>> turn_mean([[2, 1]])
     array([0.25, 0.25, 0.5 ])
@@ -55,7 +60,9 @@ def turn_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 
 def nested_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
-    """Mean over a turn, mean over a sequence's turns, mean over sequences (EPO, Xu et al. 2025). Turns without tokens are no turns.
+    """Take the mean over a turn, then over a sequence's turns, then over sequences (EPO, Xu et al. 2025).
+
+    Turns without tokens are left out.
 
     >>> nested_mean([[1, 2], [1]])
     array([0.25 , 0.125, 0.125, 0.5  ])
@@ -69,7 +76,9 @@ def nested_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class SeqSumOver:
-    """Sum over a sequence divided by a constant, mean over sequences (Dr.GRPO, Liu et al. 2025; constant: the longest length allowed).
+    """Sums over a sequence, divides by a constant, and takes the mean over sequences.
+
+    Dr.GRPO, Liu et al. 2025; the constant is the longest length allowed.
 
     >>> SeqSumOver(2)([[1, 2], [1]])
     array([0.25, 0.25, 0.25, 0.25])
@@ -80,7 +89,8 @@ class SeqSumOver:
     def __post_init__(self) -> None:
         if not self.constant > 0:
             raise ConfigError(
-                f"sequence sums are divided by a positive constant; found {self.constant}; give the most tokens of an episode"
+                f"SeqSumOver divides by a positive constant; found {self.constant}; "
+                "give the largest number of tokens that an episode can have"
             )
 
     def __call__(self, turn_lengths: Sequence[Sequence[int]]) -> Weights:

@@ -14,10 +14,10 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True)
 class Clip(Loss):
-    """``max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` with ``rho = pi / pi_old`` (Schulman et al. 2017, eq. 7).
+    """``max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` with ``rho = pi / pi_old``.
 
-    ``high > low`` is DAPO's clip-higher (Yu et al. 2025). ``dual``: for negative advantages the loss is at most ``-dual * A``
-    (Ye et al. 2020).
+    Schulman et al. 2017, eq. 7. ``high > low`` is DAPO's clip-higher (Yu et al. 2025). ``dual``: for negative
+    advantages the loss is at most ``-dual * A`` (Ye et al. 2020).
     """
 
     low: float = 0.2
@@ -28,15 +28,20 @@ class Clip(Loss):
     def __post_init__(self) -> None:
         if not (0.0 <= self.low <= 1.0 and self.high >= 0.0):
             raise ConfigError(
-                f"the clip range needs 0 <= low <= 1 and high >= 0; found low={self.low}, high={self.high}; usual is 0.2 for both"
+                "the clip range needs 0 <= low <= 1 and high >= 0; "
+                f"found low={self.low}, high={self.high}; 0.2 is usual for both"
             )
         if self.dual is not None and self.dual <= 1.0:
             raise ConfigError(
-                f"the dual clip must be above 1, or it would cut the loss of unchanged policies; found {self.dual}; usual is 3"
+                "the dual clip must be above 1, or it would cut the loss of unchanged policies; "
+                f"found {self.dual}; 3 is usual"
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the surrogate; measured: ``ratio``, ``clip_fraction`` (tokens without gradient), ``approx_kl`` (old to new, nats)."""
+        """Return the surrogate.
+
+        Measured: ``ratio``, ``clip_fraction`` (tokens without gradient) and ``approx_kl`` (old to new, nats).
+        """
         log_ratio_A = (x.logprobs_A - x.old_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio_A = log_ratio_A.exp()
         free_A = -ratio_A * x.advantages_A

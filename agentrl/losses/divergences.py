@@ -1,7 +1,7 @@
-"""Regularisers against other policies: what the model was, a teacher, a target entropy.
+"""Regularisers towards another policy (the reference, a teacher) or towards a target entropy.
 
-All are per-token terms with their own coefficient, estimated from sampled tokens. ``ref_logprobs`` is whatever reference the recipe
-measures: the initial model, or a teacher.
+All are per-token terms with their own coefficient, estimated from sampled tokens. ``ref_logprobs`` are those
+of the reference that the recipe measures: the initial model, or a teacher.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ def forward_kl(log_ratio_A: Tensor) -> Tensor:
 
 
 def jensen_shannon(log_ratio_A: Tensor) -> Tensor:
-    """``u log u - (u + 1) log((u + 1) / 2)``: the generator of the Jensen-Shannon divergence, on samples of ``pi_0``."""
+    """``u log u - (u + 1) log((u + 1) / 2)`` with ``u = pi / pi_0`` on samples of ``pi_0``.
+
+    The generator of the Jensen-Shannon divergence.
+    """
     ratio_A = log_ratio_A.exp()
     return ratio_A * log_ratio_A - (ratio_A + 1.0) * torch.log((ratio_A + 1.0) / 2.0)
 
 
 def chi_squared(log_ratio_A: Tensor) -> Tensor:
-    """``(u - 1)**2`` with ``u = pi / pi_0`` on samples of ``pi_0``: its mean is the chi-squared divergence."""
+    """``(u - 1)**2`` with ``u = pi / pi_0`` on samples of ``pi_0``; its mean is the divergence."""
     return torch.expm1(log_ratio_A).square()
 
 
@@ -43,7 +46,8 @@ class AlphaDivergence:
     def __post_init__(self) -> None:
         if self.a in (0.0, 1.0):
             raise ConfigError(
-                f"the alpha divergence is not defined at {self.a:g}; its limits there are the two KL divergences"
+                f"the alpha divergence is not defined at {self.a:g}; "
+                "its limits there are the two KL divergences"
             )
 
     def __call__(self, log_ratio_A: Tensor) -> Tensor:
@@ -56,9 +60,10 @@ class AlphaDivergence:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal(Loss):
-    """``coef * generator(log pi - log pi_0)`` on rows that the reference itself sampled: what it could do is not to be lost (DPH-RL).
+    """``coef * generator(log pi - log pi_0)`` on rows that the reference itself sampled (DPH-RL).
 
-    Needs no live reference: the rows carry the log-probabilities they were sampled with. Published coefficients are 0.01 to 0.05 for the
+    It keeps the policy from losing what the reference could do. No live reference is needed: the rows carry
+    the log-probabilities with which they were sampled. Published coefficients are 0.01 to 0.05 for the
     forward divergence and 0.05 to 0.2 for Jensen-Shannon's.
     """
 
@@ -75,9 +80,10 @@ class Rehearsal(Loss):
 
 @dataclass(frozen=True, slots=True)
 class TeacherKL(Loss):
-    """``coef * (log pi_teacher - log pi)**2 / 2`` on the policy's own tokens (KDRL, Xu et al. 2025): k2, whose gradient is reverse KL's.
+    """``coef * (log pi_teacher - log pi)**2 / 2`` on the policy's own tokens (KDRL, Xu et al. 2025).
 
-    ``only_failures`` leaves out tokens with a positive advantage: what succeeds needs no teacher.
+    This is k2, whose gradient is that of the reverse KL divergence. ``only_failures`` leaves out tokens with
+    a positive advantage, as successes need no teacher.
     """
 
     coef: float = 5e-3
@@ -96,7 +102,10 @@ class TeacherKL(Loss):
 
 @dataclass(frozen=True, slots=True)
 class EntropyTarget(Loss):
-    """``coef * |H - target|`` per token: push the entropy (nats) towards a target from either side, and not at all within ``slack``."""
+    """``coef * |H - target|`` per token: pulls the entropy (nats) towards a target from either side.
+
+    Within ``slack`` of the target there is no penalty.
+    """
 
     target: float
     coef: float = 0.001

@@ -1,4 +1,4 @@
-"""Entropy that may not swing: entropy-regularised policy optimisation for many turns (EPO, Xu et al. 2025)."""
+"""Entropy within a band: entropy-regularised policy optimisation for many turns (EPO, Xu et al. 2025)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from agentrl.types import Json, Need
 
 @dataclass(slots=True)
 class EPO(Loss):
-    """``-coef * (L_H - phase_k * L_smooth)``: an entropy bonus, less a penalty where the entropy leaves a band around its own history.
+    """``-coef * (L_H - phase_k * L_smooth)``: an entropy bonus minus a penalty outside a band.
 
     ``L_H`` and ``L_smooth`` are nested means (token, turn, trajectory) of ``H_t`` and of
-    ``alpha * ([low * mean(W) - H_t]_+ + [H_t - high * mean(W)]_+)`` with ``W`` the mean entropies of the stage's updates so far; before the
-    first there is no band. The phase ``1 + exp(-gamma * k / floor(K / 2))`` falls from 2 towards 1 over ``updates`` = K.
+    ``alpha * ([low * mean(W) - H_t]_+ + [H_t - high * mean(W)]_+)``, with ``W`` the mean entropies of the
+    stage's updates so far; in the first update there is no band. The phase
+    ``1 + exp(-gamma * k / floor(K / 2))`` falls from 2 towards 1 over ``updates`` = K.
 
-    ``release`` is the form of the published code, where the penalty outside the band, edges too, is the constant ``alpha`` (so it has no
-    gradient) and the phase is piecewise. The history here is of whole updates in both forms.
+    ``release`` is the form of the published code, where the penalty outside the band, including its edges, is
+    the constant ``alpha`` (so it has no gradient) and the phase is piecewise. The history here is of whole
+    updates in both forms.
     """
 
     updates: int
@@ -43,7 +45,8 @@ class EPO(Loss):
     def __post_init__(self) -> None:
         if self.updates < 1 or not 0.0 <= self.low <= self.high:
             raise ConfigError(
-                f"EPO needs the stage's updates and a band 0 <= low <= high; found {self.updates}, {self.low} to {self.high}"
+                "EPO needs the stage's number of updates and a band 0 <= low <= high; "
+                f"found {self.updates} updates and {self.low} to {self.high}"
             )
 
     def phase(self, update: int) -> float:
@@ -88,5 +91,5 @@ class EPO(Loss):
         return {"history": list(self.history)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take the history back."""
+        """Restore the history."""
         self.history = list(cast("list[float]", state["history"]))

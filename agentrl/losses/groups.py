@@ -1,9 +1,11 @@
-"""Losses that tell the successes of a group from its failures, by the sign of advantages that are one number per episode.
+"""Losses that distinguish the successes of a group from its failures, by the sign of their advantages.
 
-``NFT`` and ``OREAL`` need nothing more: what a group decides is in the advantages, so any division into micro-batches gives the same
-gradient. ``CoPG``, ``DisCO`` and ``KLBound`` compare the sequences of a group under the policy as it is now, so they ask for whole groups,
-which must then fit a micro-batch. Their values are those of the published objectives under the aggregation that each names, and each
-token's gradient is its sequence's coefficient times ``grad log pi``. Sequences without action tokens are compared with nobody.
+Advantages must be one number per episode. ``NFT`` and ``OREAL`` need nothing more: all they need to know of
+the group is in the advantages, so any division into micro-batches gives the same gradient. ``CoPG``,
+``DisCO`` and ``KLBound`` compare the sequences of a group under the current policy, so they ask for whole
+groups, which must then fit a micro-batch. Their values are those of the published objectives under the
+aggregation that each names, and each token's gradient is its sequence's coefficient times ``grad log pi``.
+Sequences without action tokens are left out of the comparison.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True)
 class NFT(Loss):
-    """Negative-aware fine-tuning: successes are imitated, and so is what failures imply of the policy of successes (Chen et al. 2025).
+    """Negative-aware fine-tuning: imitates successes and what failures imply about them (Chen et al. 2025).
 
-    With ``p`` the group's share of successes and ``rho = pi / pi_old`` per token: ``-w log rho`` of a success, and
-    ``-w log max((1 - p rho) / (1 - p), floor)`` of a failure, whose gradient passes the floor. ``p`` is read off the advantages, which
-    must be those of ``DrGRPO`` on returns of 0 and 1: ``1 - p`` and ``-p``. It is kept ``bound`` away from 0 and 1; a group of one kind
-    has advantages of 0 and no loss. ``w = 1 - p``, or ``sqrt((1 - p) / p)`` where ``normalised``: on-policy the gradient is that of
-    Dr.GRPO, or of GRPO with the population's deviation. Published: a token sum over a constant, ``SeqSumOver``.
+    The old policy is a mixture of a policy of successes and a policy of failures, so failures imply a policy
+    of successes too. With ``p`` the group's share of successes and ``rho = pi / pi_old`` per token, the loss
+    is ``-w log rho`` for a success, and ``-w log max((1 - p rho) / (1 - p), floor)`` for a failure, whose
+    gradient passes through the floor. ``p`` is computed from the advantages, which must be those of
+    ``DrGRPO`` on returns of 0 and 1: ``1 - p`` and ``-p``. It is kept ``bound`` away from 0 and 1; a group of
+    one kind has advantages of 0 and no loss. ``w = 1 - p``, or ``sqrt((1 - p) / p)`` if ``normalised``:
+    on-policy the gradient is that of Dr.GRPO, or of GRPO with the population's deviation. Published with a
+    token sum over a constant, ``SeqSumOver``.
     """
 
     floor: float = 1.0
@@ -40,19 +45,21 @@ class NFT(Loss):
     def __post_init__(self) -> None:
         if not (0.0 < self.floor <= 1.0 and 0.0 < self.bound < 0.5):
             raise ConfigError(
-                f"NFT needs 0 < floor <= 1 and 0 < bound < 0.5; found floor={self.floor}, bound={self.bound}; usual are 1 and 0.02"
+                "NFT needs 0 < floor <= 1 and 0 < bound < 0.5; "
+                f"found floor={self.floor}, bound={self.bound}; 1 and 0.02 are usual"
             )
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the loss; measured: ``ratio``, ``clip_fraction`` (failures at the floor), ``approx_kl``.
 
         Raises:
-            ConfigError: advantages of other rewards or another rule.
+            ConfigError: the advantages are not those of ``DrGRPO`` on returns of 0 and 1.
         """
         if bool((x.advantages_A.abs() >= 1.0).any()):
             raise ConfigError(
-                "NFT reads a group's share of successes off advantages between -1 and 1; "
-                f"found {float(x.advantages_A[x.advantages_A.abs().argmax()]):g}; use DrGRPO and a reward that pays 0 or 1 in all"
+                "NFT computes a group's share of successes from advantages between -1 and 1; "
+                f"found {float(x.advantages_A[x.advantages_A.abs().argmax()]):g}; "
+                "use DrGRPO and a reward that pays an episode 0 or 1 in total"
             )
         log_ratio_A = log_ratio(x)
         good_A = x.advantages_A > 0
@@ -64,18 +71,19 @@ class NFT(Loss):
         floored_A = implied_A + (implied_A.clamp(min=self.floor) - implied_A).detach()
         weight_A = ((1.0 - share_A) / share_A).sqrt() if self.normalised else 1.0 - share_A
         loss_A = -weight_A * torch.where(good_A, log_ratio_A, floored_A.log())
-        told_A = x.advantages_A != 0
-        measured = measure(log_ratio_A.detach().exp(), log_ratio_A, below_A & told_A & ~good_A)
-        return torch.where(told_A, loss_A, torch.zeros_like(loss_A)), measured
+        informative_A = x.advantages_A != 0
+        measured = measure(log_ratio_A.detach().exp(), log_ratio_A, below_A & informative_A & ~good_A)
+        return torch.where(informative_A, loss_A, torch.zeros_like(loss_A)), measured
 
 
 @dataclass(frozen=True, slots=True)
 class OREAL(Loss):
-    """``-positive A log pi`` of successes, ``-negative A exp(log pi - sg log pi)`` of failures: two weights (Lyu et al. 2025).
+    """``-positive A log pi`` for successes, ``-negative A exp(log pi - sg log pi)`` for failures.
 
-    Both have the gradient of a weighted ``-A log pi``; imitation is right for successes whoever sampled them. Advantages are those of
-    ``RLOO``, and ``Attribution`` gives them the paper's weights of single steps. One success and one failure of each group are kept, as
-    published, by ``KeepVaried(2)``; published with ``KL(0.01)`` and a mean over tokens.
+    Lyu et al. 2025. Both have the gradient of a weighted ``-A log pi``; imitating successes is right whatever
+    policy sampled them. Use the advantages of ``RLOO``; ``Attribution`` adds the paper's weights of single
+    steps, and ``KeepVaried(2)`` keeps one success and one failure of each group, as published. Published with
+    ``KL(0.01)`` and a mean over tokens.
     """
 
     positive: float = 1.0
@@ -85,11 +93,12 @@ class OREAL(Loss):
     def __post_init__(self) -> None:
         if not (self.positive >= 0.0 and self.negative >= 0.0):
             raise ConfigError(
-                f"OREAL's weights must not be negative; found {self.positive} and {self.negative}; usual are 1.0 and 0.5"
+                f"OREAL's weights must not be negative; found {self.positive} and {self.negative}; "
+                "1.0 and 0.5 are usual"
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the weighted loss; measured: ``nll`` (of successes, unweighted; others count 0)."""
+        """Return the weighted loss; measured: ``nll`` (of successes, unweighted; other tokens count as 0)."""
         good_A = x.advantages_A > 0
         imitated_A = self.positive * x.logprobs_A
         unlearned_A = self.negative * torch.exp(x.logprobs_A - x.logprobs_A.detach())
@@ -99,12 +108,14 @@ class OREAL(Loss):
 
 @dataclass(frozen=True, slots=True)
 class CoPG(Loss):
-    """Contrastive policy gradient: make all of a group's regularised returns equal, wherever the data came from.
+    """Contrastive policy gradient: makes all regularised returns of a group equal, whatever policy sampled.
 
-    Flet-Berliac et al. 2024; formula from descriptions that agree.
-    ``1 / (k - 1) * sum over pairs of (R_i - R_j)**2 / (2 beta)`` with ``R_i = A_i - beta * sum_t log(pi / pi_ref)``. A sequence's
-    coefficient is the mean of ``R_i - R_j`` over the others: with ``pi = pi_ref`` that is ``RLOO``. No importance weights are needed, and
-    only differences of advantages count: give those of ``DrGRPO``. Aggregate with ``seq_sum_then_mean``. A group of one has no loss.
+    Flet-Berliac et al. 2024; formula from descriptions that agree. The loss is
+    ``1 / (k - 1) * sum over pairs of (R_i - R_j)**2 / (2 beta)`` with
+    ``R_i = A_i - beta * sum_t log(pi / pi_ref)``. A sequence's coefficient is the mean of ``R_i - R_j`` over
+    the others: with ``pi = pi_ref`` that is ``RLOO``. No importance weights are needed, and only differences
+    of advantages count: use those of ``DrGRPO``. Aggregate with ``seq_sum_then_mean``. A group of one has no
+    loss.
     """
 
     beta: float = 0.1
@@ -113,18 +124,24 @@ class CoPG(Loss):
 
     def __post_init__(self) -> None:
         if not self.beta > 0.0:
-            raise ConfigError(f"CoPG needs a beta above 0; found {self.beta}; usual are 0.01 to 0.1")
+            raise ConfigError(f"CoPG needs a beta above 0; found {self.beta}; 0.01 to 0.1 is usual")
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the loss; measured: ``pair_gap`` (the group's ``sum over pairs of (R_i - R_j)**2 / (k - 1)``), ``ref_kl`` (k1, nats)."""
+        """Return the loss.
+
+        Measured: ``pair_gap`` (the group's ``sum over pairs of (R_i - R_j)**2 / (k - 1)``) and ``ref_kl``
+        (k1, nats).
+        """
         assert x.ref_logprobs_A is not None, "ref_logprobs were not measured"
         groups = _Groups.of(x)
         log_ratio_A = x.logprobs_A - x.ref_logprobs_A
-        returns_S = groups.means(x.advantages_A) - self.beta * groups.sums(log_ratio_A.detach())
-        off_S = returns_S - groups.share(returns_S) / groups.sizes_S
+        returns_S = groups.sequence_means(x.advantages_A) - self.beta * groups.sequence_sums(
+            log_ratio_A.detach()
+        )
+        off_S = returns_S - groups.group_sums(returns_S) / groups.sizes_S
         others_S = (groups.sizes_S - 1.0).clamp(min=1.0)
         coefficient_S = off_S * groups.sizes_S / others_S
-        gap_S = groups.share(off_S.square()) * groups.sizes_S / others_S
+        gap_S = groups.group_sums(off_S.square()) * groups.sizes_S / others_S
         value_S = gap_S / (2.0 * self.beta * groups.sizes_S * groups.lengths_S)
         loss_A = _with_gradient(value_S[groups.sequence_A], -coefficient_S[groups.sequence_A] * x.logprobs_A)
         return loss_A, {"pair_gap": gap_S[groups.sequence_A], "ref_kl": log_ratio_A.detach()}
@@ -132,12 +149,15 @@ class CoPG(Loss):
 
 @dataclass(frozen=True, slots=True)
 class DisCO(Loss):
-    """Discriminative constrained optimisation: score successes above failures, all groups alike however hard (Li et al. 2025).
+    """Discriminative constrained optimisation: scores successes above failures (Li et al. 2025).
 
-    The loss is ``-(mean(s+) - tau log mean exp(s- / tau))`` of each group, or with ``tau`` None ``-(mean(s+) - mean(s-))``; ``s`` is a
-    sequence's mean log-probability, or where ``ratios`` its mean ``pi / pi_old``. Small ``tau`` looks at the likeliest failures. Only the
-    sign of a sequence's advantage counts. Groups without both kinds have no loss. Aggregate with ``seq_mean_then_mean``, and keep the
-    policy near with the regulariser ``KLBound``. Published code gives the ratios' variant the loss without ``tau``; this does not.
+    All groups weigh the same, however hard. The loss of a group is
+    ``-(mean(s+) - tau log mean exp(s- / tau))``, or with ``tau`` None ``-(mean(s+) - mean(s-))``; ``s`` is a
+    sequence's mean log-probability, or with ``ratios`` its mean ``pi / pi_old``. A small ``tau`` concentrates
+    on the likeliest failures. Only the sign of a sequence's advantage counts. Groups without both kinds have
+    no loss. Aggregate with ``seq_mean_then_mean``, and keep the policy near the old one with the regulariser
+    ``KLBound``. Published code uses the loss without ``tau`` for the variant with ratios; here they are
+    independent.
     """
 
     tau: float | None = 10.0
@@ -148,35 +168,40 @@ class DisCO(Loss):
     def __post_init__(self) -> None:
         if self.tau is not None and not self.tau > 0.0:
             raise ConfigError(
-                f"DisCO needs a tau above 0, or None for the plain difference of means; found {self.tau}; usual is 10"
+                "DisCO needs a tau above 0, or None for the plain difference of means; "
+                f"found {self.tau}; 10 is usual"
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the loss; measured: ``margin`` (the group's objective), ``one_sided`` (in groups without both kinds), ``approx_kl``."""
+        """Return the loss.
+
+        Measured: ``margin`` (the group's objective), ``one_sided`` (tokens in groups without both kinds) and
+        ``approx_kl``.
+        """
         groups = _Groups.of(x)
         log_ratio_A = log_ratio(x)
         score_A = log_ratio_A.exp() if self.ratios else x.logprobs_A
-        score_S, advantage_S = groups.means(score_A.detach()), groups.means(x.advantages_A)
+        score_S, advantage_S = groups.sequence_means(score_A.detach()), groups.sequence_means(x.advantages_A)
         good_S, bad_S = (advantage_S > 0).to(score_S.dtype), (advantage_S < 0).to(score_S.dtype)
-        num_good_S, num_bad_S = groups.share(good_S), groups.share(bad_S)
+        num_good_S, num_bad_S = groups.group_sums(good_S), groups.group_sums(bad_S)
         both_S = ((num_good_S > 0) & (num_bad_S > 0)).to(score_S.dtype)
         good_share_S = good_S / num_good_S.clamp(min=1.0)
         if self.tau is None:
             bad_share_S = bad_S / num_bad_S.clamp(min=1.0)
-            worst_S = groups.share(bad_share_S * score_S)
+            worst_S = groups.group_sums(bad_share_S * score_S)
         else:
-            top_S = groups.largest(torch.where(bad_S > 0, score_S / self.tau, -torch.inf)).nan_to_num(
+            top_S = groups.group_maxima(torch.where(bad_S > 0, score_S / self.tau, -torch.inf)).nan_to_num(
                 neginf=0.0
             )
             tilted_S = torch.where(
                 bad_S > 0, torch.exp(score_S / self.tau - top_S), torch.zeros_like(score_S)
             )
-            total_S = groups.share(tilted_S)
+            total_S = groups.group_sums(tilted_S)
             bad_share_S = tilted_S / torch.where(num_bad_S > 0, total_S, 1.0)
             worst_S = self.tau * (
                 top_S + torch.where(num_bad_S > 0, total_S / num_bad_S.clamp(min=1.0), 1.0).log()
             )
-        margin_S = both_S * (groups.share(good_share_S * score_S) - worst_S)
+        margin_S = both_S * (groups.group_sums(good_share_S * score_S) - worst_S)
         coefficient_S = both_S * groups.sizes_S * (good_share_S - bad_share_S)
         loss_A = _with_gradient(-margin_S[groups.sequence_A], -coefficient_S[groups.sequence_A] * score_A)
         with torch.no_grad():
@@ -186,10 +211,11 @@ class DisCO(Loss):
 
 @dataclass(frozen=True, slots=True)
 class KLBound(Loss):
-    """DisCO's constraint: ``[beta (KL - delta)]_+ * KL`` of each group, the bracket without gradient; 0 while ``KL <= delta``.
+    """DisCO's constraint: ``[beta (KL - delta)]_+ * KL`` of each group, the bracket without gradient.
 
-    ``KL`` is that from the old policy, the mean of ``rho - 1 - log rho`` over the group's tokens. Published code takes it over a whole
-    micro-batch; a group of its own is bounded more strictly, and does not depend on the division. Sums weigh groups by their tokens.
+    It is 0 while ``KL <= delta``. ``KL`` is that from the old policy, the mean of ``rho - 1 - log rho`` over
+    the group's tokens. Published code takes it over a whole micro-batch; a bound for each group is stricter,
+    and does not depend on the division into micro-batches. The aggregation weighs groups by their tokens.
     """
 
     beta: float = 1e3
@@ -201,7 +227,8 @@ class KLBound(Loss):
     def __post_init__(self) -> None:
         if not (self.beta > 0.0 and self.delta >= 0.0):
             raise ConfigError(
-                f"KLBound needs a beta above 0 and a delta of at least 0; found {self.beta} and {self.delta}; usual are 1000 and 0.0001"
+                "KLBound needs a beta above 0 and a delta of at least 0; "
+                f"found {self.beta} and {self.delta}; 1000 and 0.0001 are usual"
             )
 
     def __call__(self, x: LossInputs) -> Terms:
@@ -209,7 +236,9 @@ class KLBound(Loss):
         groups = _Groups.of(x)
         log_ratio_A = log_ratio(x)
         divergence_A = torch.expm1(log_ratio_A) - log_ratio_A
-        mean_S = groups.share(groups.sums(divergence_A.detach())) / groups.share(groups.lengths_S)
+        mean_S = groups.group_sums(groups.sequence_sums(divergence_A.detach())) / groups.group_sums(
+            groups.lengths_S
+        )
         force_S = (self.beta * (mean_S - self.delta)).clamp(min=0.0)
         return force_S[groups.sequence_A] * divergence_A, {
             "bound_exceeded": (force_S > 0)[groups.sequence_A].to(divergence_A.dtype)
@@ -224,7 +253,7 @@ class _Groups:
     group_S: Tensor
     lengths_S: Tensor
     sizes_S: Tensor
-    """Sequences of its group."""
+    """Number of sequences in the sequence's group."""
 
     @classmethod
     def of(cls, x: LossInputs) -> _Groups:
@@ -237,19 +266,19 @@ class _Groups:
         sizes_S = torch.bincount(group_S)[group_S].to(lengths_S.dtype)
         return cls(sequence_A, group_S, lengths_S, sizes_S)
 
-    def sums(self, values_A: Tensor) -> Tensor:
+    def sequence_sums(self, values_A: Tensor) -> Tensor:
         """Return each sequence's sum."""
         return values_A.new_zeros(len(self.lengths_S)).index_add(0, self.sequence_A, values_A)
 
-    def means(self, values_A: Tensor) -> Tensor:
+    def sequence_means(self, values_A: Tensor) -> Tensor:
         """Return each sequence's mean."""
-        return self.sums(values_A) / self.lengths_S
+        return self.sequence_sums(values_A) / self.lengths_S
 
-    def share(self, values_S: Tensor) -> Tensor:
+    def group_sums(self, values_S: Tensor) -> Tensor:
         """Return at each sequence the sum over its group."""
         return values_S.new_zeros(len(values_S)).index_add(0, self.group_S, values_S)[self.group_S]
 
-    def largest(self, values_S: Tensor) -> Tensor:
+    def group_maxima(self, values_S: Tensor) -> Tensor:
         """Return at each sequence the largest value of its group."""
         return values_S.new_full((len(values_S),), -torch.inf).scatter_reduce(
             0, self.group_S, values_S, "amax"

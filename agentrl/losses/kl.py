@@ -1,12 +1,11 @@
-"""Divergence from a reference policy, estimated from the sampled tokens (Schulman 2020, "Approximating KL divergence").
+"""Divergence from a reference policy, estimated from the sampled tokens.
 
-With ``d = log pi - log pi_ref`` cut at 20 nats either way:
+Schulman 2020, "Approximating KL divergence". With ``d = log pi - log pi_ref`` cut at 20 nats on either side:
 
-======  =======================  ==============================================================================================
-k1      ``d``                    unbiased as a number; as a loss its expected gradient is zero: it belongs in the reward
-k2      ``d**2 / 2``             as a loss, on-policy, the gradient of ``KL(pi || pi_ref)``
-k3      ``exp(-d) - 1 + d``      never negative, unbiased as a number; as a loss, on-policy, the gradient of ``KL(pi_ref || pi)``
-======  =======================  ==============================================================================================
+* k1, ``d``: unbiased as a number; as a loss its expected gradient is zero, so it belongs in the reward.
+* k2, ``d**2 / 2``: as a loss, on-policy, the gradient of ``KL(pi || pi_ref)``.
+* k3, ``exp(-d) - 1 + d``: never negative, unbiased as a number; as a loss, on-policy, the gradient of
+  ``KL(pi_ref || pi)``.
 """
 
 from __future__ import annotations

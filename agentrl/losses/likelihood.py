@@ -11,7 +11,7 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True)
 class NegativeLogLikelihood(Loss):
-    """``-A log pi``: imitation where the advantages are 1, weighted imitation where they are not."""
+    """``-A log pi``: imitation if the advantages are 1, weighted imitation otherwise."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -22,7 +22,10 @@ class NegativeLogLikelihood(Loss):
 
 @dataclass(frozen=True, slots=True)
 class PolicyGradient(Loss):
-    """``-A log pi``: REINFORCE, for data that the current policy sampled. Nothing bounds the step when the data are older."""
+    """``-A log pi``: REINFORCE, for data that the current policy sampled.
+
+    Nothing bounds the step if the data are older.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 

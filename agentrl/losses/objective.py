@@ -44,6 +44,11 @@ class Objective:
         return any(part.whole_groups for part in (self.loss, *self.regularisers))
 
     @property
+    def remembering(self) -> tuple[Loss, ...]:
+        """The regularisers whose state is kept in checkpoints."""
+        return tuple(regulariser for regulariser in self.regularisers if regulariser.remembers)
+
+    @property
     def needs(self) -> frozenset[Need]:
         """Every measurement that a part asks for."""
         own: set[Need] = set()
@@ -52,8 +57,3 @@ class Objective:
         if self.off_policy is not None:
             own.add("old_logprobs")
         return self.loss.needs.union(own, *(regulariser.needs for regulariser in self.regularisers))
-
-    @property
-    def remembering(self) -> list[Loss]:
-        """The regularisers that look back on earlier updates; checkpoints keep what they remember."""
-        return [regulariser for regulariser in self.regularisers if regulariser.remembers]

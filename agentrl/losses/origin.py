@@ -1,4 +1,4 @@
-"""Losses by origin: one for what the policy sampled, another for what it was given."""
+"""Losses by origin: one for tokens that the policy sampled, another for tokens that were given."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True)
 class ByOrigin(Loss):
-    """``own`` for tokens that the policy sampled from their context, ``given`` for the others, each times its weight.
+    """``own`` for tokens that the policy sampled from their context, ``given`` for the others, each weighted.
 
-    Imitate demonstrations beside reinforcement (HPT) or one's own successes at another temperature (AEPO) with ``NegativeLogLikelihood``,
-    learn from refinements with ``CritiqueShaped`` (Critique-GRPO), from one's informed self with ``FromTeacher`` (pi-Distill). The
-    aggregation counts the tokens of both; weights multiply a loss and nothing else.
+    Use it to imitate demonstrations beside reinforcement (HPT) or the policy's own successes at another
+    temperature (AEPO) with ``NegativeLogLikelihood``, to learn from refinements with ``CritiqueShaped``
+    (Critique-GRPO), or from the policy's privileged play with ``FromTeacher`` (pi-Distill). The aggregation
+    counts the tokens of both; the weights multiply only the loss.
     """
 
     own: Loss
@@ -29,16 +30,20 @@ class ByOrigin(Loss):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What either asks for."""
+        """The needs of both losses."""
         return self.own.needs | self.given.needs
 
     @property
     def whole_groups(self) -> bool:
-        """Whether either compares the sequences of a group."""
+        """Whether one of the losses compares the sequences of a group."""
         return self.own.whole_groups or self.given.whole_groups
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the loss; what each part measures is a mean over its own tokens, and ``given`` the share of those that were given."""
+        """Return the loss.
+
+        Measured: what each loss measures, averaged over its own tokens, and ``given``, the share of tokens
+        that were given.
+        """
         given_A = torch.zeros_like(x.logprobs_A, dtype=torch.bool) if x.given_A is None else x.given_A
         loss_A = torch.zeros_like(x.logprobs_A)
         measured: dict[str, Tensor] = {}
@@ -56,10 +61,11 @@ class ByOrigin(Loss):
 
 @dataclass(frozen=True, slots=True)
 class FromTeacher(Loss):
-    """``-(pi / pi_T) A - beta * (log pi - log pi_T)``: learn without information what one's informed self did with it (pi-Distill, 2026).
+    """``-(pi / pi_T) A - beta * (log pi - log pi_T)``: the student's part of pi-Distill (2026).
 
-    ``pi_T`` is who sampled the tokens, from another prompt: the behaviour's log-probabilities. The second term has the gradient of
-    ``beta * KL(pi_T || pi)``. Both are per token and under the same aggregation.
+    The policy learns to do without information what it did with it. ``pi_T`` is the distribution that sampled
+    the tokens, from a prompt with the information: the behaviour's log-probabilities. The second term has the
+    gradient of ``beta * KL(pi_T || pi)``. Both terms are per token and under the same aggregation.
     """
 
     beta: float = 0.25

@@ -1,7 +1,8 @@
-"""Policy losses that differ in what they make of the ratio ``rho = pi / pi_old``, per token or per sequence.
+"""Policy losses that differ in how they use the ratio ``rho = pi / pi_old``, per token or per sequence.
 
-They differ from the clipped surrogate of ``agentrl.losses.clip`` in which tokens still have a gradient once the policy has moved, and in
-how much of one. Log-ratios are cut at 20 nats. On-policy, where every ratio is 1, all but the last have the plain policy gradient.
+They differ from the clipped surrogate of ``agentrl.losses.clip`` in which tokens still have a gradient once
+the policy has moved, and in its size. Log-ratios are cut at 20 nats. On-policy, where every ratio is 1, all
+but the last have the plain policy gradient.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True)
 class GSPO(Loss):
-    """One ratio per sequence, ``s = exp(mean_t log rho_t)``, clipped as PPO clips (Zheng et al. 2025).
+    """One ratio per sequence, ``s = exp(mean_t log rho_t)``, clipped as in PPO (Zheng et al. 2025).
 
-    Each token's gradient is ``s * grad log pi``. Aggregate with ``seq_mean_then_mean``, and do not combine with per-token importance
-    weights. The range is much narrower than PPO's, as a mean of log-ratios hardly moves.
+    Each token's gradient is ``s * grad log pi``. Aggregate with ``seq_mean_then_mean``, and do not combine
+    with per-token importance weights. The range is much narrower than PPO's, because a mean of log-ratios
+    hardly moves.
     """
 
     low: float = 3e-4
@@ -46,10 +48,10 @@ class GSPO(Loss):
 
 @dataclass(frozen=True, slots=True)
 class CISPO(Loss):
-    """``-sg(clip(rho)) A log pi``: the weight is clipped, the gradient of no token is dropped (MiniMax 2025)."""
+    """``-sg(clip(rho)) A log pi``: clips the weight, so every token keeps its gradient (MiniMax 2025)."""
 
     low: float = 1.0
-    """1: no lower bound, as originally."""
+    """1 means no lower bound, as in the original."""
     high: float = 0.28
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -57,7 +59,10 @@ class CISPO(Loss):
         _check_range(self.low, self.high)
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the weighted loss; measured: ``ratio``, ``clip_fraction`` (weights that were cut), ``approx_kl``."""
+        """Return the weighted loss.
+
+        Measured: ``ratio``, ``clip_fraction`` (weights that were clipped) and ``approx_kl``.
+        """
         log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.detach().exp()
         weight_A = ratio_A.clamp(1.0 - self.low, 1.0 + self.high)
@@ -66,7 +71,10 @@ class CISPO(Loss):
 
 @dataclass(frozen=True, slots=True)
 class SAPO(Loss):
-    """``-(4 / tau) sigmoid(tau (rho - 1)) A``: a soft gate in the place of the clip, sharper for negative advantages (SAPO, 2025)."""
+    """``-(4 / tau) sigmoid(tau (rho - 1)) A``: a soft gate replaces the clip (SAPO, 2025).
+
+    It is sharper for negative advantages.
+    """
 
     positive: float = 1.0
     negative: float = 1.05
@@ -75,7 +83,8 @@ class SAPO(Loss):
     def __post_init__(self) -> None:
         if not (self.positive > 0.0 and self.negative > 0.0):
             raise ConfigError(
-                f"SAPO's temperatures must be above 0; found {self.positive} and {self.negative}; usual are 1.0 and 1.05"
+                f"SAPO's temperatures must be above 0; found {self.positive} and {self.negative}; "
+                "1.0 and 1.05 are usual"
             )
 
     def __call__(self, x: LossInputs) -> Terms:
@@ -93,9 +102,10 @@ class SAPO(Loss):
 
 @dataclass(frozen=True, slots=True)
 class GMPO(Loss):
-    """One ratio per sequence: the geometric mean of its tokens' clipped ratios, ``exp(mean_t clip(log rho_t, -c, c))`` (Zhao et al. 2025).
+    """One ratio per sequence: the geometric mean of its tokens' clipped ratios (Zhao et al. 2025).
 
-    ``one_sided`` clips only on the side where PPO does, as published code does. Aggregate with ``seq_mean_then_mean``.
+    That is ``exp(mean_t clip(log rho_t, -c, c))``. ``one_sided`` clips only on the side where PPO does, as
+    published code does. Aggregate with ``seq_mean_then_mean``.
     """
 
     log_clip: float = 0.4
@@ -105,7 +115,7 @@ class GMPO(Loss):
     def __post_init__(self) -> None:
         if not self.log_clip > 0.0:
             raise ConfigError(
-                f"GMPO clips log-ratios at a positive number of nats; found {self.log_clip}; usual is 0.4"
+                f"GMPO clips log-ratios at a positive number of nats; found {self.log_clip}; 0.4 is usual"
             )
 
     def __call__(self, x: LossInputs) -> Terms:
@@ -121,11 +131,13 @@ class GMPO(Loss):
 
 @dataclass(frozen=True, slots=True)
 class TOPR(Loss):
-    """``-A log pi`` where ``A > 0``, and with the weight ``sg(clip(pi(tau) / mu(tau), 0, 1))`` of the whole sequence where not.
+    """``-A log pi`` where ``A > 0``, else weighted by ``sg(clip(pi(tau) / mu(tau), 0, 1))``.
 
-    Tapered off-policy REINFORCE (Le Roux et al. 2025): successes are imitated wherever they came from, failures fade as the policy leaves
-    them. Of long sequences the ratio of a failure goes to 0: that is the taper. Meant for advantages of -1 and 1, without division by a
-    deviation; ``mu`` is the distribution that sampled. Aggregate with ``seq_sum_then_mean``.
+    Tapered off-policy REINFORCE (Le Roux et al. 2025). The weight is that of the whole sequence, and ``mu``
+    is the distribution that sampled. Successes are imitated whatever policy sampled them; failures lose their
+    weight as the policy moves away from them. For long sequences the ratio of a failure goes to 0: that is
+    the taper. Meant for advantages of -1 and 1, without division by a deviation. Aggregate with
+    ``seq_sum_then_mean``.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -146,9 +158,10 @@ class TOPR(Loss):
 
 @dataclass(frozen=True, slots=True)
 class MirrorDescent(Loss):
-    """``-rho A + k3(pi_old, pi) / step``: no clip, the divergence from the old policy holds it (MDPO, Tomar et al. 2020).
+    """``-rho A + k3(pi_old, pi) / step``: not clipped, but held by the divergence from the old policy.
 
-    Several optimiser steps on one batch approach ``pi ~ pi_old exp(step * A)``. Anneal ``step`` from 1 down.
+    MDPO, Tomar et al. 2020. Several optimiser steps on one batch approach ``pi ~ pi_old exp(step * A)``.
+    Anneal ``step`` down from 1.
     """
 
     step: float = 1.0
@@ -159,7 +172,7 @@ class MirrorDescent(Loss):
             raise ConfigError(f"mirror descent needs a step above 0; found {self.step}")
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the penalised surrogate; measured: ``ratio``, ``clip_fraction`` (always 0), ``approx_kl``."""
+        """Return the penalised surrogate; measured: ``ratio``, ``clip_fraction`` (0), ``approx_kl``."""
         log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.exp()
         divergence_A = ratio_A * log_ratio_A - ratio_A + 1.0  # its mean under pi_old is KL(pi || pi_old)
@@ -169,10 +182,11 @@ class MirrorDescent(Loss):
 
 @dataclass(frozen=True, slots=True)
 class CritiqueShaped(Loss):
-    """``-f(pi) A`` with ``f = pi / (pi + gamma)``: rows that another prompt produced, such as refinements after a critique.
+    """``-f(pi) A`` with ``f = pi / (pi + gamma)``: for tokens that were sampled from another prompt.
 
-    There is no ratio to clip, as nobody sampled them from this prompt; what the policy finds unlikely moves gently (Critique-GRPO, Zhang
-    et al. 2025).
+    For example, for refinements after a critique (Critique-GRPO, Zhang et al. 2025). As the policy did not
+    sample them from this prompt, there is no ratio to clip; the probability of tokens that the policy finds
+    unlikely changes slowly.
     """
 
     gamma: float = 0.1
@@ -203,7 +217,10 @@ def sequence_means(values_A: Tensor, sequence_A: Tensor) -> Tensor:
 
 
 def measure(ratio_A: Tensor, log_ratio_A: Tensor, clipped_A: Tensor) -> dict[str, Tensor]:
-    """Return what every loss with a ratio measures: ``ratio``, ``clip_fraction`` and ``approx_kl`` (old to new, nats)."""
+    """Return what every loss with a ratio measures: ``ratio``, ``clip_fraction`` and ``approx_kl``.
+
+    ``approx_kl`` is from the old to the new policy, in nats.
+    """
     with torch.no_grad():
         return {
             "ratio": ratio_A,

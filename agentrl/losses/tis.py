@@ -1,8 +1,9 @@
-"""Truncated importance weights: how much data of another sampler count (Yao et al. 2025; Espeholt et al. 2018).
+"""Truncated importance weights: how much tokens count that another distribution sampled.
 
-``w = min(pi_old / pi_behaviour, cap)`` corrects for the policy that sampled: older weights, or an engine whose arithmetic is not the
-learner's. It multiplies a loss whose own ratio and clip are ``pi / pi_old``; the two are never mixed (decoupled PPO, Hilton et al. 2022).
-Weights carry no gradient. The denominators of the aggregation stay those of the whole batch, also where a weight is 0.
+Yao et al. 2025; Espeholt et al. 2018. ``w = min(pi_old / pi_behaviour, cap)`` corrects for the policy that
+sampled: older weights, or an engine whose arithmetic is not the learner's. It multiplies a loss whose own
+ratio and clip are ``pi / pi_old``; the two are never mixed (decoupled PPO, Hilton et al. 2022). Weights carry
+no gradient. The denominators of the aggregation stay those of the whole batch, even if a weight is 0.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from agentrl.errors import ConfigError
 from agentrl.losses import MAX_LOG_RATIO, OffPolicy
 
 NEARLY_ZERO = 1e-3
-"""A weight below this teaches nothing."""
+"""Tokens with a smaller weight count as lost in the metric ``off_policy_zero``."""
 
 
 def weight_metrics(rule: OffPolicy, weights_A: Tensor) -> Mapping[str, Tensor]:
-    """Return what to look at before believing in the weights: themselves, where they are cut at the cap, and where they are nearly 0.
+    """Return metrics about the weights: themselves, the share at the cap, and the share that is nearly 0.
 
-    Products over long sequences end at one of the two, and a mean does not show it.
+    Products over long sequences tend to one of these two, and a mean does not show it, so look at them before
+    trusting the weights.
     """
     found = {"off_policy_weight": weights_A, "off_policy_zero": (weights_A < NEARLY_ZERO).to(weights_A.dtype)}
     if rule.cap is not None:
@@ -49,7 +51,7 @@ class TokenTIS(OffPolicy):
 class SequenceTIS(OffPolicy):
     """One weight per sequence: the product of its tokens' ratios, at most ``cap``.
 
-    Of long sequences the product ends at the cap or at 0: look at the measured weights before believing in it.
+    For long sequences the product tends to the cap or to 0: look at the measured weights before trusting it.
     """
 
     cap: float = 2.0
@@ -68,7 +70,7 @@ class SequenceTIS(OffPolicy):
 
 @dataclass(frozen=True, slots=True)
 class TokenRejection(OffPolicy):
-    """1 where the token's ratio is within ``[1 / cap, cap]``, else 0: what another policy would hardly have said teaches nothing."""
+    """1 if the token's ratio is within ``[1 / cap, cap]``, else 0: very off-policy tokens are dropped."""
 
     cap: float = 2.0
 
@@ -84,7 +86,8 @@ class TokenRejection(OffPolicy):
 def _check_cap(cap: float) -> None:
     if not cap >= 1.0:
         raise ConfigError(
-            f"the cap of an importance weight must be at least 1, the weight of on-policy data; found {cap}; usual is 2 to 5"
+            "the cap of an importance weight must be at least 1, the weight of on-policy data; "
+            f"found {cap}; 2 to 5 is usual"
         )
 
 

@@ -13,10 +13,11 @@ from agentrl.errors import ConfigError
 def value_loss(
     values_A: Tensor, old_values_A: Tensor, targets_A: Tensor, *, clip: float | None = None
 ) -> Tensor:
-    """``(V - target)**2 / 2`` per token, 0 where the target is NaN.
+    """Return ``(V - target)**2 / 2`` per token; 0 if the target is NaN.
 
-    With ``clip`` the larger of that and the error of ``V`` held within ``clip`` of ``old_values_A`` (as in the PPO release, Dhariwal
-    et al. 2017). A mean belongs over tokens *with* a target: divide by their number in the whole batch.
+    With ``clip``, return the larger of that and the error of ``V`` limited to within ``clip`` of
+    ``old_values_A`` (as in the PPO release, Dhariwal et al. 2017). To average, divide by the number of tokens
+    *with* a target in the whole batch.
     """
     has_A = ~torch.isnan(targets_A)
     targets_A = torch.where(has_A, targets_A, values_A.detach())
@@ -36,9 +37,7 @@ class ValueLoss:
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
-            raise ConfigError(
-                f"the value clip must be positive; found {self.clip}; leave it None to not clip"
-            )
+            raise ConfigError(f"the value clip must be positive; found {self.clip}; use None for no clip")
 
     def __call__(self, values_A: Tensor, old_values_A: Tensor, targets_A: Tensor) -> Tensor:
         """Return the weighted loss per token ``[A]``."""

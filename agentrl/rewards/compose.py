@@ -64,12 +64,12 @@ class Scaled(Reward):
 
     @property
     def signals(self) -> frozenset[str]:
-        """As ``reward``."""
+        """Same as those of ``reward``."""
         return self.reward.signals
 
     @property
     def components(self) -> frozenset[str]:
-        """As ``reward``."""
+        """Same as those of ``reward``."""
         return self.reward.components
 
     def __call__(self, trajectory: Trajectory) -> Ledger:

@@ -109,7 +109,7 @@ class Judged(Reward):
 
     @property
     def components(self) -> frozenset[str]:
-        """The one component."""
+        """The single component that it pays."""
         return frozenset({self.name})
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
@@ -162,7 +162,7 @@ class Judged(Reward):
             return self._answered(self.rubric.question([transcript(trajectory)]), trajectory)
         key = transcript(trajectory)
         if (wins := self._wins.get(f"{trajectory.task.id}\n{key}")) is None:
-            raise Unjudged(f"{trajectory.task.id}#{trajectory.sample} was compared with nothing")
+            raise Unjudged(f"{trajectory.task.id}#{trajectory.sample} was compared with no other episode")
         return wins
 
     def _answered(self, question: str, trajectory: Trajectory) -> float:

@@ -20,12 +20,12 @@ class Outcome(Reward):
 
     @property
     def signals(self) -> frozenset[str]:
-        """The one signal."""
+        """The single signal that it reads."""
         return frozenset({self.signal})
 
     @property
     def components(self) -> frozenset[str]:
-        """The one component."""
+        """The single component that it pays."""
         return frozenset({self.name})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
@@ -43,12 +43,12 @@ class Process(Reward):
 
     @property
     def signals(self) -> frozenset[str]:
-        """The one signal."""
+        """The single signal that it reads."""
         return frozenset({self.signal})
 
     @property
     def components(self) -> frozenset[str]:
-        """The one component."""
+        """The single component that it pays."""
         return frozenset({self.signal})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:

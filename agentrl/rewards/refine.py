@@ -171,7 +171,7 @@ class Milestones(Reward):
 
     @property
     def components(self) -> frozenset[str]:
-        """The one component."""
+        """The single component that it pays."""
         return frozenset({self.name})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:

@@ -150,7 +150,7 @@ class StateSimilarity(Reward):
 
     @property
     def components(self) -> frozenset[str]:
-        """The one component."""
+        """The single component that it pays."""
         return frozenset({self.name})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
@@ -183,8 +183,8 @@ class StateSimilarity(Reward):
                 if isinstance(attributes, Mapping)
             )
         raise ConfigError(
-            f"similarity compares with the task's {self.goal!r}, {{thing: {{attribute: value}}}} with at least "
-            f"one thing; task {trajectory.task.id!r} has {found!r} there, its data has the keys "
+            f"similarity compares with the task's {self.goal!r}: {{thing: {{attribute: value}}}}, not empty; "
+            f"task {trajectory.task.id!r} has {found!r} there, its data has the keys "
             f"{', '.join(sorted(trajectory.task.data)) or '(none)'}"
         )
 

@@ -1,7 +1,8 @@
 """Samplers choose tasks; filters choose groups.
 
-A sampler answers for a draw number, so a resumed run asks the same question and gets the same answer; a sampler that learns keeps its
-state in ``state_dict``. A filter sees paid groups before credit is assigned, and what it drops is counted.
+A sampler answers for a draw number, so a resumed run asks the same question and gets the same answer; a
+sampler that learns keeps its state in ``state_dict``. A filter sees paid groups before credit is assigned,
+and what it drops is counted.
 
 Implementations inherit from these protocols: what a class does not define has the default given here.
 """
@@ -18,11 +19,11 @@ from agentrl.types import Json, ScoredGroup, Task
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """An order to play ``num_episodes`` episodes of ``task``.
+    """A request to play ``num_episodes`` episodes of ``task``.
 
-    ``first_sample`` is the number of the first episode; numbers are unique for the task within the run. ``prefix``: actions that are
-    replayed first. They are part of the context and of the record, and nothing is learned from them. ``preamble``: text that is put
-    before the first observation.
+    ``first_sample`` is the number of the first episode; numbers are unique for the task within the run.
+    ``prefix``: actions that are replayed first. They are part of the context and of the record, and nothing
+    is learned from them. ``preamble``: text that is put before the first observation.
     """
 
     task: Task
@@ -41,10 +42,18 @@ class Sampler(Protocol):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the draws of an update."""
+        """Return what to play next.
+
+        ``draw_index`` counts the draws of a stage from 0. An update takes one draw, and one more for each
+        refill that ``Rollouts`` allows, so the index is the update's number if there are no refills. The same
+        index must give the same draws.
+        """
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
-        """Learn from the groups that were played, including those that a filter will drop. Most samplers do not learn."""
+        """Learn from the groups that were played, including those that a filter will drop.
+
+        Most samplers do not learn.
+        """
         return
 
     def state_dict(self) -> Mapping[str, Json]:

@@ -1,9 +1,10 @@
-"""Samplers that learn which tasks teach: curricula over kinds of tasks, and budgets over tasks.
+"""Samplers that learn which tasks teach most: curricula over kinds of tasks, and budgets over tasks.
 
-What a sampler learns from is the *learnability* of a group, the mean of ``|R - mean| / std`` over its members (population deviation): what
-GRPO's advantages would amount to. It is 0 where all members got the same, and ``2 sqrt(p (1 - p))`` for outcomes of 0 and 1.
+They learn from a group's *learnability*, the mean of ``|R - mean| / std`` over its members (population
+deviation), in effect the mean size of GRPO's advantages. It is 0 if all members got the same return, and
+``2 sqrt(p (1 - p))`` for outcomes of 0 and 1 with success rate ``p``.
 
-State is kept in plain numbers by ``state_dict``: a resumed run draws what the killed one would have drawn.
+``state_dict`` holds plain numbers, and a resumed run draws what the uninterrupted run would have drawn.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from agentrl.samplers.uniform import Uniform
 from agentrl.types import Json, ScoredGroup, Task, seed_of
 
 TaskKind = Callable[[Task], str]
-"""What kind of task it is: a family, a difficulty, a data set."""
+"""Maps a task to its kind: a family, a difficulty, a data set."""
 
 MAX_EPISODES = 1 << 12
-"""Most episodes of one task in one update: numbers samples apart when tasks are drawn in no order."""
+"""Bound of a task's episodes within one draw. Samplers that draw tasks in no fixed order number episodes
+by multiples of it."""
 
 
 def learnability(group: ScoredGroup) -> float:
@@ -40,7 +42,7 @@ def learnability(group: ScoredGroup) -> float:
 
 
 def softmax(scores: Sequence[float], temperature: float) -> list[float]:
-    """Return ``exp(s / temperature)`` normalised.
+    """Return ``exp(s / temperature)``, normalised.
 
     >>> [round(p, 6) for p in softmax([0.0, 0.4, 0.0], 0.4)]
     [0.211942, 0.576117, 0.211942]
@@ -52,9 +54,10 @@ def softmax(scores: Sequence[float], temperature: float) -> list[float]:
 
 @dataclass(slots=True)
 class SEC(Sampler):
-    """A bandit over kinds: ``Q <- rate * learnability + (1 - rate) Q`` and kinds drawn by softmax(Q / temperature) (Chen et al. 2025).
+    """A bandit over kinds: ``Q <- rate * learnability + (1 - rate) Q`` (Chen et al. 2025).
 
-    Rate and temperature are as remembered of the paper, not verified. ``floor`` is the least share of any kind.
+    Kinds are drawn with probabilities softmax(Q / temperature). The default rate and temperature are quoted
+    from memory of the paper and not verified. ``floor`` is the smallest share of any kind.
     """
 
     kind: TaskKind
@@ -66,7 +69,7 @@ class SEC(Sampler):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Draw a kind for each group, and a task of it."""
+        """Draw a kind for each group, and a task of that kind."""
         return _by_kind(tasks, self.kind, self.shares, draw_index, num_groups, group_size, seed)
 
     def shares(self, kinds: Sequence[str]) -> list[float]:
@@ -90,15 +93,17 @@ class SEC(Sampler):
         return {"values": dict(self.values)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take the values back."""
+        """Restore the values."""
         self.values = dict(cast("Mapping[str, float]", state["values"]))
 
 
 @dataclass(slots=True)
 class DUMP(Sampler):
-    """A bandit over kinds with optimism: mean learnability of the last ``window`` groups plus ``sqrt(2 ln(N + 1) / (n + 1))`` (DUMP, 2025).
+    """A bandit over kinds with an optimistic bonus for kinds that were rarely played (DUMP, 2025).
 
-    ``n`` groups of the kind and ``N`` of all were played. A kind that was never played comes first.
+    A kind's score is the mean learnability of its last ``window`` groups plus
+    ``sqrt(2 ln(N + 1) / (n + 1))``, where ``n`` groups of the kind and ``N`` of all kinds were played. A kind
+    that was never played has the largest bonus.
     """
 
     kind: TaskKind
@@ -110,7 +115,7 @@ class DUMP(Sampler):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Draw a kind for each group, and a task of it."""
+        """Draw a kind for each group, and a task of that kind."""
         return _by_kind(
             tasks,
             self.kind,
@@ -137,14 +142,14 @@ class DUMP(Sampler):
             self.counts[kind] = self.counts.get(kind, 0) + len(found)
 
     def state_dict(self) -> Mapping[str, Json]:
-        """Return what was seen."""
+        """Return the counts and the learnability of recent groups."""
         return {
             "recent": {kind: list(found) for kind, found in self.recent.items()},
             "counts": dict(self.counts),
         }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take it back."""
+        """Restore them."""
         self.recent = {
             kind: list(found) for kind, found in cast("Mapping[str, list[float]]", state["recent"]).items()
         }
@@ -153,7 +158,7 @@ class DUMP(Sampler):
 
 @dataclass(slots=True)
 class SuccessRates(Sampler):
-    """A sampler that remembers the success rate of each task, by its id, from when the task was last played."""
+    """A sampler that remembers the success rate of each task, from when it was last played."""
 
     rates: dict[str, float] = field(default_factory=dict, kw_only=True)
 
@@ -170,18 +175,20 @@ class SuccessRates(Sampler):
         return {"rates": dict(self.rates)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take them back."""
+        """Restore the success rates."""
         self.rates = dict(cast("Mapping[str, float]", state["rates"]))
 
 
 @dataclass(slots=True)
 class Knapsack(SuccessRates):
-    """Uniform tasks, with a budget of episodes that goes where it teaches (Li et al. 2025, "Knapsack RL").
+    """Draws tasks uniformly and gives more episodes to those that teach most (Li et al. 2025, "Knapsack RL").
 
-    The budget of an update, ``num_groups * group_size`` episodes, is divided to maximise ``sum_i v_i (1 - p_i^N_i - (1 - p_i)^N_i)`` with
-    ``v = p (1 - p)^2`` and ``p`` the task's success rate when it was last played. The gain of one more episode falls with their number, so
-    giving each episode to the best bidder is exact. The first ``warm_up`` updates are uniform; a task that never succeeded counts with the
-    rate ``unsolved``, so that it is not given up for ever.
+    The budget of a draw, ``num_groups * group_size`` episodes, is divided to maximise
+    ``sum_i v_i (1 - p_i^N_i - (1 - p_i)^N_i)`` with ``v = p (1 - p)^2`` and ``p`` the task's success rate
+    when it was last played. The gain of one more episode falls with their number, so giving each episode to
+    the task with the largest gain is exact. The first ``warm_up`` draws are uniform. A task that never
+    succeeded counts with the rate ``unsolved``, so that it is not given up forever. ``order`` draws the
+    tasks.
     """
 
     least: int = 2
@@ -211,7 +218,9 @@ class Knapsack(SuccessRates):
 
 
 def divide_budget(rates: Sequence[float], budget: int, *, least: int = 2, most: int = 128) -> list[int]:
-    """Return the number of episodes for each success rate that makes mixed outcomes most valuable, exactly.
+    """Return the number of episodes for each success rate that makes mixed outcomes most valuable.
+
+    The division is exact.
 
     >>> divide_budget([0.05, 0.3, 0.5, 0.9], 32)
     [12, 11, 7, 2]
@@ -228,15 +237,16 @@ def divide_budget(rates: Sequence[float], budget: int, *, least: int = 2, most: 
 
 
 def _gain(p: float, n: int) -> float:
-    """Return what episode ``n + 1`` adds: ``v (p^n (1 - p) + (1 - p)^n p)``."""
+    """Return the gain of episode ``n + 1``: ``v (p^n (1 - p) + (1 - p)^n p)``."""
     return p * (1.0 - p) ** 2 * (p**n * (1.0 - p) + (1.0 - p) ** n * p)
 
 
 @dataclass(slots=True)
 class VarianceAware(SuccessRates):
-    """Half of the groups by how uncertain their outcome is, ``p (1 - p)``, half uniformly (Leng et al. 2025, "MMR1").
+    """Draws tasks partly by the variance of their outcome, ``p (1 - p)``, and partly uniformly.
 
-    ``mix`` is the first half's share. A task that was not played yet counts as undecided.
+    Leng et al. 2025, "MMR1". ``mix`` is the share of the first part. A task that was not played yet counts as
+    ``p = 0.5``.
     """
 
     mix: float = 0.5
@@ -244,7 +254,7 @@ class VarianceAware(SuccessRates):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Draw tasks without repeating one within an update."""
+        """Draw tasks without repeating one within a draw."""
         chance = random.Random(seed_of(seed, "variance", draw_index))
         shares = self.shares([self.rates.get(task.id, 0.5) for task in tasks])
         keys = [
@@ -268,9 +278,10 @@ class VarianceAware(SuccessRates):
 
 @dataclass(frozen=True, slots=True)
 class Phases(Sampler):
-    """Easy tasks first: from update ``since`` on, tasks of at most ``limit`` (QwenLong's length phases; any difficulty serves).
+    """Easy tasks first: from draw ``since`` on, tasks of size at most ``limit`` (QwenLong's length phases).
 
-    ``phases`` are pairs ``(since, limit)`` in order; ``size`` says how hard a task is. ``sampler`` draws from what a phase allows.
+    ``phases`` are pairs ``(since, limit)`` in order; ``size`` measures how hard a task is, by any scale.
+    ``sampler`` draws from the tasks that the phase allows.
     """
 
     size: Callable[[Task], float]
@@ -280,7 +291,7 @@ class Phases(Sampler):
     def __post_init__(self) -> None:
         if not self.phases or self.phases[0][0] != 0 or list(self.phases) != sorted(self.phases):
             raise ConfigError(
-                f"phases are pairs (since, limit), in order and the first since 0; found {self.phases}"
+                f"phases are pairs (since, limit) in rising order, the first since 0; found {self.phases}"
             )
 
     def draw(
@@ -295,7 +306,7 @@ class Phases(Sampler):
         allowed = [task for task in tasks if self.size(task) <= limit]
         if not allowed:
             raise ConfigError(
-                f"no task is of size {limit:g} or less; the smallest is {min(map(self.size, tasks)):g}"
+                f"no task has a size of at most {limit:g}; the smallest is {min(map(self.size, tasks)):g}"
             )
         return self.sampler.draw(
             allowed, draw_index=draw_index, num_groups=num_groups, group_size=group_size, seed=seed
@@ -310,7 +321,7 @@ class Phases(Sampler):
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take it back."""
+        """Restore the inner sampler's state."""
         self.sampler.load_state_dict(state)
 
 
@@ -331,7 +342,10 @@ def _by_kind(
     group_size: int,
     seed: int,
 ) -> list[Draw]:
-    """Draw a kind by its share for each group, then a task of the kind that this update has not drawn yet, while there is one."""
+    """Draw a kind by its share for each group, then a task of that kind.
+
+    Tasks of a kind are repeated only after all of them were drawn.
+    """
     members: dict[str, list[Task]] = {}
     for task in tasks:
         members.setdefault(kind(task), []).append(task)

@@ -15,7 +15,7 @@ from agentrl.types import ScoredGroup
 
 @dataclass(frozen=True, slots=True)
 class KeepAll(Filter):
-    """Keep every group."""
+    """Keeps every group."""
 
     components: ClassVar[frozenset[str]] = frozenset()
 
@@ -26,17 +26,17 @@ class KeepAll(Filter):
 
 @dataclass(frozen=True, slots=True)
 class DynamicSampling(Filter):
-    """Drop the groups whose members all had the same outcome: compared among themselves they teach nothing (DAPO, Yu et al. 2025).
+    """Drops groups whose members all had the same outcome: comparing them teaches nothing (DAPO).
 
-    Looks at one component of the ledger, the outcome, and not at their sum: a format penalty alone makes no group of failures worth its
-    update.
+    Yu et al. 2025. It looks at one component of the ledger, the outcome, and not at the sum: differences in a
+    format penalty alone do not make a group of failures worth training on.
     """
 
     component: str = "outcome"
 
     @property
     def components(self) -> frozenset[str]:
-        """The one component."""
+        """The single component that it looks at."""
         return frozenset({self.component})
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
@@ -53,17 +53,17 @@ class DynamicSampling(Filter):
         ledger = group[member].ledger
         if self.component not in ledger:
             raise ConfigError(
-                f"dynamic sampling looks at the reward component {self.component!r}; the ledger has {', '.join(sorted(ledger)) or 'none'}; "
-                "name one of them"
+                f"DynamicSampling looks at the reward component {self.component!r}; "
+                f"the ledger has {', '.join(sorted(ledger)) or 'none'}; name one of them"
             )
         return float(ledger[self.component].sum())
 
 
 @dataclass(frozen=True, slots=True)
 class MostVaried(Filter):
-    """Keep the ``share`` of groups whose returns differ most (StarPO-S, Wang et al. 2025, "RAGEN"); at least one, unless none differs.
+    """Keeps the ``share`` of groups whose returns vary most (StarPO-S, Wang et al. 2025, "RAGEN").
 
-    Groups without any difference are never kept. Ties are decided by place.
+    At least one group is kept, but none whose returns are all equal. Among ties the earlier group is kept.
     """
 
     share: float = 0.25
@@ -87,9 +87,10 @@ class MostVaried(Filter):
 
 @dataclass(frozen=True, slots=True)
 class Contrast(Filter):
-    """Keep ``num`` episodes of each group: the best and shortest, and the worst and longest (DCPO of ChatShopBuddy; rule reconstructed).
+    """Keeps ``num`` episodes of each group: half are the best and shortest, half the worst and longest.
 
-    One half has the highest return and then the fewest tokens, the other the lowest return and then the most.
+    DCPO of ChatShopBuddy; rule reconstructed. The first half has the highest return and, among equal returns,
+    the fewest tokens; the other has the lowest return and then the most tokens.
     """
 
     num: int
@@ -97,14 +98,14 @@ class Contrast(Filter):
 
     def __post_init__(self) -> None:
         if self.num < 2 or self.num % 2:
-            raise ConfigError(f"a contrast keeps an even number of episodes, at least 2; found {self.num}")
+            raise ConfigError(f"Contrast keeps an even number of episodes, at least 2; found {self.num}")
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups with the kept episodes, the best first; smaller groups are left as they are."""
+        """Return the groups with the kept episodes, the best first; smaller groups are unchanged."""
         return [tuple(group[i] for i in self.choose(group)) for group in groups]
 
     def choose(self, group: ScoredGroup) -> list[int]:
-        """Return the places of the kept episodes."""
+        """Return the indices of the kept episodes."""
         if len(group) <= self.num:
             return list(range(len(group)))
         keys = [(float(one.rewards_N.sum()), one.trajectory.num_tokens) for one in group]

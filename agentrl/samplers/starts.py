@@ -1,8 +1,9 @@
-"""Starts inside an episode: the first turns of a known success are replayed, and what follows is played and learned from.
+"""Starts inside an episode: the first turns of a known success are replayed, then the agent plays on.
 
-Replayed turns hold no sampled tokens, so they are context: nothing is learned from them. All episodes of a group share their start, so they
-are compared with their like. Hard tasks, in which success never happens by itself, get a signal from where it is near (PrefixRL, POPE;
-resets to states of a demonstration: DR-PO, Chang et al. 2024).
+Replayed turns hold no sampled tokens, so they are context: nothing is learned from them. All episodes of a
+group have the same start, so they are comparable. Hard tasks that are never solved from the beginning can be
+solved from a start near the end (PrefixRL, POPE; resets to states of a demonstration: DR-PO, Chang et al.
+2024).
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from agentrl.types import Json, ScoredGroup, Task, Trajectory, seed_of
 
 @dataclass(slots=True)
 class Prefixes(Sampler):
-    """Start a ``share`` of the groups from a part of a success of their task, where one is known.
+    """Starts a ``share`` of the groups from part of a known success of their task, if there is one.
 
-    ``cuts``: which parts, as shares of the success's turns, one drawn for each group; empty: any turn, equally likely. At least one turn is
-    replayed and at least one is left to play. ``solutions`` are successes known from the start (``read_solutions`` reads demonstrations);
-    with ``remember`` the agent's own join them, the shortest of each task. Evaluate without: what was learned must hold unguided.
+    ``cuts``: how much is replayed, as shares of the success's turns; one is drawn for each group. If empty,
+    any number of turns is equally likely. At least one turn is replayed and at least one is left to play.
+    ``solutions`` are the actions of known successes by task id (``read_solutions`` reads demonstrations);
+    with ``remember`` the agent's own successes are added, the shortest of each task. Evaluate without this
+    sampler: the agent must succeed unguided.
     """
 
     solutions: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -37,19 +40,19 @@ class Prefixes(Sampler):
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0 or any(not 0.0 < cut < 1.0 for cut in self.cuts):
             raise ConfigError(
-                f"share lies in [0, 1] and cuts between 0 and 1; found {self.share} and {self.cuts}"
+                f"share must be in [0, 1] and every cut between 0 and 1; found {self.share} and {self.cuts}"
             )
 
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the inner sampler's draws, some of them with a start."""
+        """Return the inner sampler's draws, some of them with a prefix."""
         draws = self.sampler.draw(
             tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size, seed=seed
         )
         return [
-            self._started(draw, random.Random(seed_of(seed, "prefix", draw_index, place)))
-            for place, draw in enumerate(draws)
+            self._started(draw, random.Random(seed_of(seed, "prefix", draw_index, index)))
+            for index, draw in enumerate(draws)
         ]
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
@@ -60,14 +63,16 @@ class Prefixes(Sampler):
         self.sampler.observe(groups)
 
     def state_dict(self) -> Mapping[str, Json]:
-        """Return the successes that are known."""
+        """Return the known solutions and the inner sampler's state."""
         return {
-            "traces": {name: list(actions) for name, actions in self.solutions.items()},
+            "traces": {
+                name: list(actions) for name, actions in self.solutions.items()
+            },  # the key in checkpoints
             "sampler": dict(self.sampler.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Take them back."""
+        """Restore them."""
         solutions = cast("Mapping[str, Sequence[str]]", state["traces"])
         self.solutions = {name: tuple(actions) for name, actions in solutions.items()}
         self.sampler.load_state_dict(cast("Mapping[str, Json]", state["sampler"]))
@@ -83,12 +88,14 @@ class Prefixes(Sampler):
 
 
 def read_solutions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return the shortest success of each task in a file of trajectories, such as a run's ``demonstrations/<stage>.parquet``.
+    """Return the actions of the shortest success of each task in a file of trajectories.
+
+    For example in a run's ``demonstrations/<stage>.parquet``.
 
     Raises:
-        CheckpointError: no such file, or it is torn.
+        CheckpointError: the file does not exist or is damaged.
     """
-    from agentrl.records.store import read_trajectories  # Parquet is needed here alone
+    from agentrl.records.store import read_trajectories  # here, so that samplers do not import pyarrow
 
     solutions: dict[str, tuple[str, ...]] = {}
     for stored in read_trajectories(path):
@@ -98,7 +105,7 @@ def read_solutions(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def keep_shortest(solutions: dict[str, tuple[str, ...]], trajectory: Trajectory) -> None:
-    """Put a success's actions into ``solutions``, unless a shorter one is there."""
+    """Put a success's actions into ``solutions``, unless they already hold one that is not longer."""
     actions = tuple(turn.action.text for turn in trajectory.turns)
     known = solutions.get(trajectory.task.id)
     if known is None or len(actions) < len(known):

@@ -1,4 +1,4 @@
-"""Samplers that learn nothing: every task equally often."""
+"""Samplers that do not learn: every task equally often."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from agentrl.types import Task, seed_of
 
 @dataclass(frozen=True, slots=True)
 class Uniform(Sampler):
-    """Every task once per epoch, in an order drawn anew for each epoch.
+    """Every task once per epoch, in a different random order in each epoch.
 
-    The order comes from a hash of (seed, epoch, task id): it depends neither on the order of ``tasks`` nor on the machine, and any update
-    can be asked for without the ones before it.
+    The order comes from a hash of (seed, epoch, task id): it depends neither on the order of ``tasks`` nor on
+    the machine, and any draw can be computed without the ones before it.
     """
 
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
+        """Return the draws; ``num_groups``, ``group_size`` and the tasks must not change within a run."""
 
         def shuffled(epoch: int) -> list[Task]:
             return sorted(tasks, key=lambda task: seed_of(seed, "uniform", epoch, task.id))
@@ -36,7 +36,7 @@ class Sequential(Sampler):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the draws of an update. ``num_groups`` and ``group_size`` must not change within a run, nor the tasks."""
+        """Return the draws; ``num_groups``, ``group_size`` and the tasks must not change within a run."""
         return _epochs(
             tasks, lambda epoch: tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size
         )
@@ -50,7 +50,10 @@ def _epochs(
     num_groups: int,
     group_size: int,
 ) -> list[Draw]:
-    """Cut an update's piece out of the endless row of epochs. A task comes once per epoch, so the epoch numbers its samples."""
+    """Return a draw's part of the endless sequence of epochs.
+
+    A task comes once per epoch, so the epoch determines the numbers of its samples.
+    """
     if not tasks:
         raise ConfigError("there are no tasks to draw from; the split is empty")
     first = draw_index * num_groups
