@@ -16,8 +16,8 @@ from agentrl.credit.group import RLOO
 from agentrl.credit.teachers import TowardStudent
 from agentrl.errors import ConfigError
 from agentrl.learner.model import load_tokenizer
+from agentrl.losses import NegativeLogLikelihood
 from agentrl.losses.clip import Clip
-from agentrl.losses.likelihood import NegativeLogLikelihood
 from agentrl.losses.objective import Objective
 from agentrl.losses.origin import ByOrigin, FromTeacher
 from agentrl.losses.ratios import CritiqueShaped

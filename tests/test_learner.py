@@ -14,13 +14,12 @@ from agentrl.learner.batch import Batch, make_batch
 from agentrl.learner.learner import TorchLearner
 from agentrl.learner.model import build_model
 from agentrl.learner.spec import LoRA, ModelSpec, Shape
-from agentrl.losses import Loss, OffPolicy
+from agentrl.losses import Loss, OffPolicy, PolicyGradient
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, seq_sum_then_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.groups import NFT, OREAL, CoPG, DisCO, KLBound
 from agentrl.losses.kl import KL
-from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.objective import Objective
 from agentrl.losses.tis import TokenTIS
 from agentrl.losses.value import ValueLoss

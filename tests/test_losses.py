@@ -11,6 +11,7 @@ from loss_inputs import inputs, tensor
 from strategies import turn_lengths
 
 from agentrl.errors import ConfigError
+from agentrl.losses import NegativeLogLikelihood, PolicyGradient
 from agentrl.losses.aggregation import (
     SeqSumOver,
     seq_mean_then_mean,
@@ -21,7 +22,6 @@ from agentrl.losses.aggregation import (
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.kl import KL, k1, k2, k3
-from agentrl.losses.likelihood import NegativeLogLikelihood, PolicyGradient
 from agentrl.losses.tis import SequenceTIS, TokenRejection, TokenTIS
 from agentrl.losses.value import ValueLoss, value_loss
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from loss_inputs import gradient, inputs, tensor
 
 from agentrl.errors import ConfigError
+from agentrl.losses import PolicyGradient
 from agentrl.losses.clip import Clip
 from agentrl.losses.divergences import (
     AlphaDivergence,
@@ -19,7 +20,6 @@ from agentrl.losses.divergences import (
     jensen_shannon,
 )
 from agentrl.losses.kl import KL, k2
-from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.ratios import CISPO, GMPO, GSPO, SAPO, TOPR, CritiqueShaped, MirrorDescent
 from agentrl.losses.tis import TokenTIS
 

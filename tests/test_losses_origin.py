@@ -12,10 +12,9 @@ from agentrl.credit.group import GRPO
 from agentrl.credit.modifiers import Modified, Whiten
 from agentrl.credit.penalty import KLPenalty
 from agentrl.credit.teachers import TowardStudent
-from agentrl.losses import LossInputs
+from agentrl.losses import LossInputs, NegativeLogLikelihood
 from agentrl.losses.clip import Clip
 from agentrl.losses.kl import KL
-from agentrl.losses.likelihood import NegativeLogLikelihood
 from agentrl.losses.origin import ByOrigin, FromTeacher
 from agentrl.losses.ratios import GSPO, CritiqueShaped
 from agentrl.types import Credited, floats

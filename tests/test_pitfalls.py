@@ -26,10 +26,10 @@ from agentrl.credit.weights import ConflictTokens, DurationWeights, KeepTokens, 
 from agentrl.errors import ConfigError
 from agentrl.learner.batch import make_batch
 from agentrl.learner.implicit import ImplicitPRM, OpenImplicitPRM, pair_weights
+from agentrl.losses import PolicyGradient
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, token_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.epo import EPO
-from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.objective import Objective
 from agentrl.losses.tis import SequenceTIS, TokenRejection, TokenTIS, weight_metrics
 from agentrl.rewards.refine import threshold_for

@@ -18,11 +18,11 @@ from agentrl.credit.returns import TurnReturn, turn_rloo
 from agentrl.errors import Diverged, EnvError
 from agentrl.learner import Optimisation
 from agentrl.learner.learner import TorchLearner
+from agentrl.losses import PolicyGradient
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, token_mean, turn_mean
 from agentrl.losses.clip import Clip
 from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.kl import KL, k2, k3
-from agentrl.losses.likelihood import PolicyGradient
 from agentrl.losses.objective import Objective
 from agentrl.losses.tis import SequenceTIS, TokenRejection, TokenTIS
 from agentrl.losses.value import ValueLoss

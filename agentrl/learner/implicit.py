@@ -15,7 +15,7 @@ from agentrl.learner.batch import make_batch
 from agentrl.learner.contract import Learner, MakeLearner, Weights
 from agentrl.learner.optimiser import Compute, Optimisation
 from agentrl.learner.spec import ModelSpec
-from agentrl.losses.likelihood import NegativeLogLikelihood
+from agentrl.losses import NegativeLogLikelihood
 from agentrl.losses.objective import Objective
 from agentrl.render import Renderer
 from agentrl.types import Credited, Need, Scored, ScoredGroup, floats

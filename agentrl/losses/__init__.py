@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -135,3 +135,30 @@ class OffPolicy(Protocol):
     @abstractmethod
     def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
         """Return a weight per token ``[A]``, without gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeLogLikelihood(Loss):
+    """``-A log pi``: imitation if the advantages are 1, weighted imitation otherwise."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __call__(self, x: LossInputs) -> Terms:
+        """Return the loss; measured: ``nll`` (nats per token, unweighted)."""
+        return -x.advantages_A * x.logprobs_A, {"nll": -x.logprobs_A.detach()}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyGradient(Loss):
+    """``-A log pi``: REINFORCE, for data that the current policy sampled.
+
+    Nothing bounds the step if the data are older.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __call__(self, x: LossInputs) -> Terms:
+        """Return the loss; measured: ``ratio`` and ``approx_kl`` (old to new, nats)."""
+        log_ratio_A = (x.logprobs_A - x.old_logprobs_A).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio_A = log_ratio_A.exp()
+        return -x.advantages_A * x.logprobs_A, {"ratio": ratio_A, "approx_kl": ratio_A - 1.0 - log_ratio_A}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agentrl.losses import Aggregation, Loss, OffPolicy
+from agentrl.losses import Aggregation, Loss, NegativeLogLikelihood, OffPolicy
 from agentrl.losses.aggregation import token_mean
-from agentrl.losses.likelihood import NegativeLogLikelihood
 from agentrl.losses.value import ValueLoss
 from agentrl.types import Need
 

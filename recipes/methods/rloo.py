@@ -13,7 +13,7 @@ from base import LEARN, playing
 
 from agentrl.credit.group import RLOO
 from agentrl.credit.penalty import KLPenalty
-from agentrl.losses.likelihood import PolicyGradient
+from agentrl.losses import PolicyGradient
 from agentrl.losses.objective import Objective
 
 recipe = playing(
