@@ -1,13 +1,13 @@
-"""Gymnasium, both ways: our environments as gymnasium's, and gymnasium's as ours.
+"""Gymnasium in both directions: agentrl environments in gymnasium, and gymnasium environments in agentrl.
 
-Importing this module registers every installed environment as ``agentrl/NAME-v0``, as gymnasium's own convention has it (it reads
-packaging metadata and imports no environment):
+Importing this module registers every installed environment as ``agentrl/NAME-v0``, following gymnasium's
+convention. It reads packaging metadata and imports no environment:
 
     env = gymnasium.make("agentrl.gym:agentrl/bandit-v0", split="train", arms=4)
     text, info = env.reset(options={"task": "bandit-train-0"})
 
-Text goes in and text comes out; ``info`` holds the signals, the task's id and, where the environment lists them, the admissible actions.
-The other direction, gymnasium's environments as ours, is ``agentrl.env.gym_text``.
+Actions and observations are text. ``info`` holds the signals, the task's id and the admissible actions, if
+the environment lists them. The other direction, gymnasium environments in agentrl, is ``agentrl.env.gym_text``.
 """
 
 from __future__ import annotations
@@ -38,17 +38,20 @@ VERSION = 0
 
 
 class AnyText(Text):
-    """Every text up to a length: unlike gymnasium's own space, not limited to listed characters. Samples are short and printable."""
+    """All texts up to a length: unlike gymnasium's own space, not limited to listed characters.
+
+    Samples are short and printable.
+    """
 
     def __init__(self, max_length: int = MAX_CHARACTERS, *, seed: int | None = None) -> None:
         super().__init__(max_length, min_length=0, charset=PRINTABLE, seed=seed)
 
     def contains(self, x: Any) -> bool:
-        """Whether ``x`` is a text that is not too long."""
+        """Return whether ``x`` is a text that is not too long."""
         return isinstance(x, str) and len(x) <= self.max_length
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Return a random text of at most 32 printable characters; masks are as in ``Text``."""
+        """Return a random text of at most 32 printable characters; masks work as in ``Text``."""
         if mask is not None or probability is not None:
             return super().sample(mask, probability)
         return "".join(self.np_random.choice(self.character_list, size=self.np_random.integers(33)))
@@ -63,18 +66,19 @@ class AnyText(Text):
 
 
 class TextEnv(gymnasium.Env[str, str]):
-    """One of our environments as a gymnasium environment.
+    """An agentrl environment as a gymnasium environment.
 
-    ``reset(options={"task": id})`` plays that task, otherwise the generator that ``seed`` seeds chooses one. The episodes run on an event
-    loop in a thread of their own, started by the first ``reset``. Tasks that ask for a sandbox get one of the
-    provider ``sandbox``, which is a name or configured.
+    ``reset(options={"task": id})`` plays the given task; without it, a generator seeded by ``seed`` chooses
+    one. The episodes run on an event loop in a separate thread, which the first ``reset`` starts. Tasks that
+    ask for a sandbox get one from the provider ``sandbox``, given by name or as a configured value.
 
     Raises:
         ConfigError: the environment, split, task or an option does not exist.
-        EnvError: the environment broke; ``reset`` starts afresh.
+        EnvError: the environment broke; ``reset`` starts a new episode.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - gymnasium's own declaration
+    # gymnasium declares it as a mutable dict
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
 
     def __init__(
         self,
@@ -88,7 +92,7 @@ class TextEnv(gymnasium.Env[str, str]):
     ) -> None:
         if isinstance(environment, EnvSpec) and options:
             raise ConfigError(
-                f"options {', '.join(options)} belong to a name; the environment given is configured already"
+                f"options {', '.join(options)} belong to a name; the environment given is already configured"
             )
         spec = make_environment(environment, **options) if isinstance(environment, str) else environment
         spec.prepare(lambda what, done, total: None)
@@ -107,7 +111,7 @@ class TextEnv(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start an episode of ``options["task"]``, or of a random task."""
+        """Start an episode of ``options["task"]`` or of a random task."""
         super().reset(seed=seed)
         wanted = (options or {}).get("task")
         if wanted is None:
@@ -123,7 +127,7 @@ class TextEnv(gymnasium.Env[str, str]):
         return self._show(observation)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Play one action; truncated where the environment's ``max_turns`` is reached."""
+        """Play one action; the episode is truncated when it reaches the environment's ``max_turns``."""
         if self._thread is None or self._task is None:
             raise EnvError("no episode is open; call reset first")
         step = self._thread.ask(action)
@@ -136,11 +140,11 @@ class TextEnv(gymnasium.Env[str, str]):
         return text, float(step.reward), step.terminated, truncated, info | dict(step.info)
 
     def render(self) -> str | None:
-        """Return the last text where the render mode is ``ansi``."""
+        """Return the last text if the render mode is ``ansi``."""
         return self._text if self.render_mode == "ansi" else None
 
     def close(self) -> None:
-        """Close the episode, and end the thread and any worker."""
+        """Close the episode and stop the thread and any worker."""
         if self._thread is not None:
             self._thread.stop()
             self._thread.join()
@@ -153,7 +157,7 @@ class TextEnv(gymnasium.Env[str, str]):
 
 
 class _Thread:
-    """Plays episodes one after another on an event loop of its own, so that a caller needs none, or may be inside another."""
+    """Plays episodes in sequence on a separate event loop: callers need no loop and may be inside one."""
 
     def __init__(self, spec: EnvSpec, deadline_s: float, sandboxes: SandboxProvider | None) -> None:
         self._spec, self._deadline_s, self._sandboxes = spec, deadline_s, sandboxes
@@ -169,7 +173,7 @@ class _Thread:
         return answer.result()
 
     def stop(self) -> None:
-        """Let the thread end; does not wait, and may be called again."""
+        """Ask the thread to end, without waiting; may be called again."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._asked.put_nowait, (None, Future()))
 
@@ -195,7 +199,7 @@ class _Thread:
                 question = await self._asked.get()
 
     async def _answer(self, host: Host, question: _Question) -> _Question:
-        """Answer a question and, where it starts an episode, those about it; return the next one."""
+        """Answer a question and, if it starts an episode, those of the episode; return the next question."""
         what, answer = question
         try:
             if not isinstance(what, Task):
@@ -219,7 +223,7 @@ _Question = tuple[Task | str | None, Future[Observation | Step]]
 
 
 def register_all() -> tuple[str, ...]:
-    """Register every installed environment with gymnasium, and return their ids; registering again changes nothing."""
+    """Register every installed environment with gymnasium and return their ids; may be called again."""
     ids = tuple(f"agentrl/{name}-v{VERSION}" for name in environments())
     for name, identity in zip(environments(), ids, strict=True):
         if identity not in gymnasium.registry:

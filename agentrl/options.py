@@ -1,8 +1,9 @@
 """Frozen dataclasses as options: described as JSON, overridden from the command line, checked for types.
 
-``describe`` is how a recipe is written into a run folder and compared with the one a resumed run is given; ``override`` sets a field by its
-dotted path (``stages.rl.updates=20``; an element of a tuple is named by its ``name`` or its place); ``check_types`` finds the wrong type
-that Python itself would let through until it hurts.
+``describe`` writes a recipe into a run folder, where it is compared with the recipe of a resumed run.
+``override`` sets a field by its dotted path (``stages.rl.updates=20``); an element of a tuple is addressed by
+its ``name`` or its index. ``check_types`` finds values of the wrong type, which Python itself would accept
+and fail on later.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from agentrl.errors import ConfigError
 from agentrl.types import Json
 
 _SHORT = 100
-"""Most characters of a part that ``pretty`` shows on one line."""
+"""Maximum length of a part that ``pretty`` shows on one line."""
 _SCALARS = (bool, int, float, str)
 T = typing.TypeVar("T")
 
 
 def describe(value: object) -> Json:
-    """Return ``value`` as JSON that names every class and function, so that equal descriptions mean equal behaviour of equal code."""
+    """Return ``value`` as JSON that names every class and function.
+
+    With the same code, values of equal descriptions behave alike.
+    """
     if isinstance(value, enum.Enum):
         return f"{public_name(type(value).__module__, type(value).__qualname__)}.{value.name}"
     if value is None or isinstance(value, _SCALARS):
@@ -86,7 +90,7 @@ def public_name(module: str, qualname: str) -> str:
 
 
 def pretty(value: object) -> str:
-    """Return a frozen dataclass as indented lines for a person; a part that is short stands on one line.
+    """Return a frozen dataclass as indented lines for a reader; a short part is shown on one line.
 
     >>> from agentrl.rewards.compose import Sum
     >>> from agentrl.rewards.outcome import Format, Outcome
@@ -119,7 +123,7 @@ def _pretty(label: str, value: object, depth: int) -> Iterator[str]:
 
 
 def differences(old: Json, new: Json, path: str = "") -> Iterator[str]:
-    """Yield one line for each place where two descriptions differ."""
+    """Yield one line for each path at which two descriptions differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
@@ -132,24 +136,27 @@ def differences(old: Json, new: Json, path: str = "") -> Iterator[str]:
 
 
 def override(value: T, assignments: Sequence[str]) -> T:
-    """Return ``value`` with fields set by ``path=text`` assignments, each parsed by the field's type, all at once.
+    """Return ``value`` with fields set by ``path=text`` assignments, all at once.
+
+    Each text is parsed by the type of its field.
 
     Raises:
-        ConfigError: no such field (with the nearest names), or text that is not of the field's type.
+        ConfigError: a field does not exist (the message names the nearest), or a text is not of its type.
     """
     settings = []
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(
-                f"cannot read the option {assignment!r}; write it as path=value, for example stages.rl.updates=20"
+                f"cannot read the option {assignment!r}; write it as path=value, for example "
+                "stages.rl.updates=20"
             )
         settings.append(_Setting(path.strip().split("."), text.strip(), path.strip()))
     return typing.cast("T", _set(value, settings))
 
 
 class _Setting(typing.NamedTuple):
-    """A value for a field: what is left of the way to it, its text, and the whole way for messages."""
+    """A value for a field: the remaining steps of its path, its text, and its whole path for messages."""
 
     steps: Sequence[str]
     text: str
@@ -157,7 +164,10 @@ class _Setting(typing.NamedTuple):
 
 
 def _set(value: object, settings: Sequence[_Setting]) -> object:
-    """Set fields below ``value``; each object is made anew once, so fields that fit only together can be set together."""
+    """Set fields below ``value``.
+
+    Each object is replaced once, so that fields that are valid only together can be set together.
+    """
     by_step: dict[str, list[_Setting]] = {}
     for setting in settings:
         by_step.setdefault(setting.steps[0], []).append(setting)
@@ -208,7 +218,8 @@ def _of_mapping(below: Sequence[_Setting]) -> object:
     for one in below:
         if len(one.steps) > 1:
             raise ConfigError(
-                f"option {one.path!r}: a mapping takes one name, as in {one.path.rsplit('.', len(one.steps) - 1)[0]}=..."
+                f"option {one.path!r}: a mapping takes one name, as in "
+                f"{one.path.rsplit('.', len(one.steps) - 1)[0]}=..."
             )
     return _literal(below[-1].text)
 
@@ -243,7 +254,7 @@ def _literal(text: str) -> object:
 def check_types(value: object, path: str = "") -> Iterator[str]:
     """Yield one line for each field, at any depth, whose value is not of the field's declared type.
 
-    Looks at scalars, optional scalars, literals and tuples of them; a field that holds an object is checked by looking inside.
+    Checks scalars, optional scalars, literals and tuples of them, and the fields of objects inside.
     """
     if isinstance(value, tuple):
         for index, item in enumerate(value):
@@ -273,7 +284,7 @@ def too_small(part: object, where: str, **least: float) -> Iterator[str]:
 def _hints(cls: type) -> Mapping[str, object]:
     try:
         return typing.get_type_hints(cls)
-    except NameError:  # a name that is imported for type checkers only: then the defaults say what they can
+    except NameError:  # a name that is imported only for type checkers: use the types of scalar defaults
         fields = dataclasses.fields(cls)
         return {
             field.name: type(field.default) if isinstance(field.default, _SCALARS) else object
@@ -314,7 +325,7 @@ def _fits(value: object, hint: object) -> bool:
 
 
 def _parts(hint: object) -> tuple[object, ...]:
-    """Return the members of a union, or the one type."""
+    """Return the members of a union, or the type itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
@@ -335,10 +346,10 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def parse_fields(cls: type, assignments: Sequence[str], what: str) -> dict[str, object]:
-    """Return the values of ``field=text`` assignments, each parsed by the type of that field of the dataclass ``cls``.
+    """Return the values of ``field=text`` assignments, parsed by the field types of the dataclass ``cls``.
 
     Raises:
-        ConfigError: an unknown field, or text that is not of its type.
+        ConfigError: a field is unknown, or a text is not of its type.
     """
     hints = {field.name: _hints(cls)[field.name] for field in dataclasses.fields(cls) if field.init}
     values = {}
@@ -355,5 +366,5 @@ def parse_fields(cls: type, assignments: Sequence[str], what: str) -> dict[str, 
 
 
 def spell_type(cls: type, field: str) -> str:
-    """Return the type of a dataclass's field in a person's words."""
+    """Return the type of a dataclass's field in words."""
     return _spell(_hints(cls)[field])

@@ -1,12 +1,13 @@
-"""Plug-ins: environments and sandbox providers, found by the name they registered or by ``module:attribute``.
+"""Plug-ins: environments and sandbox providers, found by a registered name or by ``module:attribute``.
 
-The registry is packaging metadata. A distribution registers in its ``pyproject.toml``, and nothing is imported until it is asked for:
+The registry is packaging metadata. A distribution registers plug-ins in its ``pyproject.toml``; a plug-in is
+imported only when it is loaded:
 
     [project.entry-points."agentrl.environments"]
     maze = "my_maze:Maze"
 
-``module:attribute`` needs no install: the module is looked for on the import path and then in the current folder. The attribute is an
-``EnvSpec`` subclass, or a configured value of one.
+``module:attribute`` needs no installation: the module is looked up on the import path and then in the current
+folder. The attribute is a subclass of ``EnvSpec`` or a configured value of one.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from agentrl.types import Task
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of plug-in: its entry-point group, what it is called, and what it must inherit."""
+class PluginKind:
+    """A kind of plug-in: its entry-point group, its noun in messages, and its base class."""
 
     group: str
     noun: str
     base: type
 
 
-ENVIRONMENT = Kind("agentrl.environments", "environment", EnvSpec)
-SANDBOX = Kind("agentrl.sandboxes", "sandbox", SandboxProvider)
+ENVIRONMENT = PluginKind("agentrl.environments", "environment", EnvSpec)
+SANDBOX = PluginKind("agentrl.sandboxes", "sandbox", SandboxProvider)
 
 
 def environments() -> tuple[str, ...]:
@@ -56,15 +57,15 @@ def load_environment(name: str) -> type[EnvSpec]:
     """Return the environment's class, by registered name or ``module:attribute``.
 
     Raises:
-        UnknownPlugin: nothing of that name; the message lists what is installed.
-        MissingExtra: it is registered, and a package it needs is not installed.
-        ConfigError: it cannot be imported, or is no environment.
+        UnknownPlugin: there is no plug-in of that name; the message lists those that are installed.
+        MissingExtra: the plug-in needs a package that is not installed.
+        ConfigError: the plug-in cannot be imported, or is not an environment.
     """
     return _class(ENVIRONMENT, name)
 
 
 def load_sandbox(name: str) -> type[SandboxProvider]:
-    """Return the provider's class; raises as ``load_environment``."""
+    """Return the provider's class; raises the same errors as ``load_environment``."""
     return _class(SANDBOX, name)
 
 
@@ -72,7 +73,7 @@ def make_environment(name: str, **options: Any) -> EnvSpec:
     """Return the environment, configured: ``make_environment("bandit", arms=4)``.
 
     Raises:
-        ConfigError: as ``load_environment``; and an unknown option, a missing one, or a value of the wrong type.
+        ConfigError: as for ``load_environment``, or an option is unknown, missing or of the wrong type.
     """
     made = _make(ENVIRONMENT, name, options)
     assert isinstance(made, EnvSpec)
@@ -80,27 +81,30 @@ def make_environment(name: str, **options: Any) -> EnvSpec:
 
 
 def make_sandbox(name: str, **options: Any) -> SandboxProvider:
-    """Return the sandbox provider, configured; raises as ``make_environment``."""
+    """Return the sandbox provider, configured; raises the same errors as ``make_environment``."""
     made = _make(SANDBOX, name, options)
     assert isinstance(made, SandboxProvider)
     return made
 
 
 def sandboxes_for(tasks: Sequence[Task], name: str = "auto") -> SandboxProvider | None:
-    """Return the named provider where any of ``tasks`` asks for a sandbox, else ``None``; raises as ``make_sandbox``."""
+    """Return the named provider if any of ``tasks`` asks for a sandbox, else ``None``.
+
+    Raises the same errors as ``make_sandbox``.
+    """
     return make_sandbox(name) if any(task.sandbox is not None for task in tasks) else None
 
 
-def _names(kind: Kind) -> tuple[str, ...]:
+def _names(kind: PluginKind) -> tuple[str, ...]:
     return tuple(sorted({entry.name for entry in entry_points(group=kind.group)}))
 
 
-def _class(kind: Kind, name: str) -> type[Any]:
+def _class(kind: PluginKind, name: str) -> type[Any]:
     found = _load(kind, name)
     return found if isinstance(found, type) else type(found)
 
 
-def _make(kind: Kind, name: str, options: Mapping[str, Any]) -> object:
+def _make(kind: PluginKind, name: str, options: Mapping[str, Any]) -> object:
     found = _load(kind, name)
     cls = found if isinstance(found, type) else type(found)
     what = f"{kind.noun} {name!r}"
@@ -109,7 +113,7 @@ def _make(kind: Kind, name: str, options: Mapping[str, Any]) -> object:
         return cls(**options) if found is cls else dataclasses.replace(found, **options)
 
 
-def _load(kind: Kind, name: str) -> Any:
+def _load(kind: PluginKind, name: str) -> Any:
     """Return the class, or configured value, behind a name."""
     if ":" in name:
         entry, what = EntryPoint(name, name, kind.group), f"{kind.noun} {name!r}"
@@ -127,7 +131,8 @@ def _load(kind: Kind, name: str) -> Any:
     found = _import(what, entry)
     if not (isinstance(found, kind.base) or (isinstance(found, type) and issubclass(found, kind.base))):
         raise ConfigError(
-            f"{what} is no {kind.base.__name__}, found {found!r}; name a subclass of {kind.base.__name__} or a value of one"
+            f"{what} is no {kind.base.__name__}, found {found!r}; name a subclass of {kind.base.__name__} or "
+            "a value of one"
         )
     return found
 
@@ -160,13 +165,13 @@ def _explain_missing(
         where = "." if entry.dist.name == "agentrl" else entry.dist.name
         mend = f"pip install '{where}[{extra}]'" + (" in agentrl's folder" if where == "." else "")
         raise MissingExtra(
-            f"{what} needs the package {missing!r}, which is not installed; it comes with an extra: {mend}"
+            f"{what} needs the package {missing!r}, which is not installed; it is part of an extra: {mend}"
         ) from problem
     raise MissingExtra(f"{what} needs the package {missing!r}, which is not installed") from problem
 
 
 def extra_with(dist: Distribution, package: str) -> str | None:
-    """Return the extra of ``dist`` that brings ``package``, if one does."""
+    """Return the extra of ``dist`` that requires ``package``, if there is one."""
     for requirement in dist.requires or ():
         required = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"""extra\s*==\s*['"]([\w.-]+)['"]""", requirement)
@@ -180,7 +185,7 @@ def _normal(name: str) -> str:
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """Say that ``name`` is not known, what was perhaps meant, and what is.
+    """Return a message that ``name`` is not known, with the nearest known name and all known names.
 
     >>> unknown("environment plug-in", "bandid", ["bandit", "frozen-lake"])
     "no environment plug-in is named 'bandid'; did you mean 'bandit'? known: bandit, frozen-lake"
@@ -191,10 +196,11 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _check_options(what: str, cls: type[Any], options: Mapping[str, Any], *, configured: bool) -> None:
-    """Check names and types before the class itself sees the values."""
+    """Check names and types of options before the class is instantiated with them."""
     if not dataclasses.is_dataclass(cls):
         raise ConfigError(
-            f"{what}: {cls.__name__} is no dataclass, so its options are not known; make it a frozen dataclass"
+            f"{what}: {cls.__name__} is no dataclass, so its options are not known; make it a frozen "
+            "dataclass"
         )
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for name in options:
@@ -208,9 +214,8 @@ def _check_options(what: str, cls: type[Any], options: Mapping[str, Any], *, con
     ]
     if missing := [name for name in needed if name not in options and not configured]:
         raise ConfigError(f"{what} needs a value for {', '.join(missing)}")
-    probe = object.__new__(
-        cls
-    )  # holds the values as they are; a constructor could trip over a wrong type first
+    # an object that only holds the values: the constructor could fail on a value of the wrong type first
+    probe = object.__new__(cls)
     for name, field in fields.items():
         default = field.default_factory() if field.default_factory is not nothing else field.default
         object.__setattr__(probe, name, options.get(name, default))

@@ -18,7 +18,7 @@ from agentrl_sandboxes.docker import Docker
 from agentrl_sandboxes.pool import PoolOptions
 
 from agentrl.credit.group import RLOO
-from agentrl.engines.spec import Local
+from agentrl.engines.spec import TorchEngine
 from agentrl.learner import Compute, Optimisation
 from agentrl.learner.spec import LoRA, ModelSpec
 from agentrl.losses.clip import Clip
@@ -56,7 +56,7 @@ recipe = Recipe(
     ),
     renderer=ChatRenderer,
     sampling=Sampling(temperature=1.0, max_tokens=1024),
-    engine=Local(num_slots=64, max_context=32768),
+    engine=TorchEngine(num_slots=64, max_context=32768),
     compute=Compute(device="cuda", precision="bfloat16", token_budget=32768),
     limits=Limits(concurrency=64, env_deadline_s=180.0, act_deadline_s=3600.0),
     num_workers=4,

@@ -18,7 +18,7 @@ from agentrl_environments.textworld import TextWorld
 from agentrl.credit.gae import TurnGAE
 from agentrl.credit.modifiers import Whiten
 from agentrl.credit.penalty import KLPenalty
-from agentrl.engines.spec import Local
+from agentrl.engines.spec import TorchEngine
 from agentrl.learner import Compute, Optimisation
 from agentrl.learner.spec import ModelSpec
 from agentrl.losses.clip import Clip
@@ -40,7 +40,7 @@ recipe = Recipe(
     model=ModelSpec(folder="models/Qwen2.5-1.5B-Instruct", gradient_checkpointing=True),
     renderer=ChatRenderer,
     sampling=Sampling(temperature=0.7, max_tokens=32),
-    engine=Local(num_slots=256, max_context=4096),
+    engine=TorchEngine(num_slots=256, max_context=4096),
     compute=Compute(device="cuda", precision="bfloat16", token_budget=16384),
     limits=Limits(concurrency=128, act_deadline_s=1800.0),
     num_workers=8,

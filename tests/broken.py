@@ -1,4 +1,7 @@
-"""Environments that each break one clause of the contract, and the sound one they differ from. Importable by worker processes."""
+"""Environments that each violate one clause of the contract, and the sound one from which they are derived.
+
+Worker processes can import this module.
+"""
 
 import itertools
 import os
@@ -20,7 +23,7 @@ KEPT: list[Any] = []
 
 @dataclass
 class Door:
-    """Say the word of the task."""
+    """A door that opens when the word of the task is said."""
 
     word: str
     spec: "Sound"
@@ -177,7 +180,7 @@ class Chancy(Sound):
 
 
 class Watching(Sound):
-    """Its episodes count the words of each other, where they are open at once."""
+    """Its episodes see each other: the signal ``tries`` is the number of open episodes."""
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
@@ -233,7 +236,7 @@ class LeakingProcesses(Sound):
 
 
 class OnlyHere(Sound):
-    """Plays otherwise in another process."""
+    """Behaves differently in a worker process."""
 
     def odd(self) -> str:
         return "" if os.environ.get("PYTHONHASHSEED") != "0" else "elsewhere"

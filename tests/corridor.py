@@ -1,4 +1,7 @@
-"""A corridor of doors: the smallest environment that can be learned. Worker processes import it, so it imports little."""
+"""A corridor of doors: the smallest environment that can be learned.
+
+Worker processes import it, so it imports little.
+"""
 
 import os
 import random
@@ -18,13 +21,17 @@ LETTERS = "abcd"
 
 @dataclass(frozen=True, kw_only=True)
 class Corridor(EnvSpec):
-    """A corridor of ``max_turns`` doors: each shows a letter, and saying it pays 1. Success is to have opened them all."""
+    """A corridor of ``max_turns`` doors: each shows a letter, and saying it pays 1.
+
+    An episode succeeds if it opens all doors.
+    """
 
     signals: ClassVar = {**STANDARD_SIGNALS, "opened": "1 where the door opened"}
     max_turns: int = 3
     accident: str = ""
-    """What happens: ``raise`` once to some tasks, ``die`` once to the process, as ``marks`` remembers; ``always`` raises always."""
+    """``raise`` an error once per affected task, let the process ``die`` once, or raise ``always``."""
     marks: str = ""
+    """Folder in which accidents that happened once are marked."""
 
     def tasks(self, split: str) -> Sequence[Task]:
         numbers = {"train": range(48), "valid": range(48, 56), "test": range(56, 72)}[split]
@@ -38,11 +45,11 @@ class Corridor(EnvSpec):
         ]
 
     def shown(self, observation: Observation) -> Observation:
-        """Return what is shown instead of ``observation``."""
+        """Return the observation to show instead of ``observation``."""
         return observation
 
     def answered(self, step: Step) -> Step:
-        """Return what is answered instead of ``step``."""
+        """Return the step to answer with instead of ``step``."""
         return step
 
     @asynccontextmanager

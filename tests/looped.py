@@ -1,4 +1,4 @@
-"""A test that is a coroutine, on an event loop of its own."""
+"""A decorator that runs a coroutine as a test, on a new event loop."""
 
 import asyncio
 import functools

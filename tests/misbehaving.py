@@ -1,4 +1,7 @@
-"""An environment that does on command what environments do by accident. Importable by worker processes."""
+"""An environment that fails on command, in the ways in which environments fail by accident.
+
+Worker processes can import this module.
+"""
 
 import asyncio
 import os
@@ -19,7 +22,7 @@ from agentrl.types import Observation, Step, Task
 
 @dataclass
 class Counting:
-    """Counts to ``length``; obeys ``action`` on the way."""
+    """Counts to three turns; some actions make it fail."""
 
     task: Task
     marks: Path | None
@@ -80,7 +83,7 @@ class Counting:
 
 @dataclass(frozen=True)
 class Misbehaving(EnvSpec):
-    """Its ``marks`` folder remembers, across workers, that there was an accident."""
+    """``marks`` is a folder in which workers record accidents, so that they happen only once."""
 
     blocking = True
     max_turns: int = 3
@@ -120,6 +123,6 @@ class Misbehaving(EnvSpec):
 
 @dataclass(frozen=True)
 class Gentle(Misbehaving):
-    """The same, on the event loop."""
+    """The same environment, on the event loop."""
 
     blocking = False

@@ -1,4 +1,4 @@
-"""An outer control group for tests that throw bombs: whatever goes wrong, this machine keeps process ids."""
+"""An outer control group for tests with fork bombs, so that this machine never runs out of process ids."""
 
 import os
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PIDS = Path("/sys/fs/cgroup/pids")
-"""The hierarchy of version 1; with version 2 the system's own bound on a session does."""
+"""The hierarchy of version 1; with version 2 the system's own limit per session is sufficient."""
 NUM_PROCESSES = 3000
 
 
 @contextmanager
 def outer_group() -> Iterator[bool]:
-    """Be in a group of at most 3000 processes; yields whether that was possible."""
+    """Enter a group of at most 3000 processes; yields whether that was possible."""
     group, before = PIDS / f"agentrl-tests-{os.getpid()}", _group()
     try:
         group.mkdir()

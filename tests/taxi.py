@@ -1,4 +1,4 @@
-"""Gymnasium's Taxi as one of our environments. Importable by worker processes."""
+"""Gymnasium's Taxi as an agentrl environment. Worker processes can import this module."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ PLACES = ("red", "green", "yellow", "blue", "taxi")
 
 
 def render_taxi(env: GymEnv, state: Any) -> str:
-    """Say where the taxi, the passenger and the destination are."""
+    """Describe where the taxi, the passenger and the destination are."""
     row, column, passenger, destination = env.unwrapped.decode(state)  # type: ignore[attr-defined]
-    return f"taxi at row {row} column {column} . passenger in {PLACES[passenger]} . bring to {PLACES[destination]}"
+    where = f"taxi at row {row} column {column} . passenger in {PLACES[passenger]}"
+    return f"{where} . bring to {PLACES[destination]}"
 
 
 TAXI = GymText(

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_learner import TOKENIZER, VOCAB, new_learner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.learner import Linear, Optimisation, checkpoint
+from agentrl.learner import checkpoint
 from agentrl.learner.batch import make_batch
 from agentrl.learner.learner import TorchLearner
-from agentrl.learner.model import build_model, train_tokenizer
-from agentrl.learner.spec import LoRA, ModelSpec, Shape
+from agentrl.learner.spec import LoRA, Shape
 from agentrl.losses.clip import Clip
 from agentrl.losses.kl import KL
 from agentrl.losses.objective import Objective
@@ -38,10 +38,6 @@ from agentrl.types import (
     ints,
 )
 
-TOKENIZER = train_tokenizer(["go east", "go west"])
-VOCAB = len(TOKENIZER)
-SHAPE = Shape(hidden=16, layers=2, heads=2, kv_heads=1, mlp=24, max_context=64)
-OPTIMISATION = Optimisation(lr=1e-2, warmup_updates=2, schedule=Linear(0.1), freeze_policy_updates=1)
 OBJECTIVE = Objective(loss=Clip(), regularisers=(KL(0.1),), value=ValueLoss())
 
 
@@ -53,13 +49,6 @@ def groups_of(number: int, seed: int) -> list[ScoredGroup]:
         return Turn(Observation.text("o"), Action("a", ints(prompt), ints(tokens), floats(np.full(3, -5.0))))
 
     return [(Scored(Trajectory(Task("t"), (turn(), turn()), End.TERMINATED), {}),) for _ in range(number)]
-
-
-def new_learner(seed: int = 0, **spec: object) -> TorchLearner:
-    model = build_model(ModelSpec(**({"shape": SHAPE, "tokenizer": "-"} | spec)), VOCAB, seed=seed)
-    learner = TorchLearner(model, value_head=True)
-    learner.start(OPTIMISATION, total_updates=6)
-    return learner
 
 
 def play(learner: TorchLearner, updates: range) -> list[dict[str, float]]:
@@ -187,7 +176,8 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_checkpoint import TOKENIZER, checkpoint, new_learner
+from agentrl import checkpoint
+from small_learner import TOKENIZER, new_learner
 learner = new_learner()
 for number in range(1000):
     checkpoint.save(Path(sys.argv[2]) / f"{number:06d}", learner, TOKENIZER, {"number": number})

@@ -16,10 +16,10 @@ from agentrl.credit.group import GRPO, RLOO, DrGRPO
 from agentrl.credit.penalty import KLPenalty
 from agentrl.credit.returns import TurnReturn, turn_rloo
 from agentrl.credit.strata import Stratified, num_turns
-from agentrl.testing.mdp import SLOTS, World, bias
+from agentrl.testing.mdp import DECISIONS, Mdp, bias
 from agentrl.types import floats
 
-WORLDS = [World.random(seed) for seed in (0, 1)]
+WORLDS = [Mdp.random(seed) for seed in (0, 1)]
 BASELINES = [OthersStart(), OthersAtTurn()]
 
 
@@ -28,7 +28,7 @@ def cosine(one, other) -> float:
 
 
 @pytest.fixture(params=WORLDS, ids=["world 0", "world 1"])
-def world(request) -> World:
+def world(request) -> Mdp:
     return request.param
 
 
@@ -124,9 +124,9 @@ def test_a_critic_has_less_variance_than_the_bare_return(world):
 
 
 def test_the_kl_penalty_gives_the_gradient_of_the_return_less_the_divergence(world):
-    coef, reference = 0.3, World.random(7)
+    coef, reference = 0.3, Mdp.random(7)
 
-    estimate_P = np.zeros(len(SLOTS))
+    estimate_P = np.zeros(len(DECISIONS))
     for episode, theirs in zip(world.episodes, reference.episodes, strict=True):
         old, ref = floats(episode.logprobs_T), floats(theirs.logprobs_T)
         ((credited,),) = KLPenalty(TurnReturn(), coef)(
@@ -134,7 +134,7 @@ def test_the_kl_penalty_gives_the_gradient_of_the_return_less_the_divergence(wor
         )
         estimate_P += episode.probability * episode.scores_TP.T @ credited.advantages_T.astype(np.float64)
 
-    def objective(one: World) -> float:
+    def objective(one: Mdp) -> float:
         pairs = zip(one.episodes, reference.episodes, strict=True)
         return sum(
             mine.probability

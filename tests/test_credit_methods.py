@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import strategies
+from credit_cases import GIGPO, GROUP_RULES, HGPO_WALKS, MT, OUTCOMES, componentwise, timed, walk
 from hypothesis import given
 from hypothesis import strategies as st
-from published import GIGPO, GROUP_RULES, HGPO_WALKS, MT, OUTCOMES, componentwise, timed, walk
 from strategies import group, scored, scored_groups, scored_trajectories, tokens_of, trajectory
 
 from agentrl.credit.anchors import HGPO, GiGPO
@@ -85,7 +85,7 @@ def test_credit_by_outcome_looks_at_the_signal_and_not_at_the_pay():
     assert by_turn(ByOutcome(0.0, -1.0)([(won, lost)])[0]) == [[0.0, 0.0], [-1.0]]
 
 
-# States.
+# Places.
 
 
 def test_gigpo_compares_turns_at_the_same_place():

@@ -4,14 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.engines.cache import Feed, SlotAttention, Slots
+from agentrl.engines.cache import Feed, SlotAttention
+from agentrl.engines.slots import Slots
 from agentrl.types import ints
 
 SLOTS, LONGEST, KV_HEADS, DIM, SCALE = 24, 420, 2, 16, 0.25
 
 
 class Contexts:
-    """One layer of attention over random vectors: those of a token depend on its slot and position alone."""
+    """One layer of attention over random vectors that depend only on a token's slot and position."""
 
     def __init__(self, group: int, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(group)
@@ -28,7 +29,7 @@ class Contexts:
         )
 
     def feed(self, feeds: list[tuple[int, int, int]]) -> dict[tuple[int, int], torch.Tensor]:
-        """Feed (slot, start, number of tokens), and return what each (slot, position) sees."""
+        """Feed (slot, start, number of tokens), and return the output of each (slot, position)."""
         step = self.attention.plan([Feed(slot, start, ints(range(size))) for slot, start, size in feeds])
         places = [(slot, start + at) for slot, start, size in feeds for at in range(size)]
         slots, positions = (torch.tensor(axis) for axis in zip(*places, strict=True))

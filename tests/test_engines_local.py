@@ -1,5 +1,6 @@
 import asyncio
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from agentrl.engines.local import LocalEngine
 from agentrl.errors import ConfigError, ContextFull, EngineError, TokenDrift
 from agentrl.policy import Sampling
 from agentrl.render import TagRenderer, context
+from agentrl.testing import ContractViolation
 from agentrl.testing.engine import check_engine
 from agentrl.types import Action, Observation, Turn, seed_of
 
@@ -273,6 +275,62 @@ def test_the_suite_finds_an_engine_that_breaks_a_clause(flaw):
         check_engine(lambda: Flawed(flaw), weights=weights)
 
 
+SCORER = build()
+
+
+def rescore(weights, before: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The log-probabilities of ``tokens`` by the model's own forward."""
+    SCORER.load_state_dict(dict(weights))
+    rows = reference(SCORER, np.concatenate([before, tokens]))[len(before) - 1 : -1]
+    return rows[torch.arange(len(rows)), torch.from_numpy(tokens.astype(np.int64))].numpy()
+
+
+class Off(Flawed):
+    """An engine whose log-probabilities are off by up to ``nats``, differently in each call."""
+
+    def __init__(self, nats: float, flaw: str = "") -> None:
+        super().__init__(flaw)
+        self.nats = nats
+
+    async def act(self, turns, observation, *, seed):
+        action = await super().act(turns, observation, seed=seed)
+        off = action.logprobs + np.float32(self.nats * (self.calls % 5 - 2) / 2)
+        return replace(action, logprobs=np.minimum(off, 0))
+
+
+SERVED = {"tolerance": 0.01, "rescore": rescore}
+
+
+@pytest.mark.parametrize(("nats", "level"), [(0.001, {}), (0.1, {}), (0.1, SERVED)], ids=str)
+def test_an_engine_that_is_off_by_more_than_the_level_accepts_is_refused(nats, level):
+    weights = {name: value.clone() for name, value in build().state_dict().items()}
+    with pytest.raises(ContractViolation) as caught:
+        check_engine(lambda: Off(nats), weights=weights, **level)
+    clauses = {violation.split(":")[0] for violation in caught.value.violations}
+    assert {"seeds", "neighbours", "weights"} <= clauses, caught.value
+
+
+@pytest.mark.parametrize("flaw", ["", "seeds"])
+def test_an_engine_that_is_slightly_off_passes_with_a_tolerance_whatever_it_samples(flaw):
+    weights = {name: value.clone() for name, value in build().state_dict().items()}
+    check_engine(lambda: Off(0.001, flaw), weights=weights, **SERVED)
+
+
+@pytest.mark.parametrize("flaw", ["versions", "weights"])
+def test_a_broken_clause_is_found_with_a_tolerance_too(flaw):
+    weights = {name: value.clone() for name, value in build().state_dict().items()}
+    with pytest.raises(ContractViolation, match=f"\n{flaw}: "):
+        check_engine(lambda: Off(0.001, flaw), weights=weights, **SERVED)
+
+
+def test_a_tolerance_that_could_not_notice_anything_is_refused():
+    weights = {name: value.clone() for name, value in build().state_dict().items()}
+    with pytest.raises(ConfigError, match="above 0 together with a rescore function"):
+        check_engine(lambda: Off(0.0), weights=weights, tolerance=0.01)
+    with pytest.raises(ConfigError, match="would hide outdated weights"):
+        check_engine(lambda: Off(0.0), weights=weights, tolerance=100.0, rescore=rescore)
+
+
 def test_a_full_context_is_said_before_anything_is_computed():
     engine = LocalEngine(build(), RENDERER, Sampling(max_tokens=8), max_context=24)
     assert len(asyncio.run(engine.act((), Observation.text("x" * 15), seed=0)).prompt) == 16
@@ -393,7 +451,7 @@ def test_a_forward_pass_that_breaks_fails_its_actions_and_nothing_else():
 
 
 class Stumbling(TagRenderer):
-    """Decodes every action but the second."""
+    """Fails to decode the second action."""
 
     def decode(self, tokens):
         object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)

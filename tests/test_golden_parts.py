@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from published import GIGPO, HGPO_WALKS, MT, OUTCOMES, componentwise
+from credit_cases import GIGPO, HGPO_WALKS, MT, OUTCOMES, componentwise
 from strategies import group, tokens_of, trajectory
 
 from agentrl.credit.anchors import HGPO, GiGPO

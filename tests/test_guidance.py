@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 from agentrl_environments.bandit import Bandit
+from collecting import PICKY, collect
 from corridor import Corridor
-from test_sources import PICKY, collect
 
 from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.given import Given

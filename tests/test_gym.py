@@ -153,8 +153,8 @@ def test_an_unknown_action_does_not_move_it():
 
     trajectory = asyncio.run(run(("South ", "fly", "north")))
     assert [turn.info["valid"] for turn in trajectory.turns] == [1.0, 0.0, 1.0]
-    told = [turn.observation.messages[0].content for turn in trajectory.turns]
-    assert told[2] == "unknown action . " + told[1]
+    texts = [turn.observation.messages[0].content for turn in trajectory.turns]
+    assert texts[2] == "unknown action . " + texts[1]
     assert trajectory.end is End.TRUNCATED
 
 

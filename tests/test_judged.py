@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+from endpoint import serving
 from strategies import trajectory
-from test_engines_openai import serving
 
 from agentrl.engines.openai import OpenAIPolicy
 from agentrl.errors import ConfigError, Unjudged

@@ -1,4 +1,3 @@
-import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from learners import EVERYTHING, SHAPE, VOCAB, credit, groups_of, learner_of, trajectory, twenty_updates
 
 from agentrl.errors import ConfigError, Diverged
 from agentrl.learner import Compute, Linear, Optimisation
 from agentrl.learner.batch import Batch, make_batch
 from agentrl.learner.learner import TorchLearner
 from agentrl.learner.model import build_model
-from agentrl.learner.spec import LoRA, ModelSpec, Shape
+from agentrl.learner.spec import LoRA, ModelSpec
 from agentrl.losses import Loss, OffPolicy, PolicyGradient
 from agentrl.losses.aggregation import SeqSumOver, seq_mean_then_mean, seq_sum_then_mean
 from agentrl.losses.clip import Clip
@@ -21,7 +21,6 @@ from agentrl.losses.entropy import EntropyBonus
 from agentrl.losses.groups import NFT, OREAL, CoPG, DisCO, KLBound
 from agentrl.losses.kl import KL
 from agentrl.losses.objective import Objective
-from agentrl.losses.tis import TokenTIS
 from agentrl.losses.value import ValueLoss
 from agentrl.types import (
     Action,
@@ -34,51 +33,9 @@ from agentrl.types import (
     Trajectory,
     Turn,
     floats,
-    ints,
 )
 
-VOCAB = 40
-SHAPE = Shape(hidden=32, layers=2, heads=4, kv_heads=2, mlp=48, max_context=256)
 ALL = frozenset({"values", "entropies", "old_logprobs", "ref_logprobs"})
-
-
-def trajectory(rng: np.random.Generator, turns: int, *, fresh: tuple[int, ...] = ()) -> Scored:
-    played = []
-    for turn in range(turns):
-        prompt, tokens = (
-            rng.integers(0, VOCAB, rng.integers(2, 9)),
-            rng.integers(0, VOCAB, rng.integers(1, 5)),
-        )
-        action = Action(
-            "a", ints(prompt), ints(tokens), floats(-rng.uniform(2, 5, len(tokens))), 0, turn in fresh
-        )
-        played.append(Turn(Observation.text("o"), action))
-    return Scored(Trajectory(Task("t"), tuple(played), End.TERMINATED), {})
-
-
-def groups_of(number: int, *, seed: int = 0) -> list[ScoredGroup]:
-    rng = np.random.default_rng(seed)
-    return [tuple(trajectory(rng, int(rng.integers(1, 6))) for _ in range(2)) for _ in range(number)]
-
-
-def credit(groups: list[ScoredGroup], *, seed: int = 1, targets: bool = True) -> list[tuple[Credited, ...]]:
-    rng = np.random.default_rng(seed)
-
-    def one(scored: Scored) -> Credited:
-        number = scored.trajectory.num_tokens
-        goal = np.where(rng.random(number) < 0.5, rng.normal(size=number), np.nan)
-        return Credited(floats(rng.normal(size=number)), floats(goal) if targets else None)
-
-    return [tuple(one(scored) for scored in group) for group in groups]
-
-
-def learner_of(
-    *, budget: int = 2048, value_head: bool = True, optimisation: Optimisation | None = None, **spec: object
-) -> TorchLearner:
-    model = build_model(ModelSpec(shape=SHAPE, tokenizer="-", **spec), VOCAB, seed=3)
-    learner = TorchLearner(model, Compute(token_budget=budget), value_head=value_head)
-    learner.start(optimisation or Optimisation(lr=1e-3), total_updates=10)
-    return learner
 
 
 def parameters(learner: TorchLearner) -> dict[str, torch.Tensor]:
@@ -160,15 +117,6 @@ def test_a_trajectory_without_tokens_is_measured_as_empty():
         )
     )
     assert spoken.measured.old_logprobs.shape == (spoken.trajectory.num_tokens,)
-
-
-EVERYTHING = Objective(
-    loss=Clip(),
-    regularisers=(EntropyBonus(0.01), KL(0.1)),
-    value=ValueLoss(clip=0.2),
-    off_policy=TokenTIS(),
-    observation_weight=0.3,
-)
 
 
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch():
@@ -535,23 +483,13 @@ def test_what_an_objective_lacks_is_said_before_any_work():
         late.annotate(groups, frozenset({"ref_logprobs"}))
 
 
-def twenty_updates(threads: int) -> str:
-    """Digest of all that a learner holds after twenty updates."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    learner = learner_of()
-    for update in range(20):
-        groups = learner.annotate(groups_of(4, seed=update), EVERYTHING.needs)
-        learner.update(make_batch(groups, credit(groups)), EVERYTHING, seed=update)
-    torch.set_num_threads(before)
-    tensors = [tensor.numpy().tobytes() for _, tensor in sorted(learner.state_dict()[0].items())]
-    return hashlib.sha256(b"".join(tensors)).hexdigest()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_another_process_makes_the_same_twenty_updates_to_the_last_bit(threads):
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_learner; print(test_learner.twenty_updates(int(sys.argv[2])))"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import learners; "
+        "print(learners.twenty_updates(int(sys.argv[2])))"
+    )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(threads)]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert found.strip() == twenty_updates(threads)

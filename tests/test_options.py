@@ -190,7 +190,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Foreign:
-    """As a package writes it that imports a type for type checkers only."""
+    """Like a dataclass of a package that imports a type only for type checkers."""
 
     task: "NotImportedHere | None" = None  # noqa: F821
     size: int = 3

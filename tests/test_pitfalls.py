@@ -1,8 +1,11 @@
-"""Mistakes of published code that are made here on purpose, to show that ours does not make them; and laws that no other module holds.
+"""Mistakes of published code, each with a test that shows that agentrl does not make it; and laws that belong
+to no other module.
 
-Others stand with what they are about: turns found by their reward, observation tokens in GAE, episode statistics over turns, average turns
-dropped (``test_credit``, ``test_credit_methods``); a divergence without gradient, clips and weights mixed (``test_losses``); a penalty
-without gradient (``test_scorers``); a variant that is another loss, labels of another kind (``test_losses_groups``).
+Tests of further mistakes are in the modules that they concern: turns found by their reward, observation
+tokens in GAE, episode statistics over turns, average turns dropped (``test_credit``,
+``test_credit_methods``); a divergence without gradient, clips and weights mixed (``test_losses``); a penalty
+without gradient (``test_scorers``); a variant that is another loss, labels of another kind
+(``test_losses_groups``).
 """
 
 from dataclasses import replace
@@ -10,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from credit_cases import GROUP_RULES, componentwise, timed
 from hypothesis import given
 from hypothesis import strategies as st
+from learners import credit, groups_of, learner_of
 from loss_inputs import gradient, inputs
-from published import GROUP_RULES, componentwise, timed
 from strategies import group, scored, scored_groups, tokens_of, trajectory
-from test_learner import credit, groups_of, learner_of
 
 from agentrl.credit.components import EpisodeAndSteps
 from agentrl.credit.entropy import EMPG
@@ -38,7 +41,7 @@ from agentrl.types import Credited, Scored, floats, ints
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 
 
-# iStar: statistics of first turns alone, and a mean in the place of the sum.
+# iStar: statistics over first turns alone, and a mean instead of the sum.
 
 
 def test_every_turn_enters_the_statistics_of_process_rewards_not_only_the_first_of_each_episode():
@@ -94,7 +97,7 @@ def test_who_is_compared_with_nobody_gets_nothing(rule):
 
 
 def test_whitening_over_the_batch_alone_pays_for_easy_tasks():
-    """Both tasks teach nothing: all members did the same. Only the rule that compares within a task says so."""
+    """In both tasks all members did the same. Only the rule that compares within a task gives no credit."""
     easy, hard = group([1.0] * 4), group([0.0] * 4)
     plain = reinforce_plus_plus()([easy, hard])
     assert tokens_of(plain[0]).min() > 0.9
@@ -108,7 +111,7 @@ def test_whitening_over_the_batch_alone_pays_for_easy_tasks():
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=99), st.floats(0.0, 1.0))
 def test_a_quantile_of_few_scores_is_one_of_them(scores, share):
-    """A trim of one in a hundred leaves nothing of fewer: an empty mean, NaN."""
+    """Trimming one value in a hundred leaves no value of a smaller sample: the mean of nothing, NaN."""
     assert threshold_for(scores, share=share) in scores
 
 
@@ -153,7 +156,7 @@ def test_an_update_says_how_many_weights_saturate():
 def test_a_failure_pads_itself_out_of_a_mean_per_sequence_and_not_of_a_mean_per_token():
 
     def share(aggregation, num_tokens: int) -> float:
-        """What the first four tokens of a failure weigh, over what a success of four tokens does."""
+        """Return the weight of a failure's first four tokens, relative to a success of four tokens."""
         weights = aggregation([[num_tokens], [4]])
         return float(weights[:4].sum() / weights[-4:].sum())
 
@@ -195,7 +198,7 @@ def test_durations_have_mean_one_below_the_cap(seconds):
 
 
 def measured(one: Scored) -> Scored:
-    """With entropies and values that depend on the action tokens alone."""
+    """Return ``one`` with entropies and values that depend on the action tokens alone."""
     num = one.trajectory.num_tokens
     return one.with_measured(
         entropies=floats(np.linspace(0.1, 1.0, num)), values=floats(np.linspace(-1.0, 1.0, num))
@@ -237,7 +240,7 @@ def test_modifiers_do_not_see_the_order_of_members(members, random):
 
 
 def test_only_a_trajectory_without_tokens_is_left_out_of_an_update():
-    """An episode that ended before its first action is a result all the same: its group's mean counts it."""
+    """An episode that ended before its first action still counts in the mean of its group."""
     members = (scored([1.0]), Scored(trajectory([]), {"outcome": floats()}))
     credited = RLOO()([members])
     assert tokens_of(credited[0]).tolist() == [1.0]

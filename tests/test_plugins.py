@@ -88,7 +88,10 @@ def test_a_missing_package_names_the_extra_that_brings_it(tmp_path, monkeypatch)
     (tmp_path / "their_games.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert "chess" in environments()
-    message = r"environment 'chess' of their-games 1\.2 needs the package 'no_such_package'.*pip install 'their-games\[heavy\]'"
+    message = (
+        r"environment 'chess' of their-games 1\.2 needs the package 'no_such_package'"
+        r".*pip install 'their-games\[heavy\]'"
+    )
     with pytest.raises(MissingExtra, match=message):
         load_environment("chess")
 

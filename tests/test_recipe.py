@@ -3,49 +3,23 @@ import sys
 
 import broken
 import pytest
-from agentrl_environments.bandit import Bandit
+from sound import IMITATE, LEARN, SOUND
 
 from agentrl.credit.constant import ConstantCredit
 from agentrl.credit.gae import TokenGAE
-from agentrl.credit.group import GRPO
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.learner import Optimisation
-from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
 from agentrl.losses.clip import Clip
 from agentrl.losses.groups import DisCO
 from agentrl.losses.objective import Objective
 from agentrl.losses.tis import TokenTIS
-from agentrl.policy import ExpertPolicy, Sampling
-from agentrl.recipe import Evaluation, Recipe, Stage, check_panels
+from agentrl.policy import Sampling
+from agentrl.recipe import Evaluation, Recipe, check_panels
 from agentrl.recipe.check import check
 from agentrl.recipe.load import load, read
 from agentrl.rewards.outcome import Process
 from agentrl.rollout import Limits
 from agentrl.samplers.filters import DynamicSampling
-from agentrl.sources import Demonstrations, Rollouts
-
-IMITATE = Stage(
-    name="imitate",
-    updates=3,
-    source=Demonstrations(policy=ExpertPolicy(), num_episodes=8),
-    credit=ConstantCredit(1.0),
-    objective=Objective(),
-    optimisation=Optimisation(),
-)
-LEARN = Stage(
-    name="learn",
-    updates=2,
-    source=Rollouts(num_groups=2, group_size=2),
-    credit=GRPO(),
-    objective=Objective(loss=Clip()),
-    optimisation=Optimisation(),
-)
-SOUND = Recipe(
-    name="sound",
-    env=Bandit(),
-    model=ModelSpec(shape=Shape(), tokenizer=TrainedTokenizer()),
-    stages=(IMITATE, LEARN),
-)
+from agentrl.sources import Rollouts
 
 
 def learning(**changes) -> Recipe:
@@ -146,7 +120,7 @@ def test_tasks_that_are_not_the_recipes_are_refused():
         check_panels(dataclasses.replace(SOUND, panels={"train": found["test"]}))
 
 
-FILE = "from test_recipe import SOUND\n\nrecipe = SOUND\n"
+FILE = "from sound import SOUND\n\nrecipe = SOUND\n"
 
 
 def test_a_file_is_read_with_overrides_and_kept_in_a_folder_that_stands_for_it(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_render import CHAT_TOKENIZER
+from chatml import CHAT_TOKENIZER
 from typer.testing import CliRunner
 
 from agentrl.cli import app

@@ -1,19 +1,14 @@
 import numpy as np
 import pytest
+from chatml import CHAT_TOKENIZER, CHATML, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from agentrl.errors import ConfigError, TokenDrift
 from agentrl.render import TagRenderer, check_drift, context
 from agentrl.render.chat import ChatRenderer
 from agentrl.types import Action, End, Message, Observation, Task, Trajectory, Turn, floats, ints
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 DROPS_THINKING = CHATML.replace(
     "{{ m.content }}", "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}"
 )
@@ -22,24 +17,7 @@ CLEANS = CHATML.replace(
 )
 
 
-def tokenizer(tags=("<pad>", "<act>", "<end>"), template: str | None = None) -> PreTrainedTokenizerFast:
-    vocab = {
-        token: index for index, token in enumerate([*tags, *sorted(pre_tokenizers.ByteLevel.alphabet())])
-    }
-    inner = Tokenizer(models.BPE(vocab, []))
-    inner.pre_tokenizer, inner.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=tags[0], eos_token=tags[-1], extra_special_tokens=list(tags[1:-1])
-    )
-    made.chat_template = template
-    return made
-
-
 TAGS = TagRenderer(tokenizer())
-CHAT_TOKENIZER = tokenizer(("<pad>", "<|im_start|>", "<|im_end|>"), CHATML)
 CHAT = ChatRenderer(CHAT_TOKENIZER)
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)

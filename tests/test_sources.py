@@ -1,57 +1,21 @@
-import asyncio
 from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-import tiny
+from collecting import PICKY, collect
 from corridor import LETTERS, Corridor
 
 from agentrl.errors import ConfigError, EnvError
-from agentrl.hosts.in_process import InProcess
-from agentrl.learner.model import train_tokenizer
-from agentrl.learner.spec import TrainedTokenizer
 from agentrl.policy import ExpertPolicy, RandomPolicy, ScriptedPolicy
-from agentrl.recipe import Collected, Playground
 from agentrl.records.store import read_trajectories
 from agentrl.rewards import Transform
 from agentrl.rewards.compose import Scaled
-from agentrl.rewards.outcome import EnvReward, Outcome
+from agentrl.rewards.outcome import EnvReward
 from agentrl.rewards.payment import Payment
-from agentrl.rollout import Limits
-from agentrl.samplers.filters import DynamicSampling
 from agentrl.samplers.uniform import Uniform
 from agentrl.sources import Demonstrations, Rollouts
 from agentrl.types import End
-
-PAY = Payment(reward=EnvReward())
-PICKY = Payment(reward=Outcome(), filters=(DynamicSampling(),))
-
-
-def collect(
-    source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, min_group=1, seed=0, at=None
-) -> list[Collected]:
-    """Collect the updates one after another, as a run that was opened once."""
-    env = env or Corridor()
-
-    async def run():
-        async with InProcess(env, 10.0) as host:
-            ground = Playground(
-                agent=agent or RandomPolicy(),
-                at=at,
-                host=host,
-                renderer=tiny.Letters(train_tokenizer(["door a b c d"], TrainedTokenizer(vocab_size=262))),
-                tasks={split: env.tasks(split) for split in env.splits},
-                limits=Limits(max_turns=env.max_turns),
-                seed=seed,
-                folder=folder,
-            )
-            return [
-                await source.collect(ground, payment, name="stage", update=u, min_group=min_group)
-                for u in updates
-            ]
-
-    return asyncio.run(run())
 
 
 def ids(collected) -> list[str]:

@@ -4,11 +4,8 @@ import pytest
 from agentrl.plugins import environments, make_environment
 from agentrl.testing import ContractViolation, check_env
 
-ELSEWHERE = (
-    "textworld",
-    "swe",
-    "swe-repair",
-)  # their own tests check them, with games and sandboxes made for the test
+# checked by their own tests, with games and sandboxes made for the test
+ELSEWHERE = ("textworld", "swe", "swe-repair")
 
 
 def test_a_sound_environment_passes():
@@ -57,7 +54,7 @@ def test_every_environment_keeps_the_contract(name):
     ],
 )
 def test_what_is_not_kept_is_named(spec, clause, monkeypatch):
-    monkeypatch.setattr("agentrl.testing.env.SETTLE_S", 0.1)
+    monkeypatch.setattr("agentrl.testing.leftovers.SETTLE_S", 0.1)
     try:
         with pytest.raises(ContractViolation) as caught:
             check_env(spec(), num_tasks=1)

@@ -74,7 +74,7 @@ class Leaking(Plain):
 
 
 def test_what_is_left_behind_is_noticed(monkeypatch):
-    monkeypatch.setattr("agentrl.testing.env.SETTLE_S", 0.1)
+    monkeypatch.setattr("agentrl.testing.leftovers.SETTLE_S", 0.1)
     try:
         assert broken_clauses(PlainProvider(Leaking), "kill all") == {"leaves nothing"}
     finally:

@@ -230,8 +230,8 @@ async def opened(settings: Settings) -> AsyncIterator[Policy]:
 
 @asynccontextmanager
 async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]:
-    """Open an engine with the weights of a checkpoint, of a run's newest one, or of a plain model folder."""
-    from agentrl.engines.spec import Local
+    """Open an engine with the weights of a checkpoint, of a run's newest, or of a plain model folder."""
+    from agentrl.engines.spec import TorchEngine
     from agentrl.learner.checkpoint import read_weights, verify
     from agentrl.learner.model import load_tokenizer
     from agentrl.learner.spec import ModelSpec
@@ -246,7 +246,7 @@ async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]
     recipe = load(settings.recipe_at) if settings.recipe_at else None
     tokenizer = load_tokenizer(model)
     renderer = recipe.renderer(tokenizer) if recipe else ChatRenderer(tokenizer)
-    engine = recipe.engine if recipe else Local(num_slots=2 * settings.limits.concurrency)
+    engine = recipe.engine if recipe else TorchEngine(num_slots=2 * settings.limits.concurrency)
     opening = engine.open(
         ModelSpec(folder=str(model)),
         vocab_size=len(tokenizer),

@@ -1,1 +1,5 @@
-"""Engines: policies whose weights can be replaced. `local` runs in this process with torch; `openai` asks any served model."""
+"""Engines: policies whose weights can be replaced.
+
+``spec`` holds the values that a recipe names, ``local`` the engine that runs in this process with torch, and
+``openai`` a policy over any served model.
+"""

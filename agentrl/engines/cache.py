@@ -1,28 +1,29 @@
-"""Keys and values of past tokens: which slot holds which context, and attention over the slots.
+"""Attention over slots, each of which holds the keys and values of one context.
 
-A *slot* holds the keys and values of one context. ``Slots`` finds the slot that holds a given context by its content: policies are
-stateless, so an episode is recognised by its tokens and by nothing else. ``SlotAttention`` owns the tensors.
+``SlotAttention`` owns the keys and values; ``slots`` keeps book of which slot holds which context.
 
-Bits. A token's result must not depend on what else is computed beside it, so that an episode repeats bit for bit alone, among others,
-and after its slot was given away and filled again. Measured with MKL in float32, one and two threads, these keep the bits:
+Bit-exactness. The result of a token must not depend on what else is computed in the same pass, so that an
+episode repeats bit for bit when it is played alone, among others, and after its slot was given to another
+context and filled again. Measured with MKL in float32, on one and two threads, three rules guarantee this:
 
-- a matrix product gives a row the same bits whatever the number of rows, from 10 on: rows are padded to multiples of 16;
-- a batched matrix product does so from 4 rows on, whatever the batch and its strides: the query heads of neighbouring key-value heads
-  make up these rows, each with zeros where the other's part is (what is added is exact), or else a lone query is repeated;
-- a sum over keys does so whatever their number, as what is masked adds an exact zero, if no product sums over more than 192, for then
-  the library cuts it where it likes: the weighted sum of values is taken over 128 keys at a time.
+- A matrix product gives a row the same bits whatever the number of rows, if there are at least 10 rows. Rows
+  are therefore padded to a multiple of 16.
+- A batched matrix product does so from 4 rows on, whatever the size and strides of the batch. These rows are
+  the query heads of neighbouring key-value heads, each with zeros in the part of the other heads (adding an
+  exact zero changes nothing). Where heads cannot be combined, a single query is repeated.
+- A sum over keys does so whatever their number, because a masked key adds an exact zero, as long as no
+  product sums over more than 192 keys: beyond that, the library decides how to split the sum. The weighted
+  sum of values is therefore taken over 128 keys at a time.
 
-So attention is batched products and a softmax, for one token as for many. The library's fused attention keeps the bits under conditions
-of its own, and takes twice the time for one token.
+Attention is computed with batched products and a softmax, for one token as for many. The library's fused
+attention is bit-exact only under further conditions, and takes twice as long for one token.
 
-Axes: ``M`` tokens of a step, ``B`` rows of a block, ``T`` tokens of each, ``K`` key-value heads, ``G`` query heads per such head,
-``D`` dimension of a head, ``L`` length of the keys.
+Axes: ``M`` tokens of a step, ``B`` rows of a block, ``T`` tokens of a row, ``K`` key-value heads, ``G`` query
+heads per key-value head, ``D`` dimension of a head, ``L`` length of the keys.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,87 +33,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agentrl.types import IntArray
-
-ROWS = 16
-"""Rows of a matrix product are padded to a multiple of this."""
-QUERIES = 4
-"""Fewest rows of a batched product."""
-KEYS = 16
-"""Lengths of keys are padded to a multiple of this."""
-TOKENS, SPAN = 8, 64
-"""Rows share a block if the same multiples of these hold what they feed and what they see."""
-SUMMED = 128
-"""Most keys that one product sums over."""
-CHUNK = 128
-"""Most tokens of a row: what is fed beyond them is a row of its own, so that its earlier tokens are not charged for later keys."""
-ROOM = 512
-"""Tokens that a slot has room for at first."""
-SCORES = 2**20
-"""About the most scores of one product, so that they stay in a processor's cache."""
-
+IntArray = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
 
-
-def digest(tokens: IntArray) -> bytes:
-    """Return a content hash of a context."""
-    return hashlib.blake2b(np.ascontiguousarray(tokens, np.int32).tobytes(), digest_size=16).digest()
-
-
-class Slots:
-    """Bookkeeping of ``num_slots`` slots: in use, idle with a known content, or empty. Gives away the one idle for longest."""
-
-    def __init__(self, num_slots: int) -> None:
-        self._empty = list(range(num_slots))[::-1]
-        self._idle: OrderedDict[int, bytes] = OrderedDict()  # slot -> content, the oldest first
-        self._holding: dict[bytes, list[int]] = {}
-
-    @property
-    def num_idle(self) -> int:
-        """Number of slots that nobody uses and that hold a context."""
-        return len(self._idle)
-
-    def take(self, content: bytes) -> tuple[int, bool] | None:
-        """Take a slot into use, and say whether it holds ``content``; ``None`` where all slots are in use."""
-        holding = self._holding.get(content)
-        if holding:
-            slot = holding[-1]
-            self._forget(slot)
-            return slot, True
-        if self._empty:
-            return self._empty.pop(), False
-        if self._idle:
-            slot = next(iter(self._idle))
-            self._forget(slot)
-            return slot, False
-        return None
-
-    def keep(self, slot: int, content: bytes) -> None:
-        """Put a slot out of use that now holds ``content``."""
-        self._idle[slot] = content
-        self._holding.setdefault(content, []).append(slot)
-
-    def drop(self, slot: int) -> None:
-        """Put a slot out of use whose content is worth nothing."""
-        self._empty.append(slot)
-
-    def clear(self) -> None:
-        """Forget what idle slots hold."""
-        self._empty += self._idle
-        self._idle.clear()
-        self._holding.clear()
-
-    def _forget(self, slot: int) -> None:
-        content = self._idle.pop(slot)
-        holding = self._holding[content]
-        holding.remove(slot)
-        if not holding:
-            del self._holding[content]
+ROWS = 16
+"""The rows of a matrix product are padded to a multiple of this."""
+QUERIES = 4
+"""Minimum number of rows of a batched product."""
+KEYS = 16
+"""The length of the keys is padded to a multiple of this."""
+TOKENS, SPAN = 8, 64
+"""Rows share a block if their number of tokens rounds up to the same multiple of ``TOKENS`` and the position
+of their last token rounds down to the same multiple of ``SPAN``."""
+SUMMED = 128
+"""Maximum number of keys that one product sums over."""
+CHUNK = 128
+"""Maximum number of tokens of a row. A longer feed is split into several rows, so that its early tokens are
+not multiplied with keys that only its late tokens see."""
+ROOM = 512
+"""Initial capacity of a slot in tokens."""
+SCORES = 2**20
+"""Approximate maximum number of scores of one product, so that they fit into a processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens to append to a slot that holds ``start`` tokens already."""
+    """Tokens to append to a slot that already holds ``start`` tokens."""
 
     slot: int
     start: int
@@ -121,27 +67,27 @@ class Feed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Queries of one attention product: rows that feed about as many tokens each, and see about as many keys."""
+    """Queries of one attention product: rows with a similar number of tokens and of visible keys."""
 
     slots_B: Tensor | slice
     source_BT: Tensor
-    """Index into ``M`` of each query; what pads is a repetition."""
+    """Index into ``M`` of each query; padding repeats a query of the row."""
     mask: Tensor
-    """Added to the scores, ``[B, 1, T, 1, L]``: 0 where a query may look, else minus infinity."""
+    """Added to the scores, ``[B, 1, T, 1, L]``: 0 where a query may attend, else minus infinity."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
-    """The tokens that look, sorted into blocks."""
+    """The tokens whose attention is computed, sorted into blocks."""
 
     blocks: tuple[Block, ...]
     target_M: Tensor
-    """Where the result of each token is in the results of all blocks, one after the other, ``[sum of B * T]``."""
+    """Index of each token's result in the concatenated results of all blocks, ``[sum of B * T]``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """Everything one forward pass is told: tokens with their place, who looks, and the rows whose logits are wanted."""
+class EngineStep:
+    """Input of one forward pass: tokens, positions, slots, queries, and the rows whose logits are wanted."""
 
     tokens_M: Tensor
     positions_M: Tensor
@@ -150,14 +96,15 @@ class Step:
     """Index into ``M`` of the last token of each feed, padded to a multiple of ``ROWS``."""
     queries: Queries
     last_queries: Queries
-    """Of the tokens ``last_R`` alone, for a layer of which nothing else is wanted."""
+    """The queries of the tokens ``last_R`` alone, for a layer whose other outputs are not used."""
 
 
 class SlotAttention:
     """Keys and values of all layers.
 
-    Keys are ``[slots + 1, K / J, J * D, capacity]``, values ``[slots + 1, K / J, capacity, J * D]``, where ``J`` heads share a product:
-    both are read as they lie by the products, which for one token takes the time of reading. The last slot takes what padding writes.
+    Keys are ``[slots + 1, K / J, J * D, capacity]``, values ``[slots + 1, K / J, capacity, J * D]``, where
+    ``J`` heads share a product. The products read both in this layout without a copy, so attention of one
+    token takes only the time of reading them. The last slot receives the keys and values of padding.
     """
 
     def __init__(
@@ -172,23 +119,24 @@ class SlotAttention:
         like: Tensor,
     ) -> None:
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        # half precision would round the scores of separate products, and a GPU has no bits to keep: the fused kernel serves both
+        # The fused kernel is used in half precision, where separate products would round the scores, and on
+        # GPUs, where no bit-exactness is promised.
         self._fused = like.is_cuda or like.dtype.itemsize < 4
         self._joined = 1 if self._fused else _joined(self.group, num_kv_heads, head_dim)
         num_joint, width = num_kv_heads // self._joined, head_dim * self._joined
         self.limit = up(max_context, ROOM)
         self.padding_slot = num_slots
-        # zeros, not empty: what was never written is masked, but 0 times NaN would be NaN
+        # zeros, not empty: entries that were never written are masked, but 0 times NaN would be NaN
         self.keys = [like.new_zeros(num_slots + 1, num_joint, width, ROOM) for _ in range(num_layers)]
         self.values = [like.new_zeros(num_slots + 1, num_joint, ROOM, width) for _ in range(num_layers)]
 
     @property
     def capacity(self) -> int:
-        """Tokens that a slot has room for now; it grows to what is asked for."""
+        """Current capacity of a slot in tokens; it grows when a longer context is fed."""
         return self.keys[0].shape[3]
 
     def _grow(self, length: int) -> None:
-        """Make room for contexts of ``length`` tokens; memory is taken only for as long contexts as there are."""
+        """Enlarge the slots to hold ``length`` tokens: memory follows the longest context so far."""
         room = self.capacity
         while room < length:
             room = min(2 * room, self.limit)
@@ -201,8 +149,8 @@ class SlotAttention:
         """Query heads per key-value head, ``G``."""
         return self.num_heads // self.num_kv_heads
 
-    def plan(self, feeds: Sequence[Feed]) -> Step:
-        """Lay the tokens of ``feeds`` out for one pass."""
+    def plan(self, feeds: Sequence[Feed]) -> EngineStep:
+        """Lay out the tokens of ``feeds`` for one forward pass."""
         lengths = np.array([len(feed.tokens) for feed in feeds])
         ends = lengths.cumsum()
         total, device = int(ends[-1]), self.keys[0].device
@@ -218,7 +166,7 @@ class SlotAttention:
         last_R[: len(feeds)] = ends - 1
         queries = self._queries(slots_M, positions_M, lengths)
         decoding = total == len(feeds)
-        return Step(
+        return EngineStep(
             tokens_M=torch.from_numpy(tokens_M).to(device),
             positions_M=torch.from_numpy(positions_M).to(device),
             slots_M=torch.from_numpy(slots_M).to(device),
@@ -230,9 +178,9 @@ class SlotAttention:
         )
 
     def _queries(self, slots_M: Index, positions_M: Index, lengths: Index) -> Queries:
-        """Cut feeds of ``lengths`` tokens into rows, and sort those into blocks.
+        """Split feeds of ``lengths`` tokens into rows, and sort the rows into blocks.
 
-        Slots are read in place only for rows of one token, whose time is that of reading.
+        Only rows of one token read their slots in place, because only their time is dominated by reading.
         """
         ends = lengths.cumsum()
         chunks = -(-lengths // CHUNK)
@@ -278,31 +226,37 @@ class SlotAttention:
         )
 
     def _select(self, slots_B: Index, in_place: bool) -> tuple[Tensor | slice, Index]:
-        """Return an index of ascending slots, and the place of each in it; ``in_place``: a slice, which copies nothing."""
+        """Return an index of ascending slots and their places in it; with ``in_place``, a slice (no copy)."""
         if in_place:
             return slice(int(slots_B[0]), int(slots_B[-1]) + 1), slots_B - slots_B[0]
         return torch.from_numpy(slots_B).to(self.keys[0].device), np.arange(len(slots_B))
 
-    def write(self, layer: int, step: Step, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values of a step, ``[M, K, D]`` each."""
+    def write(self, layer: int, step: EngineStep, keys: Tensor, values: Tensor) -> None:
+        """Store the keys and values of a step, ``[M, K, D]`` each."""
         whole = (len(keys), self.num_kv_heads // self._joined, self._joined * self.head_dim)
         self.keys[layer].permute(0, 3, 1, 2)[step.slots_M, step.positions_M] = keys.reshape(whole)
         self.values[layer].transpose(1, 2)[step.slots_M, step.positions_M] = values.reshape(whole)
 
     def copy(self, slot: int, others: list[int], *, length: int) -> None:
-        """Give other slots the first ``length`` keys and values of a slot."""
+        """Copy the first ``length`` keys and values of a slot to other slots."""
         for keys, values in zip(self.keys, self.values, strict=True):
             keys[others, :, :, :length] = keys[slot, :, :, :length]
             values[others, :, :length] = values[slot, :, :length]
 
     def attend(self, layer: int, queries: Queries, vectors: Tensor, *, scale: float) -> Tensor:
-        """Return what each token sees, ``[M, K * G * D]``, for queries ``[M, K, G, D]`` of tokens whose keys are written already."""
+        """Return the attention output of each token, ``[M, K * G * D]``, for queries ``[M, K, G, D]``.
+
+        The keys and values of these tokens must have been written before.
+        """
         whole = self._join(vectors * scale)
         seen = [self._product(layer, block, whole) for block in queries.blocks]
         return (seen[0] if len(seen) == 1 else torch.cat(seen)).index_select(0, queries.target_M)
 
     def _join(self, vectors: Tensor) -> Tensor:
-        """Let ``J`` heads share a product: ``[M, K, G, D]`` to ``[M, K / J, J * G, J * D]``, each query zero beside its own head's part."""
+        """Combine ``J`` heads for a shared product: ``[M, K, G, D]`` to ``[M, K / J, J * G, J * D]``.
+
+        Each query is zero outside the part of its own head.
+        """
         joined, (num_tokens, num_kv, group, dim) = self._joined, vectors.shape
         if joined == 1:
             return vectors
@@ -313,7 +267,7 @@ class SlotAttention:
         return whole.view(num_tokens, num_kv // joined, joined * group, joined * dim)
 
     def _product(self, layer: int, block: Block, vectors: Tensor) -> Tensor:
-        """Return attention over the block's slots, ``[B * T, K * G * D]``, for joined queries."""
+        """Return the attention output of a block, ``[B * T, K * G * D]``, for joined queries."""
         num_rows, num_tokens = block.source_BT.shape
         (num_joint, group, width), length = vectors.shape[1:], block.mask.shape[-1]
         queries = (
@@ -345,14 +299,17 @@ class SlotAttention:
             for first in range(SUMMED, length, SUMMED):
                 out.baddbmm_(weights[:, :, first : first + SUMMED], values[:, first : first + SUMMED])
         heads = (num_rows, num_joint, num_tokens, self._joined, self.group, self._joined, self.head_dim)
-        own = out.view(heads).diagonal(dim1=3, dim2=5)  # of each head's queries its own part
+        own = out.view(heads).diagonal(
+            dim1=3, dim2=5
+        )  # for the queries of each head, only the part of that head
         return own.permute(0, 2, 1, 5, 3, 4).reshape(num_rows * num_tokens, -1)
 
 
 def _joined(group: int, num_kv_heads: int, head_dim: int) -> int:
-    """Return how many key-value heads share a product, ``J``: as many as make up ``QUERIES`` queries, if their width can be summed over.
+    """Return how many key-value heads share a product, ``J``.
 
-    A lone query needs that many rows in its product anyway; better those of another head than repetitions.
+    As many are combined as give at most ``QUERIES`` queries, if one product may sum over their width. A
+    single query needs that many rows anyway, and rows of other heads are more useful than repetitions.
     """
     return max(
         (
@@ -365,7 +322,10 @@ def _joined(group: int, num_kv_heads: int, head_dim: int) -> int:
 
 
 def _is_dense(slots_B: Index, seen_B: Index) -> bool:
-    """Return whether it is cheaper to read all slots between the first and the last, as far as the longest, than to copy those in use."""
+    """Return whether reading all slots from the first to the last is cheaper than copying those in use.
+
+    Reading in place covers every slot in between, up to the length of the longest.
+    """
     in_use = np.unique(slots_B)
     return len(in_use) == len(slots_B) and bool(
         (in_use[-1] + 1 - in_use[0]) * seen_B.max() <= 2 * (seen_B + SPAN // 2).sum()

@@ -1,10 +1,11 @@
-"""Forward passes over a step's tokens, laid out flat: no padding between rows, and attention only through the slots.
+"""Forward passes over the tokens of a step, laid out flat: no padding, and attention only through slots.
 
-``LlamaForward`` is written by hand for models of Llama's shape (Llama, Qwen2, Qwen3). ``GenericForward`` runs any causal language model of
-transformers whose attention can be replaced. ``forward_for`` takes the first if it agrees with the model's own forward, else the
-second; a model with which neither agrees cannot be served.
+``LlamaForward`` is written by hand for models of Llama's shape (Llama, Qwen2, Qwen3). ``GenericForward`` runs
+any causal language model of transformers whose attention can be replaced. ``forward_for`` chooses the first
+if it agrees with the model's own forward, else the second; if neither agrees, the model cannot be served.
 
-Axes: ``M`` tokens of a step, ``R`` rows whose logits are wanted, ``V`` vocabulary, ``H`` hidden, ``D`` dimension of a head.
+Axes: ``M`` tokens of a step, ``R`` rows whose logits are wanted, ``V`` vocabulary, ``H`` hidden, ``D``
+dimension of a head.
 """
 
 from __future__ import annotations
@@ -17,35 +18,37 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from agentrl.engines.cache import ROWS, Feed, SlotAttention, Step
+from agentrl.engines.cache import ROWS, EngineStep, Feed, SlotAttention
 from agentrl.errors import ConfigError
 from agentrl.types import ints
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""Largest accepted difference of log-probabilities from the model's own forward; for half precisions ``HALF_TOLERANCE``."""
+"""Largest accepted difference of log-probabilities from the model's own forward, by dtype."""
 HALF_TOLERANCE = 0.25
+"""The same for half precision."""
 
 # transformers models are typed as Any: their attributes differ from architecture to architecture
 
 
-class Forward(Protocol):
-    """Computes logits and keeps keys and values in slots."""
+class SlotForward(Protocol):
+    """A forward pass that keeps keys and values in slots."""
 
     attention: SlotAttention
 
-    def __call__(self, step: Step) -> Tensor:
-        """Return the logits of the step's last tokens, ``[R, V]``, and store keys and values of all."""
+    def __call__(self, step: EngineStep) -> Tensor:
+        """Return the logits of the step's last tokens, ``[R, V]``, and store all keys and values."""
         ...
 
     def refresh(self) -> None:
-        """Take over the weights that the model holds now."""
+        """Adopt the model's current weights."""
         ...
 
 
 class LlamaForward:
-    """The forward pass of Llama, Qwen2 and Qwen3 with fused weights: about seven products per layer, and nothing else that is large.
+    """The forward pass of Llama, Qwen2 and Qwen3 with fused weights.
 
-    The model's own parameters become views of the fused ones.
+    A layer takes about seven matrix products and no other large operation. The model's own parameters become
+    views of the fused weights.
     """
 
     def __init__(self, model: Any, *, num_slots: int, max_context: int) -> None:
@@ -68,7 +71,7 @@ class LlamaForward:
         self._cos, self._sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
 
     def refresh(self) -> None:
-        """Take over the weights that the model holds now."""
+        """Adopt the model's current weights."""
         for layer in self._layers:
             for product in (layer.qkv, layer.out, layer.gate_up, layer.down):
                 product.refresh()
@@ -90,7 +93,7 @@ class LlamaForward:
             )
         )
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: EngineStep) -> Tensor:
         """Return the logits of the step's last tokens, ``[R, V]``."""
         attention = self.attention
         num_kv, num_heads, dim = attention.num_kv_heads, attention.num_heads, attention.head_dim
@@ -107,7 +110,7 @@ class LlamaForward:
             turned = _rotate(queries_keys, cos, sin)
             attention.write(index, step, turned[:, num_heads:], values)
             vectors, queries = turned[:, :num_heads].view(-1, num_kv, attention.group, dim), step.queries
-            if index == len(self._layers) - 1:  # of the last layer only the last tokens are wanted
+            if index == len(self._layers) - 1:  # only the last tokens of the last layer are used
                 hidden, vectors, queries = hidden[step.last_R], vectors[step.last_R], step.last_queries
             seen = attention.attend(index, queries, vectors, scale=layer.scale)
             hidden = hidden + layer.out(seen)
@@ -134,10 +137,11 @@ class _FusedLayer:
 
 
 class _Product:
-    """Layers that share an input, as one matrix product; the layers' parameters become views of the stacked ones.
+    """Layers that share an input, as one matrix product; their parameters become views of the stack.
 
-    The stack is ``[in, out]``: so few rows are multiplied in the order of memory. On CPUs with AVX-512 a second copy is laid out as oneDNN
-    reads it: a tenth faster than MKL, and a row's bits are the same among 2 to 2,048 rows, on one thread and two.
+    The stack is ``[in, out]``, so that a product with few rows reads it in the order of memory. On CPUs with
+    AVX-512 a second copy is kept in oneDNN's layout: it is a tenth faster than MKL, and a row has the same
+    bits among 2 to 2,048 rows, on one thread and on two.
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -160,7 +164,7 @@ class _Product:
         self.refresh()
 
     def refresh(self) -> None:
-        """Lay out the weights as they are now."""
+        """Repack the current weights."""
         self._packed = (
             torch.ops.mkldnn._reorder_linear_weight(self._weight.t().contiguous(), ROWS)
             if self._packs
@@ -175,7 +179,7 @@ class _Product:
 
 
 class _Norm:
-    """A module's root mean square norm, as one call."""
+    """The root mean square norm of a module, as one call."""
 
     def __init__(self, module: Any) -> None:
         self._weight, self._epsilon = module.weight, float(module.variance_epsilon)
@@ -185,13 +189,16 @@ class _Norm:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021), halves convention of transformers; ``cos`` and ``sin`` are ``[M, 1, D / 2]``."""
+    """Apply rotary position embedding (Su et al. 2021) in the halves convention of transformers.
+
+    ``cos`` and ``sin`` are ``[M, 1, D / 2]``.
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 _NAME = "agentrl_slots"
-_current: ContextVar[tuple[SlotAttention, Step]] = ContextVar("current step")
+_current: ContextVar[tuple[SlotAttention, EngineStep]] = ContextVar("current step")
 
 
 def _slot_attention(
@@ -204,9 +211,12 @@ def _slot_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: object,  # dropout, positions and the like: no part of inference
+    **_: object,  # dropout, positions and the like, which inference does not use
 ) -> tuple[Tensor, None]:
-    """Attention function of transformers: ``query`` ``[1, heads, M, D]``, keys and values likewise; returns ``[1, M, heads, D]``."""
+    """Implement the attention function of transformers with slots.
+
+    ``query`` is ``[1, heads, M, D]``, keys and values likewise; the result is ``[1, M, heads, D]``.
+    """
     attention, step = _current.get()
     if (
         softcap is not None
@@ -214,7 +224,8 @@ def _slot_attention(
         or (sliding_window is not None and sliding_window < attention.limit)
     ):
         raise ConfigError(
-            f"{type(module).__name__} uses a sliding window, soft caps or sinks, which slots cannot hold; serve it with another engine"
+            f"{type(module).__name__} uses a sliding window, soft caps or sinks, which slots cannot hold; "
+            "serve it with another engine"
         )
     layer = module.layer_idx
     attention.write(layer, step, key[0].transpose(0, 1), value[0].transpose(0, 1))
@@ -233,8 +244,9 @@ AttentionInterface.register(_NAME, _slot_attention)
 class GenericForward:
     """The model's own forward, on one flat row of tokens with their positions.
 
-    Everything in a decoder works token by token except attention, and that is exchanged through the attention interface of
-    transformers, for good. So no cache class of the model is needed, and rows of any length share a pass.
+    A decoder processes each token separately, except in attention, which is replaced permanently through the
+    attention interface of transformers. No cache class of the model is needed, and rows of any length share a
+    pass.
     """
 
     def __init__(self, model: Any, *, num_slots: int, max_context: int) -> None:
@@ -253,13 +265,13 @@ class GenericForward:
         model.set_attn_implementation(_NAME)
 
     def refresh(self) -> None:
-        """Do nothing: it is the model itself that runs."""
+        """Do nothing: the model itself runs, with its current weights."""
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: EngineStep) -> Tensor:
         """Return the logits of the step's last tokens, ``[R, V]``."""
         token = _current.set((self.attention, step))
         try:
-            # a mask of four dimensions is handed on as it is, so that the model makes none
+            # the model passes a mask of four dimensions on unchanged and makes none itself
             mask = step.tokens_M.new_ones((1, 1, 1, 1), dtype=self._model.dtype)
             output = self._model(
                 input_ids=step.tokens_M[None],
@@ -275,11 +287,11 @@ class GenericForward:
 
 
 @torch.no_grad()  # not inference mode: the fused weights stay ordinary tensors, which can be replaced later
-def forward_for(model: Any, *, num_slots: int, max_context: int) -> Forward:
+def forward_for(model: Any, *, num_slots: int, max_context: int) -> SlotForward:
     """Return the fastest forward pass that agrees with the model's own.
 
     Raises:
-        ConfigError: none does; the model has an attention or a state that slots cannot hold.
+        ConfigError: none agrees; the model has an attention or a state that slots cannot hold.
     """
     vocab_size = model.get_input_embeddings().weight.shape[0]
     probe = torch.arange(24, device=model.device) * 7 % vocab_size
@@ -287,18 +299,19 @@ def forward_for(model: Any, *, num_slots: int, max_context: int) -> Forward:
     tolerance = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
     found: dict[str, float] = {}
     for kind in ([LlamaForward] if LlamaForward.suits(model) else []) + [GenericForward]:
-        forward: Forward = kind(model, num_slots=num_slots, max_context=max_context)
+        forward: SlotForward = kind(model, num_slots=num_slots, max_context=max_context)
         found[kind.__name__] = _difference(forward, probe, wanted)
         if found[kind.__name__] <= tolerance:
             return forward
     raise ConfigError(
-        f"a model of type {model.config.model_type!r} cannot be served by this engine: its log-probabilities are off by "
-        f"{', '.join(f'{off:.2g} ({name})' for name, off in found.items())}, {tolerance:g} is accepted. Serve it with another engine"
+        f"a model of type {model.config.model_type!r} cannot be served by this engine: its log-probabilities "
+        f"are off by {', '.join(f'{off:.2g} ({name})' for name, off in found.items())}, and at most "
+        f"{tolerance:g} is accepted. Serve it with another engine"
     )
 
 
-def _difference(forward: Forward, probe: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference of log-probabilities over a prompt fed in three pieces: at once, and token by token."""
+def _difference(forward: SlotForward, probe: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference of log-probabilities over a prompt that is fed in three pieces."""
     tokens, worst, start = ints(probe.tolist()), 0.0, 0
     for size in (16, 7, 1):
         logits = forward(forward.attention.plan([Feed(0, start, tokens[start : start + size])]))

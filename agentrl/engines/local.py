@@ -1,12 +1,14 @@
-"""The local engine: a model in this process, many episodes in one running batch.
+"""The local engine: a model in this process that serves many episodes in one running batch.
 
-Every step of the engine feeds whatever is to be fed: one token for each action under way, and the new part of the context for each
-action that begins; it is one forward pass, or several where much begins at once. Actions join and leave at any step. Keys and values
-stay in their slot between turns, so only the delta of a turn is computed; a context that lost its slot is computed again, with the
-same bits (``cache`` says why). A context that several actions begin with at once, as in a group, is computed once and copied.
+Each step of the engine feeds all pending tokens: one for each action under way, and the new part of the
+context for each action that begins. A step is one forward pass, or several if many tokens are pending.
+Actions join and leave at any step. Keys and values stay in their slot between turns, so only the delta of a
+turn is computed. A context that lost its slot is computed again, with the same bits (``cache`` explains why).
+A context with which several actions begin in the same step, as in a group, is computed once and copied.
 
-It all runs in the event loop, one step between two turns of the loop: no thread, no process, and ``pdb`` works. An action's tokens
-and log-probabilities are a function of (weights, context, sampling, seed) alone, to the last bit.
+Everything runs in the event loop, one step per iteration of the loop: no thread, no process, and ``pdb``
+works. The tokens and log-probabilities of an action are a function of (weights, context, sampling, seed)
+alone, to the last bit.
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentrl.engines.cache import Feed, Slots, digest
+from agentrl.engines.cache import Feed
 from agentrl.engines.forward import forward_for
 from agentrl.engines.sampling import draw, log_distribution, uniforms
+from agentrl.engines.slots import Slots, digest
 from agentrl.errors import AgentRLError, ConfigError, ContextFull, EngineError, boundary
 from agentrl.policy import Policy, Sampling
 from agentrl.render import Prompt, Renderer, check_drift, context
 from agentrl.types import Action, IntArray, Observation, Turn, floats, ints
 
 MAX_FED = 8192
-"""Most tokens of one step: what begins beside them waits for the next."""
+"""Maximum number of tokens of one step; further tokens wait for the next step."""
 PASS = 512
-"""Most tokens of one forward pass, unless of a single context: what lies between two products is to stay in a processor's cache."""
+"""Maximum number of tokens of one forward pass, unless they are of a single context: intermediate results
+should fit into a processor's cache."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +45,7 @@ class _Request:
 
     turns: Sequence[Turn]
     past: IntArray
-    """Context before the delta."""
+    """The context before the delta."""
     prompt: Prompt
     sampling: Sampling
     seed: int
@@ -58,19 +62,22 @@ class _Request:
 class LocalEngine:
     """An ``Engine`` over a causal language model of transformers.
 
-    The model is the engine's from here on: its weights are fused in place, and ``load`` alone replaces them. Give it a copy of its own.
+    The engine owns the model: it fuses the weights in place, and only ``load`` may replace them. Pass a copy
+    that nothing else uses.
 
     Args:
         model: a ``PreTrainedModel`` for causal language modelling, on its device and in its dtype.
         renderer: turns episodes into tokens.
-        sampling: how tokens are drawn, unless a view made by ``using`` says otherwise.
-        num_slots: contexts whose keys and values are kept. About twice the number of episodes at once: those that have ended are
-            recognised only by not being used for long.
-        max_context: most tokens of one context; by default what the model was made for, at most 2048.
+        sampling: how tokens are drawn; ``using`` returns a view that draws them differently.
+        num_slots: number of contexts whose keys and values are kept. About twice the number of concurrent
+            episodes is a good value: contexts of ended episodes stay until they are evicted, least recently
+            used first.
+        max_context: maximum number of tokens of one context; by default the limit of the model, at most 2048.
         version: version of the weights that the model holds now.
 
     Raises:
-        ConfigError: the model cannot be served (an attention that slots cannot hold), or does not fit the tokenizer.
+        ConfigError: the model cannot be served (slots cannot hold its attention), or does not fit the
+            tokenizer.
     """
 
     def __init__(
@@ -111,7 +118,7 @@ class LocalEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; actions under way are cancelled."""
+        """Stop the engine and cancel the actions under way."""
         runner, self._runner = self._runner, None
         if runner is not None and not runner.done():
             runner.cancel()
@@ -122,11 +129,11 @@ class LocalEngine:
 
     @property
     def version(self) -> int:
-        """Version of the weights that act now."""
+        """Version of the weights in use."""
         return self._version
 
     def using(self, sampling: Sampling) -> Policy:
-        """Return a view of this engine that samples otherwise; everything else is shared."""
+        """Return a view of this engine with another sampling; everything else is shared."""
         return _View(self, sampling)
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
@@ -134,23 +141,24 @@ class LocalEngine:
 
         Raises:
             ContextFull: the context has no room for an action of ``max_tokens``.
-            TokenDrift: stored turns are not what the renderer makes of them.
-            EngineError: the forward pass broke.
+            TokenDrift: the stored turns differ from what the renderer makes of them.
+            EngineError: the forward pass failed.
         """
         return await self.act_with(turns, observation, seed=seed, sampling=self._sampling)
 
     async def act_with(
         self, turns: Sequence[Turn], observation: Observation, *, seed: int, sampling: Sampling
     ) -> Action:
-        """``act``, with a sampling of its own."""
+        """Return the next action as ``act`` does, with the given sampling."""
         check_drift(turns, self.renderer, first=len(turns) - 1)
         prompt = self.renderer.prompt(turns, observation)
         past = ints() if prompt.fresh else context(turns)
         length = len(past) + len(prompt.tokens)
         if length + sampling.max_tokens > self.max_context:
             raise ContextFull(
-                f"the context holds {length} tokens on turn {len(turns)}; with {sampling.max_tokens} more for the action it passes the "
-                f"limit of {self.max_context}. Raise max_context, give the renderer a history, or shorten observations"
+                f"the context holds {length} tokens on turn {len(turns)}; with {sampling.max_tokens} more "
+                f"for the action it passes the limit of {self.max_context}. Raise max_context, give the "
+                "renderer a history, or shorten observations"
             )
         request = _Request(turns, past, prompt, sampling, seed, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
@@ -158,9 +166,9 @@ class LocalEngine:
         return await request.answer
 
     async def load(self, weights: Mapping[str, object], *, version: int) -> None:
-        """Wait until the actions under way have ended, then copy the weights and forget every cached context.
+        """Wait until the actions under way have ended, then copy the weights and discard all cached contexts.
 
-        ``weights`` are named as in the model's ``state_dict``; tied ones may be left out.
+        ``weights`` are named as in the model's ``state_dict``; tied weights may be left out.
 
         Raises:
             ConfigError: a name or shape differs from the model's; nothing was copied.
@@ -184,7 +192,7 @@ class LocalEngine:
             self._runner = asyncio.get_running_loop().create_task(self._run(), name="local engine")
 
     async def _run(self) -> None:
-        """Step while there is anything to do, and let the event loop turn between steps."""
+        """Step while there are actions to serve, and give control to the event loop between steps."""
         while self._active or (self._waiting and not self._loading):
             try:
                 with boundary(EngineError, "the engine's forward pass"):
@@ -198,16 +206,16 @@ class LocalEngine:
             await asyncio.sleep(0)
 
     def _fail(self, problem: AgentRLError) -> None:
-        """Answer every action under way with the error; what their slots hold is unknown."""
+        """Fail every action under way with the error; their slots hold unknown content and are emptied."""
         for request in self._active:
-            if request.slot >= 0:  # else it was given back before the error
+            if request.slot >= 0:  # a negative slot was released before the error
                 self._slots.drop(request.slot)
             if not request.answer.done():
                 request.answer.set_exception(problem)
         self._active = []
 
     def _admit(self) -> None:
-        """Give waiting actions a slot, in their order, as long as there are slots."""
+        """Give slots to waiting actions, in order, until no slot is free."""
         while self._waiting and not self._loading:
             request = self._waiting[0]
             if not request.answer.done():
@@ -218,9 +226,10 @@ class LocalEngine:
             self._waiting.popleft()
 
     def _place(self, request: _Request, slot: int, held: bool) -> None:
-        """Begin an action in a slot that holds its past, but for the last token sampled; or else begin from nothing.
+        """Begin an action in a slot. ``held``: the slot holds the past, except for the last sampled token.
 
-        A past that is fed again is checked again, whole; a fresh prompt feeds none of it.
+        If it does not, the whole past is fed again, and therefore checked again as a whole. A fresh prompt
+        needs no past.
         """
         if not (held or request.prompt.fresh):
             try:
@@ -236,14 +245,13 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """Feed what is pending, and draw a token for each row that has nothing pending after it."""
+        """Feed the pending tokens, and draw a token for each request that has none left."""
         attention, room = self._forward.attention, MAX_FED
         feeds: list[Feed] = []
         ready: list[tuple[int, _Request]] = []
-        begun: dict[bytes, int] = {}  # contexts that begin with this step -> their feed
-        copies: defaultdict[int, list[int]] = defaultdict(
-            list
-        )  # a feed -> further slots that begin with its context
+        begun: dict[bytes, int] = {}  # contexts that begin in this step -> their feed
+        # a feed -> further slots whose context begins with the same tokens
+        copies: defaultdict[int, list[int]] = defaultdict(list)
         for request in self._active:
             content = b"" if request.filled else request.pending.tobytes()
             if content in begun:
@@ -282,9 +290,9 @@ class LocalEngine:
             request.pending = ints([token])
 
     def _finished(self, request: _Request) -> bool:
-        """Answer a request that has ended, keep its slot for the next turn, and say so."""
+        """If the request has ended, answer it and keep its slot for the next turn; return whether it has."""
         slot = request.slot
-        if request.answer.done():  # cancelled by whoever asked
+        if request.answer.done():  # cancelled by the caller
             request.slot = -1
             self._slots.drop(slot)
             return True
@@ -302,7 +310,7 @@ class LocalEngine:
             request.prompt.fresh,
             clipped=not ended,
         )
-        request.slot = -1  # given back: an error of another request must not give it back again
+        request.slot = -1  # released: a later error of another request must not release it again
         if request.prompt.fresh:
             self._slots.drop(slot)
         else:
@@ -313,7 +321,7 @@ class LocalEngine:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """An engine seen through another sampling."""
+    """An engine with another sampling."""
 
     engine: LocalEngine
     sampling: Sampling
@@ -323,7 +331,7 @@ class _View:
 
 
 def _passes(feeds: Sequence[Feed]) -> list[list[Feed]]:
-    """Divide a step's feeds, in order, into forward passes of at most ``PASS`` tokens, or of one feed."""
+    """Split the feeds of a step, in order, into forward passes of at most ``PASS`` tokens, or of one feed."""
     passes: list[list[Feed]] = []
     room = 0
     for feed in feeds:
@@ -342,7 +350,8 @@ def _copy_weights(model: Any, weights: Mapping[str, Any]) -> None:
     unknown = sorted(set(weights) - set(own))
     if missing or unknown:
         raise ConfigError(
-            f"the weights do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} (of {len(weights)} given)"
+            f"the weights do not fit the model: missing {missing[:3]}, unknown {unknown[:3]} "
+            f"(of {len(weights)} given)"
         )
     new = {name: torch.as_tensor(value) for name, value in weights.items()}
     wrong = [

@@ -1,6 +1,6 @@
-"""Any model behind an OpenAI-compatible endpoint, as a policy: for evaluation and for play, not for training.
+"""Any model behind an OpenAI-compatible endpoint, as a policy: for evaluation and play, not for training.
 
-Such an endpoint answers with text. Actions carry no tokens, and nothing can be trained on them.
+Such an endpoint answers with text. Its actions carry no tokens, so nothing can be trained on them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ LONGEST_PAUSE_S = 20.0
 
 @dataclass
 class OpenAIPolicy:
-    """A ``Policy`` over ``POST {base_url}/chat/completions``; close it, or use it as an async context.
+    """A ``Policy`` over ``POST {base_url}/chat/completions``; leaving its async context closes connections.
 
-    Tried again, with pauses that double, are: answers 408, 409, 429 and 5xx, and connections that fail. A ``Retry-After`` is kept to.
+    A request is sent again after an answer 408, 409, 429 or 5xx and after a failed connection, with pauses
+    that double. A ``Retry-After`` header replaces the pause, up to ``LONGEST_PAUSE_S``.
 
     Args:
-        base_url: up to and including the version, such as ``http://localhost:8000/v1``.
-        model: the name under which the endpoint serves it.
-        api_key_env: environment variable that holds the key; where it is not set, none is sent.
-        sampling: ``top_k`` is sent only where it truncates: it is no part of the original interface.
-        timeout_s: longest wait for one answer.
-        retries: times that one request is sent again.
-        system: a first message of role system, if any.
+        base_url: URL up to and including the version, such as ``http://localhost:8000/v1``.
+        model: the name under which the endpoint serves the model.
+        api_key_env: environment variable that holds the API key; if it is not set, no key is sent.
+        sampling: how tokens are drawn. ``top_k`` is sent only if it truncates, because it is not part of the
+            original interface.
+        timeout_s: maximum time to wait for one answer.
+        retries: how often one request is sent again.
+        system: content of a system message that is sent first; empty sends none.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: ``base_url`` is not an http(s) URL.
     """
 
     base_url: str
@@ -54,7 +56,8 @@ class OpenAIPolicy:
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ConfigError(
-                f"base_url must begin with http:// or https://, but it is {self.base_url!r}; for example http://localhost:8000/v1"
+                f"base_url must begin with http:// or https://, but it is {self.base_url!r}; "
+                "for example http://localhost:8000/v1"
             )
         key = os.environ.get(self.api_key_env, "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -75,9 +78,9 @@ class OpenAIPolicy:
         """Return the model's next message as an action.
 
         Raises:
-            ContextFull: the endpoint says that the context is too long.
+            ContextFull: the endpoint reports that the context is too long.
             ConfigError: the endpoint refuses the key, or does not know the model or the path.
-            EngineError: no usable answer within the retries.
+            EngineError: there was no usable answer within the retries.
         """
         body: dict[str, Any] = {  # JSON
             "model": self.model,
@@ -134,11 +137,13 @@ class OpenAIPolicy:
     def _refusal(self, status: int, problem: str) -> Exception:
         if status in (401, 403):
             return ConfigError(
-                f"{self._url} refuses the key: {problem}. Put a valid one into the environment variable {self.api_key_env}"
+                f"{self._url} refuses the key: {problem}. "
+                f"Put a valid one into the environment variable {self.api_key_env}"
             )
         if status == 404:
             return ConfigError(
-                f"{self._url} does not know the model {self.model!r} or the path: {problem}. Check model and base_url"
+                f"{self._url} does not know the model {self.model!r} or the path: {problem}. "
+                "Check model and base_url"
             )
         if "context" in problem and ("length" in problem or "long" in problem):
             return ContextFull(f"{self._url} has no room for this context: {problem}")
@@ -146,7 +151,7 @@ class OpenAIPolicy:
 
 
 def _content(message: Message) -> object:
-    """Return a message's content: its text, or text and images as data addresses."""
+    """Return the content of a message: its text, or its text and images as data URLs."""
     if not message.images:
         return message.content
     images = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in message.images]
@@ -166,7 +171,7 @@ def _json(answer: httpx.Response) -> Any:
 
 
 def _retry_after_s(answer: httpx.Response) -> float | None:
-    """Return the seconds that the answer asks to wait; dates are not read."""
+    """Return how many seconds the answer asks to wait, if any; dates are ignored."""
     try:
         return float(answer.headers.get("Retry-After", ""))
     except ValueError:

@@ -1,7 +1,8 @@
-"""Drawing tokens from logits, one independent random stream per request.
+"""Drawing tokens from logits, with one independent random stream per request.
 
-The uniform number behind token ``i`` of a request is a pure function of (seed, ``i``), and the token is found by the inverse of the
-distribution function in float64. So what is drawn depends on the request alone: not on its neighbours, nor on the order of requests.
+The uniform number behind token ``i`` of a request is a pure function of (seed, ``i``), and the token is found
+by inverting the cumulative distribution in float64. A drawn token therefore depends on its request alone, not
+on other requests in the batch or on their order.
 
 Axes: ``R`` requests, ``V`` vocabulary.
 """
@@ -9,17 +10,37 @@ Axes: ``R`` requests, ``V`` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agentrl.policy import Sampling
+
+class SamplingParameters(Protocol):
+    """How the tokens of one request are drawn; ``agentrl.policy.Sampling`` is one."""
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits; 0 is greedy."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """Probability mass that is kept; 1 does not truncate."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """Number of tokens that are kept; 0 does not truncate."""
+        ...
 
 
 def uniforms(seeds_R: npt.NDArray[np.uint64], counters_R: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Return one number in [0, 1) per (seed, counter): two rounds of SplitMix64 (Steele, Lea & Flood 2014), its top 53 bits.
+    """Return one number in [0, 1) per (seed, counter): the top 53 bits of two rounds of SplitMix64.
+
+    Source: Steele, Lea & Flood 2014.
 
     >>> float(uniforms(np.array([7], np.uint64), np.array([0], np.uint64))[0]).hex()
     '0x1.7169852efd579p-1'
@@ -35,11 +56,12 @@ def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def log_distribution(logits_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Return the log-probabilities that are sampled from, ``[R, V]`` float32: after temperature, then top-k, then top-p.
+def log_distribution(logits_RV: Tensor, samplings: Sequence[SamplingParameters]) -> Tensor:
+    """Return the log-probabilities to sample from, ``[R, V]`` float32, after temperature, top-k, top-p.
 
-    Top-p keeps the smallest set of most likely tokens whose mass reaches ``top_p`` (Holtzman et al. 2020), at least one; ties are
-    kept in the order of ids. A temperature of 0 is a point mass on the most likely token (the first of equals): log-probability 0.
+    Top-p keeps the smallest set of most likely tokens whose mass reaches ``top_p`` (Holtzman et al. 2020), at
+    least one token; ties are kept in the order of ids. A temperature of 0 is a point mass on the most likely
+    token (the first, if several are equal), with log-probability 0.
     """
     device = logits_RV.device
     temperatures_R1 = torch.tensor([[sampling.temperature or 1.0] for sampling in samplings], device=device)
@@ -57,8 +79,8 @@ def log_distribution(logits_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor
     return logprobs_RV
 
 
-def _truncate(logprobs_SV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Keep the ``top_k`` most likely tokens of each row, then the ``top_p`` of their mass, and normalise."""
+def _truncate(logprobs_SV: Tensor, samplings: Sequence[SamplingParameters]) -> Tensor:
+    """Keep the ``top_k`` most likely tokens of each row, then ``top_p`` of their mass, and normalise."""
     device, vocab_size = logprobs_SV.device, logprobs_SV.shape[1]
     top_k_S1 = torch.tensor([[sampling.top_k or vocab_size] for sampling in samplings], device=device)
     top_p_S1 = torch.tensor([[sampling.top_p] for sampling in samplings], device=device, dtype=torch.float64)
@@ -75,7 +97,8 @@ def draw(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Draw one token per row by inverse transform, and return the tokens and their log-probabilities.
 
-    The token is the first whose cumulated probability passes ``u`` times the row's total; a token of probability 0 is never drawn.
+    The token is the first whose cumulative probability exceeds ``u`` times the row's total. A token of
+    probability 0 is never drawn.
     """
     cumulated_RV = logprobs_RV.double().exp().cumsum(-1)
     total_R1 = cumulated_RV[:, -1:]

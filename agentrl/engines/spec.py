@@ -1,4 +1,4 @@
-"""Which engine a recipe asks for: frozen data that opens it."""
+"""The engine of a recipe: frozen data that opens an engine."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class EngineSpec(Protocol):
     def open(
         self, model: ModelSpec, *, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
     ) -> AbstractAsyncContextManager[Engine]:
-        """Open an engine for ``model``. Its weights are not to be used before ``load`` has given it the learner's."""
+        """Open an engine for ``model``; it must not act before ``load`` gave it the learner's weights."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Local:
-    """The engine of this package: torch in this process, on the learner's device."""
+class TorchEngine:
+    """``agentrl.engines.local.LocalEngine``: torch in this process, on the learner's device."""
 
     num_slots: int = 128
-    """Episodes whose context is kept in the cache; more are played by recomputing theirs."""
+    """Number of contexts kept in the cache; the contexts of further episodes are recomputed."""
     max_context: int = 0
-    """Longest context in tokens; 0: the model's own limit."""
+    """Longest context in tokens; 0 uses the model's own limit."""
 
     def open(
         self, model: ModelSpec, *, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
@@ -43,7 +43,7 @@ class Local:
     async def _open(
         self, spec: ModelSpec, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
     ) -> AsyncIterator[Engine]:
-        from agentrl.engines.local import LocalEngine  # to name an engine in a recipe is not to load it
+        from agentrl.engines.local import LocalEngine  # here: naming an engine in a recipe must not load it
 
         plain = dataclasses.replace(spec, lora=None, gradient_checkpointing=False, dtype="float32")
         model = build_model(plain, vocab_size, 0, device)

@@ -1,6 +1,6 @@
-"""Gymnasium's environments as ours: a few discrete actions get words, and the state is rendered as text.
+"""Gymnasium environments in agentrl: discrete actions get names, and the state is rendered as text.
 
-``GymText`` is a spec around any such environment; ``GymEpisode`` is one episode, for a spec that makes its own tasks:
+``GymText`` is a spec for any such environment. ``GymEpisode`` is one episode, for a spec with its own tasks.
 
     taxi = GymText(
         env_id="Taxi-v4",
@@ -9,7 +9,7 @@
         max_turns=40,
     )
 
-Works where one step is quick: it runs on the event loop. A plug-in may import this module: it needs only the contract.
+Suited to environments with quick steps, because they run on the event loop. Plug-ins may import this module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any  # what a gymnasium environment observes, and takes as keyword arguments, is untyped
+from typing import Any  # Any: observations and keyword arguments of a gymnasium environment are untyped
 
 import gymnasium
 
@@ -28,25 +28,25 @@ from agentrl.types import Observation, Step, Task, seed_of
 
 GymEnv = gymnasium.Env[Any, Any]
 Measure = Callable[[GymEnv, float, bool], Mapping[str, float]]
-"""Signals of a step from (environment, its reward, whether it terminated); must hold ``success``."""
+"""Called as ``measure(environment, reward, terminated)``; returns signals, which must include ``success``."""
 
 
 def won_if_paid(env: GymEnv, reward: float, terminated: bool) -> Mapping[str, float]:
-    """Measure success as an end with a positive reward: the convention of gymnasium's text environments."""
+    """Measure success as termination with a positive reward, as gymnasium's text environments do."""
     return {"success": float(terminated and reward > 0)}
 
 
 def no_plan(env: GymEnv) -> tuple[str, ...]:
-    """Know no plan."""
+    """Return no plan."""
     return ()
 
 
 @dataclass(slots=True)
 class GymEpisode:
-    """One episode of a gymnasium environment with discrete actions, as one of our environments.
+    """One episode of a gymnasium environment with discrete actions, as an ``Env``.
 
-    ``actions`` gives a word to each discrete action, in their order; another word is refused, and the environment does not move.
-    ``measure`` is asked for the signals of every turn; a refused one is measured with a reward of 0.
+    ``actions`` names the discrete actions, in order. Any other text is refused and does not step the
+    environment. ``measure`` returns the signals of every turn; a refused action is measured with reward 0.
     """
 
     env: GymEnv
@@ -63,7 +63,7 @@ class GymEpisode:
         return self._show("")
 
     async def step(self, action: str) -> Step:
-        """Play the action of that name."""
+        """Play the named action."""
         name = action.strip().casefold()
         if name not in self.actions:
             return Step(
@@ -81,9 +81,9 @@ class GymEpisode:
 
 @dataclass(frozen=True, kw_only=True)
 class GymText(EnvSpec):
-    """A gymnasium environment rendered as text. Its tasks are seeds, other ones in each split.
+    """A gymnasium environment rendered as text. Its tasks are seeds, different ones in each split.
 
-    ``render`` must be a function of a module where the spec is to be pickled.
+    ``render`` must be a function of a module, so that the spec can be pickled.
     """
 
     env_id: str
@@ -92,7 +92,7 @@ class GymText(EnvSpec):
     plan: Callable[[GymEnv], tuple[str, ...]] = no_plan
     max_turns: int = 100
     num_tasks: int = 256
-    """Tasks of each split."""
+    """Number of tasks of each split."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gymnasium.make``."""
 
@@ -111,7 +111,8 @@ class GymText(EnvSpec):
             num_actions = getattr(env.action_space, "n", None)
             if num_actions != len(self.actions):
                 raise ConfigError(
-                    f"{self.env_id} has {num_actions} discrete actions, and {len(self.actions)} words name them; they must match"
+                    f"{self.env_id} has {num_actions} discrete actions, and {len(self.actions)} words name "
+                    "them; the numbers must match"
                 )
             yield GymEpisode(env, int(str(task.data["seed"])), self.actions, self.render, self.plan)
         finally:

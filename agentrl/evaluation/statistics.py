@@ -1,9 +1,11 @@
 """Statistics of evaluations: estimators, 95% intervals clustered by task, and paired tests.
 
-Episodes of one task are not independent, so the unit of every interval and test is the *task*: an evaluation of ``n`` tasks has ``n``
-observations, each the mean of the task's episodes (equal weight per task). Axis ``K``: tasks.
+Episodes of one task are not independent, so the unit of every interval and test is the *task*: an evaluation
+of ``n`` tasks has ``n`` observations, each the mean of the task's episodes (equal weight per task). Axis
+``K``: tasks.
 
-Only numpy and the standard library; every random number comes from a fixed seed, so a report repeats to the last digit.
+Uses only numpy and the standard library. Every random number comes from a fixed seed, so a report can be
+reproduced to the last digit.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Interval:
 
 
 def pass_at_k(num_episodes: int, num_successes: int, k: int) -> float:
-    """Probability that at least one of ``k`` episodes succeeds, ``1 - C(n-c, k) / C(n, k)``: unbiased (Chen et al. 2021, eq. 1).
+    """Estimate the probability that at least one of ``k`` episodes succeeds, ``1 - C(n-c, k) / C(n, k)``.
+
+    The estimate is unbiased (Chen et al. 2021, eq. 1).
 
     >>> pass_at_k(4, 1, 2)
     0.5
@@ -44,7 +48,9 @@ def pass_at_k(num_episodes: int, num_successes: int, k: int) -> float:
 
 
 def pass_hat_k(num_episodes: int, num_successes: int, k: int) -> float:
-    """Probability that all of ``k`` episodes succeed, ``C(c, k) / C(n, k)``: unbiased (Yao et al. 2024, tau-bench, section 4).
+    """Estimate the probability that all of ``k`` episodes succeed, ``C(c, k) / C(n, k)``.
+
+    The estimate is unbiased (Yao et al. 2024, tau-bench, section 4).
 
     >>> pass_hat_k(4, 3, 2)
     0.5
@@ -54,15 +60,17 @@ def pass_hat_k(num_episodes: int, num_successes: int, k: int) -> float:
 
 
 def share_interval(shares_K: Sequence[float] | Array, *, num_episodes: int) -> Interval:
-    """Return the mean of per-task shares in [0, 1], with a Wilson score interval at the effective sample size.
+    """Return the mean of per-task shares in [0, 1], with a Wilson interval at the effective sample size.
 
-    ``p = mean(shares)``, ``v = sum((shares - p)^2) / n^2`` (its cluster-robust variance: Liang & Zeger 1986), ``m = p (1 - p) / v``
-    (Kish's effective sample size, as in Korn & Graubard 1998), and then (Wilson 1927)
+    ``p = mean(shares)``, ``v = sum((shares - p)^2) / n^2`` (its cluster-robust variance: Liang & Zeger 1986),
+    ``m = p (1 - p) / v`` (Kish's effective sample size, as in Korn & Graubard 1998), and then (Wilson 1927)
     ``(p + z^2/2m -+ z sqrt(p (1-p) / m + z^2/4m^2)) / (1 + z^2/m)``.
 
-    ``m`` lies between the number of tasks, because no variable in [0, 1] varies more than a coin, and the number of episodes, where it is
-    cut. With one episode per task it is the number of tasks, and this is Wilson's interval. Where all tasks agree on 0 or 1 it is the
-    number of tasks as well: unlike a bootstrap or a t interval, it does not shrink to nothing there, nor leave [0, 1].
+    ``m`` is at least the number of tasks, because no variable in [0, 1] varies more than a coin flip of the
+    same mean, and is clipped at the number of episodes. With one episode per task it is the number of tasks,
+    and the result is Wilson's interval. If all tasks have share 0, or all have share 1, it is the number of
+    tasks as well: unlike a bootstrap or a t interval, the interval then does not shrink to a point, and it
+    never leaves [0, 1].
 
     >>> all_won = share_interval([1.0] * 100, num_episodes=800)
     >>> round(all_won.low, 3), all_won.high
@@ -83,15 +91,14 @@ def share_interval(shares_K: Sequence[float] | Array, *, num_episodes: int) -> I
     half = Z95 * math.sqrt(coin / m + Z95**2 / (4 * m * m))
     scale = 1.0 + Z95**2 / m
     low, high = (middle - half) / scale, (middle + half) / scale
-    return Interval(
-        p, min(p, max(0.0, low)), max(p, min(1.0, high)), shares.size
-    )  # at 0 and 1, rounding would step over p
+    # at 0 and 1, rounding could put the ends on the wrong side of p
+    return Interval(p, min(p, max(0.0, low)), max(p, min(1.0, high)), shares.size)
 
 
 def mean_interval(values_K: Sequence[float] | Array) -> Interval:
-    """Return the mean of per-task values with a t interval, ``mean -+ t_{n-1} s / sqrt(n)``: cluster-robust, a cluster per task.
+    """Return the mean of per-task values with a t interval, ``mean -+ t_{n-1} s / sqrt(n)``.
 
-    With one task the interval is unbounded.
+    It is cluster-robust, with one cluster per task. With one task the interval is unbounded.
     """
     values = np.asarray(values_K, dtype=np.float64)
     if values.size == 0:
@@ -105,7 +112,7 @@ def mean_interval(values_K: Sequence[float] | Array) -> Interval:
 
 @cache
 def t_quantile(degrees: int, probability: float = 0.975) -> float:
-    """Return a quantile above the median of Student's t distribution, by bisection of its distribution function.
+    """Return a quantile above the median of Student's t distribution, by bisection.
 
     >>> round(t_quantile(1), 4), round(t_quantile(10), 4)
     (12.7062, 2.2281)
@@ -118,7 +125,10 @@ def t_quantile(degrees: int, probability: float = 0.975) -> float:
 
 
 def t_distribution(t: float, degrees: int) -> float:
-    """Return ``P(T <= t)`` for whole degrees of freedom, by the finite series of Abramowitz & Stegun (1964), 26.7.3 and 26.7.4."""
+    """Return ``P(T <= t)`` of Student's t distribution for integer degrees of freedom.
+
+    Uses the finite series of Abramowitz & Stegun (1964), 26.7.3 and 26.7.4.
+    """
     angle = math.atan(t / math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2 == 1
@@ -132,17 +142,18 @@ def t_distribution(t: float, degrees: int) -> float:
 
 
 def sign_flip_p_value(differences_K: Sequence[float], *, seed: int = 0) -> float:
-    """Return the two-sided p-value of "A and B are alike": how often random signs make the sum of paired differences as far from 0.
+    """Return the two-sided p-value of the hypothesis that A and B are equal, by a sign-flip permutation test.
 
-    All ``2^n`` signs are tried for up to 14 tasks that differ, else 100,000 random ones, ``(1 + hits) / (1 + flips)`` (Fisher 1935;
-    Phipson & Smyth 2010 for the added one). Tasks without a difference cannot change the sum and are left out.
+    It is the share of random signs for which the sum of paired differences is at least as far from 0. For up
+    to 14 tasks that differ, all ``2^n`` signs are tried (Fisher 1935), else 100,000 random ones, ``(1 + hits)
+    / (1 + flips)`` (Phipson & Smyth 2010 for the added one). Tasks without a difference do not change the sum
+    and are left out.
     """
     differences = np.asarray([d for d in differences_K if d != 0.0], dtype=np.float64)
     if differences.size == 0:
         return 1.0
-    reached = (
-        abs(differences.sum()) * (1.0 - 1e-12) - 1e-15
-    )  # equal sums in another order of addition count as equal
+    # a margin, so that sums that differ only by the order of addition count as equal
+    reached = abs(differences.sum()) * (1.0 - 1e-12) - 1e-15
     if differences.size <= _EXACT_TASKS:
         codes = np.arange(2**differences.size)[:, None] >> np.arange(differences.size)
         return float(np.mean(np.abs((1 - 2 * (codes & 1)) @ differences) >= reached))
@@ -155,7 +166,9 @@ def sign_flip_p_value(differences_K: Sequence[float], *, seed: int = 0) -> float
 
 
 def mcnemar_p_value(only_a: int, only_b: int) -> float:
-    """Return the exact two-sided p-value of McNemar (1947): tasks that only A or only B solved, against a fair coin.
+    """Return the exact two-sided p-value of McNemar (1947).
+
+    Tasks that only A or only B solved are compared with flips of a fair coin.
 
     >>> mcnemar_p_value(1, 9)
     0.021484375
@@ -168,5 +181,6 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
 def _check_k(num_episodes: int, num_successes: int, k: int) -> None:
     if not 1 <= k <= num_episodes or not 0 <= num_successes <= num_episodes:
         raise ValueError(
-            f"pass@k needs 1 <= k <= episodes and 0 <= successes <= episodes; found k={k}, {num_successes} of {num_episodes}"
+            f"pass@k needs 1 <= k <= episodes and 0 <= successes <= episodes; found k={k}, {num_successes} "
+            f"of {num_episodes}"
         )

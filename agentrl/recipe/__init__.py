@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from agentrl.credit import Credit, Modifier
-from agentrl.engines.spec import EngineSpec, Local
+from agentrl.engines.spec import EngineSpec, TorchEngine
 from agentrl.env import EnvSpec, panel_hash
 from agentrl.errors import ConfigError
 from agentrl.learner.contract import Scorer
@@ -210,14 +210,14 @@ class Recipe:
     renderer: Callable[[PreTrainedTokenizerFast], Renderer] = TagRenderer
     sampling: Sampling = field(default_factory=Sampling)
     """How the agent acts while it is trained."""
-    engine: EngineSpec = field(default_factory=Local)
+    engine: EngineSpec = field(default_factory=TorchEngine)
     compute: Compute = field(default_factory=Compute)
     limits: Limits = field(default_factory=Limits)
     """Deadlines, and how many episodes are played at once."""
     num_workers: int = 1
     """Worker processes for environments that block."""
     sandboxes: SandboxProvider | None = None
-    """Where tasks that ask for a sandbox get one, such as ``Auto()``, ``Local()`` or ``Docker()`` of ``agentrl_sandboxes``."""
+    """Where tasks that ask for a sandbox get one, such as ``Auto()``, ``TorchEngine()`` or ``Docker()`` of ``agentrl_sandboxes``."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     panels: Mapping[str, str] = field(default_factory=dict)

@@ -22,8 +22,8 @@ FORMAT = 2
 """Version of ``recipe.json``: 1 named classes by their modules and did not state its version."""
 
 _RENAMED = {
-    "agentrl.credit.constant:Constant": "agentrl:ConstantCredit",
-    "agentrl.engines.spec:Local": "agentrl:TorchEngine",
+    "agentrl.credit.constant:ConstantCredit": "agentrl:ConstantCredit",
+    "agentrl.engines.spec:TorchEngine": "agentrl:TorchEngine",
     "agentrl.rewards.refine:Clip": "agentrl:ClipReward",
     "agentrl.rewards.similarity:Cosine": "agentrl:CosineSimilarity",
 }

@@ -1,11 +1,13 @@
 """Renderers: from the episode so far to token ids, as increments.
 
-A renderer says which context tokens come before the next action. With ``history=None`` the context only grows: what it returns is the
-*delta* since the last action's tokens, so nothing that was sampled is ever made again from text. With ``history=k`` the policy sees
-the last ``k`` turns only; every action then starts a segment of its own (``Action.fresh``) and its prompt is the whole context.
+A renderer determines the context tokens before the next action. With ``history=None`` the context only grows:
+the renderer returns the *delta* since the last action's tokens, so sampled tokens are never recreated from
+text. With ``history=k`` the policy sees only the last ``k`` turns; every action then starts a new segment
+(``Action.fresh``), and its prompt is the whole context.
 
-``TagRenderer`` serves models from scratch, with two tags. ``agentrl.render.chat.ChatRenderer`` serves pretrained ones through their template.
-Text of environments is never parsed for special tokens: an observation that spells ``<end>`` does not end anything.
+``TagRenderer`` is for models trained from scratch, with two tags. ``agentrl.render.chat.ChatRenderer`` is for
+pretrained models, with their chat template. Text from environments is never parsed for special tokens: an
+observation that contains the text ``<end>`` does not end anything.
 """
 
 from __future__ import annotations
@@ -23,22 +25,22 @@ from agentrl.types import Action, IntArray, Observation, Trajectory, Turn, float
 
 
 class Tokenizer(Protocol):
-    """What a renderer needs of a tokenizer: the part of ``transformers.PreTrainedTokenizerFast`` that it calls."""
+    """The part of ``transformers.PreTrainedTokenizerFast`` that a renderer uses."""
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids of the tokens that stand for no text."""
+        """Ids of the special tokens, which represent no text."""
         ...
 
     def __len__(self) -> int:
-        """Return the number of ids that are defined."""
+        """Return the number of defined ids."""
         ...
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
         ...
 
-    # the signatures of transformers are wider and change between versions; only these keywords are passed
+    # transformers accepts more keywords, which change between versions; renderers pass only these
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> Any:
         """Return the ids of ``text``; with ``split_special_tokens`` no part of it becomes a special token."""
         ...
@@ -52,53 +54,53 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Context tokens to add before the next action. ``fresh``: they are the whole context, and a new segment starts."""
+    """Context tokens to add before the next action; if ``fresh``, the whole context of a new segment."""
 
     tokens: IntArray
     fresh: bool = False
 
 
 class Renderer(Protocol):
-    """Turns episodes into tokens. Stateless, as policies are."""
+    """Turns episodes into tokens. Stateless, like a policy."""
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Return which of a model's ``vocab_size`` ids may be sampled, ``[V]``: not padding, tags of the context, or undefined ids.
+        """Return which of a model's ``vocab_size`` ids may be sampled, ``[V]``.
 
-        What the others are given by the model is no part of the sampled distribution: whoever computes log-probabilities of
-        actions again leaves them out of the sum too.
+        Padding, tags of the context and undefined ids may not. They are not part of the sampled distribution,
+        so code that recomputes log-probabilities of actions must exclude them from the normalisation, too.
         """
         ...
 
     def prompt(self, turns: Sequence[Turn], observation: Observation) -> Prompt:
-        """Return what the context gains before the next action; turns that hold no tokens are rendered from their text."""
+        """Return the tokens to add before the next action; turns without tokens are rendered as text."""
         ...
 
     def encode(self, text: str) -> IntArray:
-        """Return the tokens of an action, its end included."""
+        """Return the tokens of an action, including its end token."""
         ...
 
     def decode(self, tokens: Sequence[int] | IntArray) -> str:
-        """Return the text of an action's tokens, without its end."""
+        """Return the text of an action's tokens, without its end token."""
         ...
 
     def ended(self, tokens: Sequence[int]) -> bool:
-        """Return whether sampled tokens are a whole action: the last one is an end token, or the text holds a stop string."""
+        """Return whether an action is complete: it ends with an end token or contains a stop string."""
         ...
 
     def tokenise(self, trajectory: Trajectory) -> Trajectory:
-        """Fill in the tokens of actions that are text only (demonstrations), with log-probabilities 0 and version -1."""
+        """Add tokens to actions that have only text (demonstrations): log-probabilities 0, version -1."""
         ...
 
 
 def context(turns: Sequence[Turn]) -> IntArray:
-    """Return the tokens before the next delta: prompts and tokens of all turns since the last ``fresh`` one."""
+    """Return the context so far: prompts and tokens of all turns since the last ``fresh`` one."""
     first = max((index for index, turn in enumerate(turns) if turn.action.fresh), default=0)
     parts = [part for turn in turns[first:] for part in (turn.action.prompt, turn.action.tokens)]
     return np.concatenate(parts) if parts else ints()
 
 
 def tokenise(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
-    """Implement ``Renderer.tokenise``; actions that hold tokens stay as they are."""
+    """Implement ``Renderer.tokenise``; actions that have tokens stay unchanged."""
     turns: list[Turn] = []
     for turn in trajectory.turns:
         if not len(turn.action.tokens):
@@ -112,10 +114,10 @@ def tokenise(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
 
 
 def check_drift(turns: Sequence[Turn], renderer: Renderer, *, first: int = 0) -> None:
-    """Check that every stored prompt and action, from turn ``first`` on, is what the renderer makes of its turn.
+    """Check every stored prompt and action, from turn ``first`` on, against what the renderer makes of it.
 
     Raises:
-        TokenDrift: one is not; the message names the turn.
+        TokenDrift: one differs; the message names the turn.
     """
     for index in range(max(first, 0), len(turns)):
         turn, action = turns[index], turns[index].action
@@ -124,12 +126,14 @@ def check_drift(turns: Sequence[Turn], renderer: Renderer, *, first: int = 0) ->
         prompt = renderer.prompt(turns[:index], turn.observation)
         if prompt.fresh != action.fresh or not np.array_equal(prompt.tokens, action.prompt):
             raise TokenDrift(
-                f"turn {index} stores a prompt of {len(action.prompt)} tokens, but its observation renders to {len(prompt.tokens)} others; "
-                "the episode was played with another renderer, tokenizer or history"
+                f"turn {index} stores a prompt of {len(action.prompt)} tokens, but its observation renders "
+                f"to {len(prompt.tokens)} others; the episode was played with another renderer, tokenizer or "
+                "history"
             )
         if (text := renderer.decode(action.tokens)) != action.text:
             raise TokenDrift(
-                f"turn {index} stores the action {action.text!r}, but its tokens read {text!r}; actions must not be edited"
+                f"turn {index} stores the action {action.text!r}, but its tokens read {text!r}; actions must "
+                "not be edited"
             )
 
 
@@ -137,7 +141,8 @@ def check_drift(turns: Sequence[Turn], renderer: Renderer, *, first: int = 0) ->
 class TagRenderer:
     """Plain tags: an observation's text, ``<act>``, the action's text, ``<end>``.
 
-    An action that the token limit cut (no ``<end>``) is closed by the next delta. Messages of one observation are joined by newlines.
+    An action that the token limit cut has no ``<end>``; the next delta begins with it. Messages of one
+    observation are joined by newlines.
 
     Raises:
         ConfigError: the tokenizer lacks a tag.
@@ -145,11 +150,11 @@ class TagRenderer:
 
     tokenizer: Tokenizer
     history: int | None = None
-    """Turns the policy still sees; ``None``: all of them, in a context that grows."""
+    """Number of past turns that the policy sees; ``None`` shows all, in a growing context."""
     act: str = "<act>"
     end: str = "<end>"
     stop_strings: tuple[str, ...] = ()
-    """Strings that also end an action when its text holds one; they are no part of the action's text."""
+    """Strings that also end an action when its text contains one; they are not part of the action's text."""
 
     def __post_init__(self) -> None:
         check_history(self.history)
@@ -160,8 +165,8 @@ class TagRenderer:
                 token for token, index in vocabulary.items() if index in set(self.tokenizer.all_special_ids)
             )
             raise ConfigError(
-                f"the tokenizer lacks the special tokens {missing}; it has {special}. "
-                "Add them before the model is made, or name the tags it has: TagRenderer(tokenizer, act=..., end=...)"
+                f"the tokenizer lacks the special tokens {missing}; it has {special}. Add them before the "
+                "model is made, or name tags that it has: TagRenderer(tokenizer, act=..., end=...)"
             )
         set_field = object.__setattr__  # the dataclass is frozen; these are derived once
         set_field(self, "_act", vocabulary[self.act])
@@ -169,7 +174,7 @@ class TagRenderer:
         set_field(self, "_ids", lru_cache(maxsize=8192)(self._encode))  # observations repeat within a group
 
     def prompt(self, turns: Sequence[Turn], observation: Observation) -> Prompt:
-        """Return the delta, or with a ``history`` the whole context."""
+        """Return the delta or, with a ``history``, the whole context."""
         if self.history is not None:
             window = turns[len(turns) - min(self.history, len(turns)) :]
             return Prompt(ints(self._past(window) + self._before_action(observation)), fresh=True)
@@ -182,27 +187,27 @@ class TagRenderer:
         return ints([*self._ids(text), self._end])
 
     def decode(self, tokens: Sequence[int] | IntArray) -> str:
-        """Return the text up to a stop string, special tokens left out, without space around it."""
+        """Return the text up to a stop string, without special tokens and surrounding whitespace."""
         return cut(self._text(tokens), self.stop_strings).strip()
 
     def ended(self, tokens: Sequence[int]) -> bool:
-        """Return whether the last token is ``<end>``, or the text holds a stop string."""
+        """Return whether the last token is ``<end>``, or the text contains a stop string."""
         return tokens[-1] == self._end or (
             bool(self.stop_strings) and cut(text := self._text(tokens), self.stop_strings) != text
         )
 
     def tokenise(self, trajectory: Trajectory) -> Trajectory:
-        """Fill in the tokens of actions that are text only."""
+        """Add tokens to actions that have only text."""
         return tokenise(trajectory, self)
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Return all defined ids but the special ones; ``<end>`` is allowed."""
+        """Allow all defined ids except special ones; ``<end>`` is allowed."""
         return allowed_ids(
             vocab_size, defined=len(self.tokenizer), banned=set(self.tokenizer.all_special_ids) - {self._end}
         )
 
     def _past(self, turns: Sequence[Turn]) -> list[int]:
-        """Tokens of whole turns: the sampled ones where there are any, else those of the text."""
+        """Return the tokens of whole turns: the sampled tokens if there are any, else those of the text."""
         ids: list[int] = []
         for turn in turns:
             tokens = turn.action.tokens if len(turn.action.tokens) else self.encode(turn.action.text)
@@ -236,7 +241,8 @@ def allowed_ids(vocab_size: int, *, defined: int, banned: Collection[int]) -> np
     """
     if vocab_size < defined:
         raise ConfigError(
-            f"the model has {vocab_size} token ids, but the tokenizer defines {defined}; make the model for this tokenizer"
+            f"the model has {vocab_size} token ids, but the tokenizer defines {defined}; make the model for "
+            "this tokenizer"
         )
     mask = np.arange(vocab_size) < defined
     mask[list(banned)] = False

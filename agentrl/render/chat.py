@@ -1,8 +1,9 @@
 """Chat templates as increments, for pretrained models.
 
-A template renders whole conversations. What a turn adds is found by rendering it behind a fixed base conversation and taking off the base:
-so every increment is the template's own text, and nothing that was sampled is rendered again. That is exact only for templates that
-never rewrite what came before; whether this one does is tried when the renderer is made.
+A template renders whole conversations. The increment of a turn is found by rendering it after a fixed base
+conversation and removing the base, so every increment is the template's own text, and sampled tokens are
+never rendered again. This is exact only for templates that never rewrite earlier messages, which is tested
+when the renderer is made.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _ASKED, _SAID, _THOUGHT = (
     "<think>\nthird probe\n</think>\n\nsecond probe",
 )
 
-_MEND = "Give the renderer a history (each action then sees a context of its own), or a template that leaves earlier messages as they are"
+_MEND = (
+    "Give the renderer a history (each action then has a separate context), or a template that leaves "
+    "earlier messages unchanged"
+)
 
 
 class ChatTokenizer(Tokenizer, Protocol):
@@ -33,17 +37,17 @@ class ChatTokenizer(Tokenizer, Protocol):
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """Texts of the tokens that stand for no text."""
+        """Names of the special tokens."""
         ...
 
     @property
     def eos_token_id(self) -> Any:
-        """Id of the token that ends a text, or None."""
+        """Id of the token that ends a text, or ``None``."""
         ...
 
     @property
     def pad_token_id(self) -> Any:
-        """Id of the padding token, or None."""
+        """Id of the padding token, or ``None``."""
         ...
 
     def apply_chat_template(
@@ -60,19 +64,22 @@ class ChatTokenizer(Tokenizer, Protocol):
 
 @dataclass(frozen=True)
 class ChatRenderer:
-    """The chat template of a tokenizer. Special tokens that an observation spells are broken by a space, so that they are text.
+    """Renders episodes with the chat template of a tokenizer.
 
-    With a ``history`` the window is rendered by the template as a whole for every action; system messages of the start stay in it.
+    A special token that is spelled out in a message is broken by a space, so that it remains text. With a
+    ``history``, the template renders the visible turns as a whole for every action; system messages of the
+    first turn stay visible.
 
     Raises:
-        ConfigError: there is no template, it rewrites earlier messages, or it does not end answers with a special token.
+        ConfigError: there is no template, it rewrites earlier messages, or it ends answers without a special
+            token.
     """
 
     tokenizer: ChatTokenizer
     history: int | None = None
-    """Turns the policy still sees; ``None``: all of them, in a context that grows."""
+    """Number of past turns that the policy sees; ``None`` shows all, in a growing context."""
     stop_strings: tuple[str, ...] = ()
-    """Strings that also end an action when its text holds one; they are no part of the action's text."""
+    """Strings that also end an action when its text contains one; they are not part of the action's text."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the template, such as ``enable_thinking``."""
 
@@ -82,13 +89,14 @@ class ChatRenderer:
         set_field = object.__setattr__  # the dataclass is frozen; these are derived once
         set_field(self, "_special", re.compile("|".join(map(re.escape, special)) or r"(?!)"))
         asked = self._text([_ASKED], ask=True)
-        told = self._text([_ASKED, Message("assistant", _SAID)], ask=False)
-        at = told.rfind(_SAID) + len(_SAID)
-        after = self._ids(told[at:])
+        answered = self._text([_ASKED, Message("assistant", _SAID)], ask=False)
+        at = answered.rfind(_SAID) + len(_SAID)
+        after = self._ids(answered[at:])
         if not after or after[0] not in self.tokenizer.all_special_ids:
             raise ConfigError(
-                f"the chat template ends an answer with {told[at:]!r}, which does not begin with a special token, so that an action "
-                "would have no end; use a template that closes answers with one"
+                f"the chat template ends an answer with {answered[at:]!r}, which does not begin with a "
+                "special token, so that an action would have no end; use a template that closes answers "
+                "with one"
             )
         end_text = self.tokenizer.decode(
             [after[0]], skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -99,7 +107,7 @@ class ChatRenderer:
             self._check_increments(asked, end_text)
 
     def prompt(self, turns: Sequence[Turn], observation: Observation) -> Prompt:
-        """Return the delta, or with a ``history`` the whole context."""
+        """Return the delta or, with a ``history``, the whole context."""
         if self.history is not None:
             shown = len(turns) - min(self.history, len(turns))
             system = [
@@ -121,32 +129,32 @@ class ChatRenderer:
         return Prompt(ints(close + self._ids(self._increment(messages))))
 
     def encode(self, text: str) -> IntArray:
-        """Return the tokens of the text and the end of an answer."""
+        """Return the tokens of the text and the token that ends an answer."""
         return ints(
             [*self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self._end]
         )
 
     def decode(self, tokens: Sequence[int] | IntArray) -> str:
-        """Return the text up to a stop string, special tokens left out, without space around it."""
+        """Return the text up to a stop string, without special tokens and surrounding whitespace."""
         return cut(self._plain(tokens), self.stop_strings).strip()
 
     def ended(self, tokens: Sequence[int]) -> bool:
-        """Return whether the last token ends an answer or a text, or the text holds a stop string."""
+        """Return whether the last token ends an answer or a text, or the text contains a stop string."""
         if tokens[-1] in (self._end, self.tokenizer.eos_token_id):
             return True
         return bool(self.stop_strings) and cut(text := self._plain(tokens), self.stop_strings) != text
 
     def tokenise(self, trajectory: Trajectory) -> Trajectory:
-        """Fill in the tokens of actions that are text only."""
+        """Add tokens to actions that have only text."""
         return tokenise(trajectory, self)
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Return all defined ids but padding."""
+        """Allow all defined ids except padding."""
         padding = {self.tokenizer.pad_token_id} - {None, self._end, self.tokenizer.eos_token_id}
         return allowed_ids(vocab_size, defined=len(self.tokenizer), banned=padding)
 
     def _check_increments(self, asked: str, end_text: str) -> None:
-        """Try a conversation of three turns, with and without thinking in the answers, against its increments."""
+        """Compare conversations of three turns, with and without thinking, with their increments."""
         for said in (_SAID, _THOUGHT):
             grown, messages = asked, [_ASKED]
             for _ in range(2):
@@ -163,23 +171,19 @@ class ChatRenderer:
                         len(whole),
                     )
                     then, now = whole[max(same - 30, 0) : same + 40], grown[max(same - 30, 0) : same + 40]
-                    raise ConfigError(
-                        f"the chat template rewrites earlier messages: later it reads {then!r} where it had read {now!r}. {_MEND}"
-                    )
+                    raise _rewrites(then, now)
 
     def _increment(self, messages: Sequence[Message]) -> str:
-        """Return what the template adds for ``messages`` after the end of an answer, up to the next answer."""
+        """Return the text that the template adds for ``messages`` between an answer and the next one."""
         whole = self._text([_ASKED, Message("assistant", _SAID), *messages], ask=True)
         if not whole.startswith(self._base):
             then, now = whole[: len(self._base)], self._base
-            raise ConfigError(
-                f"the chat template rewrites earlier messages: later it reads {then!r} where it had read {now!r}. {_MEND}"
-            )
+            raise _rewrites(then, now)
         return whole[len(self._base) :]
 
     def _text(self, messages: Sequence[Message], *, ask: bool) -> str:
         if any(message.images for message in messages):
-            raise ConfigError("the chat renderer has no images; use an environment that shows text")
+            raise ConfigError("the chat renderer cannot show images; use an environment that shows text")
         conversation = [
             {
                 "role": message.role,
@@ -208,6 +212,13 @@ class ChatRenderer:
     _special: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _end: int = field(init=False, repr=False, compare=False)
     _base: str = field(init=False, repr=False, compare=False)
+
+
+def _rewrites(then: str, now: str) -> ConfigError:
+    return ConfigError(
+        f"the chat template rewrites earlier messages: later it reads {then!r} where it had read {now!r}. "
+        f"{_MEND}"
+    )
 
 
 def _messages(turns: Sequence[Turn], observation: Observation) -> list[Message]:

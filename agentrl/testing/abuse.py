@@ -23,7 +23,7 @@ from pathlib import Path
 from agentrl.errors import SandboxError
 from agentrl.sandbox import Sandbox, SandboxProvider
 from agentrl.testing.canaries import canaries
-from agentrl.testing.env import ContractViolation
+from agentrl.testing.contract import ContractViolation
 from agentrl.testing.siege import FLOOD_MIB, LATE_S, Attack, Found, Row, Siege, inside
 from agentrl.types import SandboxSpec
 

@@ -1,12 +1,14 @@
-"""Is a credit rule biased? A world small enough to write down every episode, and the exact answer.
+"""The exact bias of a credit rule, on a decision process that is small enough to enumerate every episode.
 
-``bias(rule)`` takes the expectation of the rule's gradient estimate over every group of episodes that can be sampled, weighted with its
-probability, and compares it with the true policy gradient. Nothing is sampled, so what is unbiased agrees to rounding.
+``bias(rule)`` computes the expectation of the rule's gradient estimate over all groups of episodes that can
+be sampled, weighted by their probability, and compares it with the true policy gradient. Nothing is sampled,
+so an unbiased rule agrees up to rounding.
 
-The world is a walk on a line. A turn is one token, ``stop``, or two: ``go``, then ``left`` or ``right``. Stopping ends the episode and pays
-what the place is worth (the component ``outcome``), each step right pays a little at once (``steps``), and after three turns a limit ends
-the episode. So episodes end at different times, turns have different lengths, rewards come along the way, and there are 15 episodes. The
-policy is a softmax with one logit for each token slot and place (the other token's is 0).
+The process is a walk on a line. A turn is either one token, ``stop``, or two tokens: ``go``, then ``left`` or
+``right``. Stopping ends the episode and pays the value of the place (the component ``outcome``), each step to
+the right pays a small reward at once (``steps``), and a limit ends the episode after three turns. So episodes
+end at different times, turns have different lengths, rewards arrive along the way, and there are 15 episodes.
+The policy is a softmax with one logit per decision and place; the logit of the other token is 0.
 """
 
 from __future__ import annotations
@@ -40,23 +42,23 @@ MAX_TURNS = 3
 PLACES = range(-MAX_TURNS, MAX_TURNS + 1)
 STOP_PAYS = {-3: 0.0, -2: 2.0, -1: -1.0, 0: 0.5, 1: 0.0, 2: 3.0, 3: 1.0}
 STEP_PAYS = {"left": 0.0, "right": 0.3}
-Slot = tuple[str, int]
-SLOTS: list[Slot] = [(kind, place) for kind in ("stop?", "right?") for place in PLACES]
+Decision = tuple[str, int]
+DECISIONS: list[Decision] = [(kind, place) for kind in ("stop?", "right?") for place in PLACES]
 TASK = Task("walk")
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One way that an episode can go, and how likely it is."""
+class MdpEpisode:
+    """One possible episode and its probability."""
 
     probability: float
     trajectory: Trajectory
     rewards: tuple[float, ...]
-    """What each turn is paid, all components together."""
+    """Reward of each turn, summed over components."""
     scores_TP: Array
-    """Gradient of each token's log-probability in the policy's parameters."""
+    """Gradient of each token's log-probability with respect to the policy's parameters."""
     keys_T: tuple[tuple[int, str, int], ...]
-    """(turn, slot, place) of each token: the state that a critic sees."""
+    """(turn, decision, place) of each token: the state that a critic sees."""
     logprobs_T: tuple[float, ...]
     entropies_T: tuple[float, ...]
 
@@ -68,32 +70,34 @@ class Episode:
 
 @dataclass(frozen=True)
 class Bias:
-    """What a rule's expected gradient is worth."""
+    """How a rule's expected gradient compares with the policy gradient."""
 
     cosine: float
-    """With the policy gradient: 1 means that the direction is right."""
+    """Cosine with the policy gradient: 1 means that the direction is right."""
     scale: float
-    """Its length along the policy gradient, over the policy gradient's: 1 means that the step is right, too."""
+    """Length along the policy gradient, relative to it: 1 means that the step size is right, too."""
     error: float
-    """Length of the difference over the policy gradient's length, after the best constant factor: 0 means unbiased up to a factor."""
+    """Length of the difference after the best constant factor, relative to the policy gradient: 0 means
+    unbiased up to a factor."""
     variance: float
-    """Trace of the estimate's covariance over the policy gradient's squared length, at the size of group it was measured with."""
+    """Trace of the estimate's covariance, relative to the squared length of the policy gradient, for the
+    given group size."""
 
 
 @dataclass(frozen=True)
-class World:
-    """The walk, under a policy with these logits."""
+class Mdp:
+    """The walk under a policy with the given logits."""
 
     logits: tuple[float, ...]
 
     @classmethod
-    def random(cls, seed: int) -> World:
+    def random(cls, seed: int) -> Mdp:
         """Return the walk under a random policy."""
-        return cls(tuple(np.random.default_rng(seed).normal(0.0, 0.8, len(SLOTS))))
+        return cls(tuple(np.random.default_rng(seed).normal(0.0, 0.8, len(DECISIONS))))
 
     @cached_property
-    def episodes(self) -> list[Episode]:
-        """Return every episode that can happen."""
+    def episodes(self) -> list[MdpEpisode]:
+        """Return all possible episodes."""
         return list(self._from(0, 0, 1.0, (), ()))
 
     @property
@@ -106,18 +110,18 @@ class World:
         """Return ``sum over episodes of p(episode) R(episode) grad log p(episode)``: the definition."""
         return np.asarray(sum(one.probability * sum(one.rewards) * one.score_P for one in self.episodes))
 
-    def differences_P(self, objective: Callable[[World], float], step: float = 1e-5) -> Array:
+    def differences_P(self, objective: Callable[[Mdp], float], step: float = 1e-5) -> Array:
         """Return the gradient of ``objective`` by central differences."""
-        shifts = step * np.eye(len(SLOTS))
+        shifts = step * np.eye(len(DECISIONS))
         ups, downs = (
-            [objective(World(tuple(np.array(self.logits) + sign * shift))) for shift in shifts]
+            [objective(Mdp(tuple(np.array(self.logits) + sign * shift))) for shift in shifts]
             for sign in (1, -1)
         )
         return np.asarray((np.array(ups) - np.array(downs)) / (2 * step))
 
     @cached_property
     def values(self) -> dict[tuple[int, str, int], float]:
-        """Return the true value of each token's state: expected reward from the token on."""
+        """Return the true value of each token's state: the expected reward from this token on."""
         totals: dict[tuple[int, str, int], list[float]] = {}
         for one in self.episodes:
             for key in one.keys_T:
@@ -127,8 +131,11 @@ class World:
                 total[1] += one.probability
         return {key: paid / weight for key, (paid, weight) in totals.items()}
 
-    def scored(self, one: Episode, *, wrong_by: float = 0.0) -> Scored:
-        """Return the episode paid and measured; the critic's values are off by ``wrong_by`` times something that depends on the state."""
+    def scored(self, one: MdpEpisode, *, wrong_by: float = 0.0) -> Scored:
+        """Return the episode with rewards and measurements.
+
+        The critic's values are off by ``wrong_by`` times a number that depends on the state.
+        """
         values_T = [self.values[key] + wrong_by * (1 + key[2] - key[0]) for key in one.keys_T]
         stopped = one.trajectory.end is End.TERMINATED
         last_N = np.arange(len(one.rewards)) == len(one.rewards) - 1
@@ -144,13 +151,13 @@ class World:
         return Scored(one.trajectory, ledger, measured)
 
     def estimate(self, credit: Rule, group_size: int, *, wrong_by: float = 0.0) -> tuple[Array, float]:
-        """Return the expected gradient estimate over every group of episodes, and the trace of its covariance."""
+        """Return the expected gradient estimate over all groups, and the trace of its covariance."""
         paid = [self.scored(one, wrong_by=wrong_by) for one in self.episodes]
-        mean_P, square = np.zeros(len(SLOTS)), 0.0
+        mean_P, square = np.zeros(len(DECISIONS)), 0.0
         for members in product(range(len(paid)), repeat=group_size):
             probability = float(np.prod([self.episodes[i].probability for i in members]))
             (credited,) = credit([tuple(paid[i] for i in members)])
-            estimate_P = np.zeros(len(SLOTS))
+            estimate_P = np.zeros(len(DECISIONS))
             for i, one in zip(members, credited, strict=True):
                 estimate_P += self.episodes[i].scores_TP.T @ one.advantages_T.astype(np.float64) / group_size
             mean_P += probability * estimate_P
@@ -159,8 +166,8 @@ class World:
 
     def _from(
         self, turn: int, place: int, probability: float, tokens: _Tokens, turns: _Turns
-    ) -> Iterator[Episode]:
-        """Yield every continuation."""
+    ) -> Iterator[MdpEpisode]:
+        """Yield every continuation of an episode."""
         stop, stop_score, go, go_score = self._choice(("stop?", place))
         entropy = _entropy(stop)
         stopped = (turn, "stop?", place, stop_score, float(np.log(stop)), entropy)
@@ -177,14 +184,14 @@ class World:
             else:
                 yield from self._from(turn + 1, place + move, probability * go * chance, walked, after)
 
-    def _choice(self, slot: Slot) -> tuple[float, Array, float, Array]:
+    def _choice(self, decision: Decision) -> tuple[float, Array, float, Array]:
         """Return the probability and score of yes, then of no."""
-        index = SLOTS.index(slot)
+        index = DECISIONS.index(decision)
         yes = float(1.0 / (1.0 + np.exp(-self.logits[index])))
-        direction_P = np.eye(len(SLOTS))[index]
+        direction_P = np.eye(len(DECISIONS))[index]
         return yes, (1.0 - yes) * direction_P, 1.0 - yes, -yes * direction_P
 
-    def _end(self, end: End, probability: float, tokens: _Tokens, turns: _Turns) -> Episode:
+    def _end(self, end: End, probability: float, tokens: _Tokens, turns: _Turns) -> MdpEpisode:
         logprobs = [logprob for *_, logprob, _ in tokens]
         played, start = [], 0
         for _, place, length in turns:
@@ -193,19 +200,19 @@ class World:
             )
             played.append(Turn(Observation.text(f"at {place}"), said))
             start += length
-        return Episode(
+        return MdpEpisode(
             probability,
             Trajectory(TASK, tuple(played), end),
             tuple(reward for reward, _, _ in turns),
             np.array([score for _, _, _, score, _, _ in tokens]),
-            tuple((turn, slot, place) for turn, slot, place, _, _, _ in tokens),
+            tuple((turn, decision, place) for turn, decision, place, _, _, _ in tokens),
             tuple(logprobs),
             tuple(entropy for *_, entropy in tokens),
         )
 
 
 _Tokens = tuple[tuple[int, str, int, Array, float, float], ...]
-"""Turn, slot, place, score, log-probability and entropy of each token so far."""
+"""Turn, decision, place, score, log-probability and entropy of each token so far."""
 _Turns = tuple[tuple[float, int, int], ...]
 """Reward, place and number of tokens of each turn so far."""
 
@@ -215,18 +222,19 @@ def _entropy(yes: float) -> float:
 
 
 def bias(rule: Rule, *, group_size: int = 3, seed: int = 0, wrong_by: float = 0.0) -> Bias:
-    """Return how far a credit rule's expected gradient is from the policy gradient, exactly.
+    """Return exactly how a credit rule's expected gradient differs from the policy gradient.
 
-    ``rule`` is any ``Credit``, with or without modifiers (``agentrl.credit.modifiers.Modified``). ``seed`` chooses the policy, ``wrong_by``
-    spoils the critic. Group sizes of 1 to 3 take seconds; rules that divide by a deviation of the same episodes depend on the size.
+    ``rule`` is any ``Credit``, with or without modifiers (``agentrl.credit.modifiers.Modified``). ``seed``
+    chooses the policy, and ``wrong_by`` makes the critic wrong. Group sizes of 1 to 3 take seconds. The bias
+    of a rule that divides by a deviation of the same episodes depends on the group size.
 
     >>> from agentrl.credit.group import GRPO, RLOO
     >>> round(bias(RLOO(), group_size=2).error, 6), bias(GRPO(), group_size=2).error > 0.1
     (0.0, True)
     """
-    world = World.random(seed)
-    estimate_P, variance = world.estimate(rule, group_size, wrong_by=wrong_by)
-    true_P = world.gradient_P
+    mdp = Mdp.random(seed)
+    estimate_P, variance = mdp.estimate(rule, group_size, wrong_by=wrong_by)
+    true_P = mdp.gradient_P
     square = float(true_P @ true_P)
     length = float(np.linalg.norm(estimate_P))
     along = float(estimate_P @ true_P) / square

@@ -18,7 +18,8 @@ from contextlib import asynccontextmanager
 
 from agentrl.errors import AgentRLError, SandboxError
 from agentrl.sandbox import Sandbox, Sandboxes, SandboxProvider
-from agentrl.testing.env import ContractViolation, _Held, _left_over
+from agentrl.testing.contract import ContractViolation
+from agentrl.testing.leftovers import OpenResources, left_over
 from agentrl.testing.sandbox_calls import CALLS, DAEMON
 from agentrl.testing.sandbox_limits import LIMITS, limited
 from agentrl.types import SandboxSpec
@@ -87,12 +88,12 @@ class _Check:
             pass  # what is loaded on first use is no leak
         if self.found:
             return self.found
-        before = _Held.now()
+        before = OpenResources.now()
         async with self.provider.serve(run="check") as sandboxes:
             await self.calls(sandboxes)
             await self.limits(sandboxes)
             await self.lives(sandboxes)
-        if left := await _left_over(before):
+        if left := await left_over(before):
             self.say("leaves nothing", f"after everything was closed there are {left}")
         return self.found
 

@@ -1,5 +1,6 @@
-"""Worked examples of published credit rules, and the rules that compare the members of a group."""
+"""Rules and small groups with worked values that several tests of credit share."""
 
+import strategies
 from strategies import scored, trajectory
 
 from agentrl.credit.anchors import HGPO, GiGPO
@@ -34,20 +35,20 @@ def componentwise(*rows: dict[str, list[float]], signals: list[list[dict[str, fl
     return tuple(found)
 
 
-def timed(seconds: list[float]) -> Scored:
-    turns = tuple(
-        Turn(Observation.text("o"), Action("a", ints(), ints([1]), floats([-1.0])), duration_s=s)
-        for s in seconds
-    )
-    return Scored(
-        Trajectory(trajectory([1]).task, turns, End.TERMINATED),
-        {"outcome": floats([0.0] * len(turns))},
-    )
-
-
 GIGPO = (walk("012", [0, 0, 1]), walk("03", [0, 0]), walk("014", [0, 0, 0]))
 HGPO_WALKS = (walk("012", [0, 0, 1]), walk("031", [0, 0, 0.5]), walk("014", [0, 0, 0]))
 MT = [
     {"tool": [turn, 0.0], "outcome": [0.0, outcome]}
     for turn, outcome in zip([0.2, 0.0, 0.2, 0.1], OUTCOMES, strict=True)
 ]
+
+
+def timed(seconds: list[float]) -> Scored:
+    turns = tuple(
+        Turn(Observation.text("o"), Action("a", ints(), ints([1]), floats([-1.0])), duration_s=s)
+        for s in seconds
+    )
+    return Scored(
+        Trajectory(strategies.trajectory([1]).task, turns, End.TERMINATED),
+        {"outcome": floats([0.0] * len(turns))},
+    )
