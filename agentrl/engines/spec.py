@@ -8,14 +8,23 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentrl.learner.model import build_model
 from agentrl.learner.spec import ModelSpec
 from agentrl.policy import Engine, Sampling
 from agentrl.render import Renderer
 
 
 class EngineSpec(Protocol):
-    """A configured engine."""
+    """A configured engine. Inherit from it: ``plan`` uses the defaults for an engine that computes elsewhere."""
+
+    @property
+    def max_context(self) -> int:
+        """The longest context in tokens; 0 uses the model's own limit."""
+        return 0
+
+    @property
+    def num_slots(self) -> int:
+        """Number of contexts whose keys and values it keeps in this process."""
+        return 0
 
     def open(
         self, model: ModelSpec, *, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
@@ -25,7 +34,7 @@ class EngineSpec(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TorchEngine:
+class TorchEngine(EngineSpec):
     """``agentrl.engines.local.LocalEngine``: torch in this process, on the learner's device."""
 
     num_slots: int = 128
@@ -43,7 +52,9 @@ class TorchEngine:
     async def _open(
         self, spec: ModelSpec, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
     ) -> AsyncIterator[Engine]:
-        from agentrl.engines.local import LocalEngine  # here: naming an engine in a recipe must not load it
+        # here: naming an engine in a recipe must not load torch
+        from agentrl.engines.local import LocalEngine
+        from agentrl.learner.model import build_model
 
         plain = dataclasses.replace(spec, lora=None, gradient_checkpointing=False, dtype="float32")
         model = build_model(plain, vocab_size, 0, device)

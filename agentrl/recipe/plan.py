@@ -68,8 +68,8 @@ def make_plan(recipe: Recipe) -> Plan:
     if recipe.model.lora is not None and importlib.util.find_spec("peft") is None:
         raise MissingExtra("LoRA needs peft, which is not installed; pip install '.[train]'")
     longest = int(model_config(recipe.model, vocab_size).max_position_embeddings)
-    max_context = min(int(getattr(recipe.engine, "max_context", 0)) or longest, longest)
-    num_slots = int(getattr(recipe.engine, "num_slots", 0))
+    max_context = min(recipe.engine.max_context or longest, longest)
+    num_slots = recipe.engine.num_slots
     sizes, grown = (
         memory_mib(
             recipe.model,
