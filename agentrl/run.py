@@ -23,8 +23,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,11 @@ from agentrl.hosts.images import playable
 from agentrl.learner import checkpoint
 from agentrl.learner.batch import make_batch
 from agentrl.learner.contract import Learner, MakeLearner, OpenScorer
-from agentrl.learner.learner import make_learner, use_threads
+from agentrl.learner.learner import make_learner
 from agentrl.learner.model import load_tokenizer, train_tokenizer
 from agentrl.learner.spec import TrainedTokenizer
 from agentrl.learner.teacher import OpenTeacher, open_teacher
+from agentrl.learner.torch_parts import use_threads
 from agentrl.options import describe
 from agentrl.policy import Engine, ExpertPolicy, RandomPolicy
 from agentrl.recipe import Origin, Playground, Recipe, Stage, check_panels
@@ -113,23 +114,32 @@ class Run:
     """A run in progress: what is open, and the next update to make."""
 
     recipe: Recipe
-    folder: Path
-    host: Host
+    ground: Playground
     engine: Engine
     learners: Learners
     tokenizer: PreTrainedTokenizerFast
-    ground: Playground
     log: MetricsLog
     reporter: Reporter
     update: int
-    records: list[dict[str, Any]]  # Any: the stage's name beside the numbers
-    """Metrics of the updates so far."""
-    alarms: list[str]
-    """What monitors that may stop the run reported about the last update."""
+    """The next update to make."""
     samplers: dict[str, Mapping[str, Json]]
     """By stage: the sampler's state after the last update that was learned from."""
     transforms: dict[str, Sequence[Mapping[str, Json]]]
     """By stage: the states of transforms that remember, after that update."""
+    records: list[dict[str, Any]]  # Any: the stage's name beside the numbers
+    """Metrics of the updates so far."""
+    alarms: list[str] = field(default_factory=list)
+    """What monitors that may stop the run reported about the last update."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.ground.folder
+
+    @property
+    def host(self) -> Host:
+        """Where episodes are played."""
+        return self.ground.host
 
     def record(self, update: int, stage: str, values: Mapping[str, float]) -> None:
         """Write an update's numbers to the log and report them; let the monitors look at them."""
@@ -208,59 +218,69 @@ async def open_run(
         if new and origin is not None:
             origin.keep(folder)
         tasks = await _tasks(recipe, folder, reporter)
-        limits = recipe.limits.within(recipe.env.max_turns)
         async with AsyncExitStack() as stack:
-            opening_host = open_host(
-                recipe.env,
-                num_workers=recipe.num_workers,
-                deadline_s=limits.env_deadline_s,
-                sandboxes=recipe.sandboxes,
-            )
-            host = await stack.enter_async_context(opening_host)
-            tokenizer = await _tokenizer(recipe, folder, host, limits)
+            host = await stack.enter_async_context(_host(recipe))
+            tokenizer = await _tokenizer(recipe, folder, host)
             renderer = recipe.renderer(tokenizer)
             learners = _learners(recipe, len(tokenizer), renderer, make)
             update, samplers = _restore(recipe, folder / "checkpoints", learners, reporter)
-            opening_engine = recipe.engine.open(
-                recipe.model,
-                vocab_size=len(tokenizer),
-                renderer=renderer,
-                sampling=recipe.sampling,
-                device=recipe.compute.device,
-            )
-            engine = await stack.enter_async_context(opening_engine)
+            engine = await stack.enter_async_context(_engine(recipe, len(tokenizer), renderer))
             await engine.load(learners.policy.weights(), version=update)
             log = stack.enter_context(MetricsLog(folder, recipe.sinks))
             log.drop_after(update - 1)
             drop_trajectories_after(folder, update - 1)
-            yield Run(
-                recipe=recipe,
-                folder=folder,
-                host=host,
-                engine=engine,
-                learners=learners,
-                tokenizer=tokenizer,
-                ground=Playground(
-                    agent=engine,
-                    at=lambda temperature: engine.using(
-                        dataclasses.replace(recipe.sampling, temperature=temperature)
-                    ),
-                    host=host,
-                    renderer=renderer,
-                    tasks=tasks,
-                    limits=limits,
-                    seed=recipe.seed,
-                    folder=folder,
-                    on_end=reporter.episode,
+            ground = Playground(
+                agent=engine,
+                at=lambda temperature: engine.using(
+                    dataclasses.replace(recipe.sampling, temperature=temperature)
                 ),
-                log=log,
-                reporter=reporter,
-                update=update,
-                records=log.records(),
-                alarms=[],
-                samplers=samplers,
-                transforms={stage.name: stage.payment.memory() for stage in recipe.stages},
+                host=host,
+                renderer=renderer,
+                tasks=tasks,
+                limits=_limits(recipe),
+                seed=recipe.seed,
+                folder=folder,
+                on_end=reporter.episode,
             )
+            memory: dict[str, Sequence[Mapping[str, Json]]] = {
+                stage.name: stage.payment.memory() for stage in recipe.stages
+            }
+            yield Run(
+                recipe,
+                ground,
+                engine,
+                learners,
+                tokenizer,
+                log,
+                reporter,
+                update,
+                samplers,
+                memory,
+                log.records(),
+            )
+
+
+def _limits(recipe: Recipe) -> Limits:
+    return recipe.limits.within(recipe.env.max_turns)
+
+
+def _host(recipe: Recipe) -> AbstractAsyncContextManager[Host]:
+    return open_host(
+        recipe.env,
+        num_workers=recipe.num_workers,
+        deadline_s=recipe.limits.env_deadline_s,
+        sandboxes=recipe.sandboxes,
+    )
+
+
+def _engine(recipe: Recipe, vocab_size: int, renderer: Renderer) -> AbstractAsyncContextManager[Engine]:
+    return recipe.engine.open(
+        recipe.model,
+        vocab_size=vocab_size,
+        renderer=renderer,
+        sampling=recipe.sampling,
+        device=recipe.compute.device,
+    )
 
 
 async def _tasks(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[str, Sequence[Task]]:
@@ -327,14 +347,14 @@ def _restore(
     return update, state["samplers"]
 
 
-async def _tokenizer(recipe: Recipe, folder: Path, host: Host, limits: Limits) -> PreTrainedTokenizerFast:
+async def _tokenizer(recipe: Recipe, folder: Path, host: Host) -> PreTrainedTokenizerFast:
     """Load the run's tokenizer; a new run takes the recipe's, or trains one on play of the training tasks."""
     own = folder / "tokenizer"
     if own.exists():
         return load_tokenizer(own)
     spec = recipe.model.tokenizer
     if isinstance(spec, TrainedTokenizer):
-        tokenizer = train_tokenizer(await _texts(recipe, host, limits, spec.num_episodes), spec)
+        tokenizer = train_tokenizer(await _texts(recipe, host, spec.num_episodes), spec)
     else:
         tokenizer = load_tokenizer(spec or recipe.model.folder)
     fresh = folder / ".tokenizer"
@@ -344,15 +364,14 @@ async def _tokenizer(recipe: Recipe, folder: Path, host: Host, limits: Limits) -
     return load_tokenizer(own)
 
 
-async def _texts(recipe: Recipe, host: Host, limits: Limits, num_episodes: int) -> list[str]:
+async def _texts(recipe: Recipe, host: Host, num_episodes: int) -> list[str]:
     """Return all texts of random play of training tasks; of expert play, where random play is not possible."""
     split = recipe.stages[0].source.split
     tasks = recipe.env.tasks(split)
     draws = [Draw(task, 1, 0) for task in tasks[:num_episodes]]
+    seed = seed_of(recipe.seed, "tokenizer")
     for policy in (RandomPolicy(), ExpertPolicy()):
-        played = await play_all(
-            draws, policy=policy, host=host, seed=seed_of(recipe.seed, "tokenizer"), limits=limits
-        )
+        played = await play_all(draws, policy=policy, host=host, seed=seed, limits=_limits(recipe))
         if played.groups:
             break
     else:

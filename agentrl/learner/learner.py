@@ -31,15 +31,10 @@ from agentrl.learner.meter import Meter
 from agentrl.learner.model import build_model, no_bars
 from agentrl.learner.optimiser import Compute, Optimisation
 from agentrl.learner.spec import ModelSpec
+from agentrl.learner.torch_parts import check_same, make_adamw
 from agentrl.losses.objective import Objective
 from agentrl.render import Renderer
 from agentrl.types import Json, Need, Scored, ScoredGroup, floats, seed_of
-
-
-def use_threads(threads: int) -> None:
-    """Compute with so many threads on the CPU from here on; 0 leaves the choice to torch."""
-    if threads:
-        torch.set_num_threads(threads)
 
 
 class TorchLearner:
@@ -83,7 +78,7 @@ class TorchLearner:
         """Begin a stage of ``total_updates``: a fresh optimiser; the reference policy is the policy as it is now."""
         self._optimisation = optimisation
         self._total_updates = total_updates
-        self._optimiser = _adamw(self._trained, self._value_head, optimisation)
+        self._optimiser = make_adamw(self._trained, self._value_head, optimisation)
         self._reference = {}
         self.num_updates = 0
 
@@ -223,10 +218,10 @@ class TorchLearner:
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         own = {**self._trained}
-        _check_same(parts["model"], own, "model")
+        check_same(parts["model"], own, "model")
         if parts["reference"]:
-            _check_same(parts["reference"], own, "reference")
-        _check_same(
+            check_same(parts["reference"], own, "reference")
+        check_same(
             parts["value_head"],
             {} if self._value_head is None else self._value_head.state_dict(),
             "value head",
@@ -346,53 +341,6 @@ class TorchLearner:
         finally:
             for name, weight in self._trained.items():
                 weight.data = own[name]
-
-
-def _adamw(
-    trained: Mapping[str, Tensor], value_head: nn.Linear | None, optimisation: Optimisation
-) -> torch.optim.AdamW:
-    """Return the optimiser: matrices decay, all else does not; the value head has a learning rate of its own."""
-    lr, decay = optimisation.lr, optimisation.weight_decay
-    groups = [
-        {
-            "params": [weight for weight in trained.values() if weight.ndim >= 2],
-            "base_lr": lr,
-            "weight_decay": decay,
-        },
-        {
-            "params": [weight for weight in trained.values() if weight.ndim < 2],
-            "base_lr": lr,
-            "weight_decay": 0.0,
-        },
-    ]
-    if value_head is not None:
-        groups.append(
-            {
-                "params": list(value_head.parameters()),
-                "base_lr": optimisation.value_lr or lr,
-                "weight_decay": 0.0,
-            }
-        )
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=lr,
-        betas=optimisation.betas,
-        eps=optimisation.eps,
-        fused=True,
-    )
-
-
-def _check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
-    """Raise ``ConfigError`` unless both hold the same names and shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    own = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    differing = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))
-    if differing:
-        name = differing[0]
-        raise ConfigError(
-            f"the stored {what} is not this one's: {len(differing)} tensors differ, first {name}: "
-            f"stored {shapes.get(name, 'none')}, wanted {own.get(name, 'none')}; use the recipe it was made with"
-        )
 
 
 def make_learner(
