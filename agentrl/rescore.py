@@ -1,7 +1,8 @@
-"""Pay and credit stored trajectories again, with no environment and no model, and say what is different.
+"""Computes rewards and credit of stored trajectories again, without environment or model, and compares them.
 
-The ledger and the advantages of a trajectory are functions of what was stored: its signals, its tokens' measurements. So a reward can be
-tried on the episodes of a finished run, and a run can be audited: its own chain must give its own numbers again.
+The ledger and the advantages of a trajectory are functions of stored data: its signals and the measurements
+on its tokens. So another reward can be tried on the episodes of a finished run, and a run can be audited: its
+own chain must reproduce its own numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """What turns trajectories into advantages: a stage's, or one to try."""
+    """Everything that turns trajectories into advantages: that of a stage, or one to try."""
 
     reward: Reward
     transforms: tuple[Transform, ...] = ()
@@ -35,11 +36,14 @@ class Chain:
 
     @property
     def payment(self) -> Payment:
-        """Its rewards and transforms."""
+        """The chain's rewards and transforms."""
         return Payment(reward=self.reward, transforms=self.transforms)
 
     def score(self, stored: Stored, gauges: Gauges | None = None) -> Scored:
-        """Return the trajectory with a new ledger, and the measurements that were stored; ``gauges`` as in ``Payment.score``."""
+        """Return the trajectory with a new ledger and its stored measurements.
+
+        ``gauges`` is passed to ``Payment.score``.
+        """
         ((scored,),) = self.payment.score([(stored.trajectory,)], gauges)
         return scored if stored.scored is None else replace(stored.scored, ledger=scored.ledger)
 
@@ -47,12 +51,13 @@ class Chain:
         """Return the credit of an update's groups.
 
         Raises:
-            ConfigError: the rule needs a measurement that was not stored.
+            ConfigError: the credit or a modifier needs a measurement that was not stored.
         """
         for need in sorted(self.credit.needs.union(*(modifier.needs for modifier in self.modifiers))):
             if any(scored.measured.get(need) is None for group in groups for scored in group):
                 raise ConfigError(
-                    f"{type(self.credit).__name__} needs {need}, which this run did not store; use a rule that does not"
+                    f"{type(self.credit).__name__} needs {need}, which this run did not store; "
+                    "use a rule that does not need it"
                 )
         credited = self.credit(groups)
         for modify in self.modifiers:
@@ -62,7 +67,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rescored:
-    """An update's episodes: as they were stored, and as they would have been."""
+    """The episodes of an update: as they were stored, and with the ledger and credit of another chain."""
 
     update: int
     stage: str
@@ -72,10 +77,10 @@ class Rescored:
 
 
 def rescore(stored: Sequence[Stored], chain: Chain) -> Iterator[Rescored]:
-    """Yield each update's episodes anew; failed attempts are left out, as they were never paid.
+    """Yield the episodes of each update with new ledgers and credit.
 
-    Transforms that remember learn from the episodes that are stored, which lack those of groups that filters dropped; ``chain`` is left
-    as it is.
+    Failed attempts are left out, because they are never paid. Transforms with a memory observe the stored
+    episodes only, which do not include groups that filters dropped. ``chain`` itself is not changed.
     """
     chain = replace(chain, transforms=copy.deepcopy(chain.transforms))
     played = [one for one in stored if one.group >= 0]
@@ -88,50 +93,52 @@ def rescore(stored: Sequence[Stored], chain: Chain) -> Iterator[Rescored]:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What became of one component of the ledger: means over episodes of its sum."""
+class ComponentDifference:
+    """How one component of the ledger changed: the mean over episodes of its sum, before and after."""
 
     component: str
     before: float
     after: float
     changed: float
-    """Share of turns that are paid another amount."""
+    """Share of turns whose amount changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreditDifference:
-    """What became of the advantages, over all action tokens."""
+    """How the advantages changed, over all action tokens."""
 
     num_tokens: int
     correlation: float
-    """Pearson's; 1 where both are the same, NaN where one does not vary."""
+    """Pearson's correlation of old and new advantages: 1 if both are the same, NaN if one of them does not
+    vary.
+    """
     flipped: float
-    """Share of tokens whose advantage has the other sign."""
+    """Share of tokens whose advantage changed its sign."""
     largest: float
     """Largest absolute difference."""
 
 
-def ledger_differences(rescored: Sequence[Rescored]) -> list[Difference]:
-    """Return the difference of each component that was paid before or is now, and of their sum, named ``total``."""
+def ledger_differences(rescored: Sequence[Rescored]) -> list[ComponentDifference]:
+    """Return the difference of each component of the old or new ledger, and of their sum, named ``total``."""
     pairs = [
-        (_ledger(one), scored.ledger)
+        (_stored_ledger(one), scored.ledger)
         for update in rescored
         for old, new in zip(update.before, update.groups, strict=True)
         for one, scored in zip(old, new, strict=True)
     ]
     names = sorted({name for before, after in pairs for name in (*before, *after)})
     rows = [
-        _difference(name, [(_paid(before, (name,)), _paid(after, (name,))) for before, after in pairs])
+        _compared(name, [(_sum(before, (name,)), _sum(after, (name,))) for before, after in pairs])
         for name in names
     ]
     return [
         *rows,
-        _difference("total", [(_paid(before, names), _paid(after, names)) for before, after in pairs]),
+        _compared("total", [(_sum(before, names), _sum(after, names)) for before, after in pairs]),
     ]
 
 
 def credit_difference(rescored: Sequence[Rescored]) -> CreditDifference | None:
-    """Return the difference of the advantages; ``None`` where none were stored."""
+    """Return the difference of the advantages; ``None`` if no advantages were stored."""
     before, after = [], []
     for update in rescored:
         for old, new in zip(update.before, update.credited, strict=True):
@@ -151,16 +158,17 @@ def credit_difference(rescored: Sequence[Rescored]) -> CreditDifference | None:
     )
 
 
-def _ledger(stored: Stored) -> Ledger:
+def _stored_ledger(stored: Stored) -> Ledger:
     return {} if stored.scored is None else stored.scored.ledger
 
 
-def _paid(ledger: Ledger, names: Sequence[str]) -> Array:
+def _sum(ledger: Ledger, names: Sequence[str]) -> Array:
+    """Return the sum of the components ``names`` that the ledger has, one number per turn."""
     found = [ledger[name].astype(np.float64) for name in names if name in ledger]
     return np.asarray(sum(found)) if found else np.zeros(1)
 
 
-def _difference(name: str, pairs: Sequence[tuple[Array, Array]]) -> Difference:
+def _compared(name: str, pairs: Sequence[tuple[Array, Array]]) -> ComponentDifference:
     changed = (
         np.concatenate([np.atleast_1d(np.abs(before - after) > 1e-6) for before, after in pairs])
         if pairs
@@ -169,4 +177,4 @@ def _difference(name: str, pairs: Sequence[tuple[Array, Array]]) -> Difference:
     means = [
         float(np.mean([side.sum() for side in sides])) if sides else 0.0 for sides in zip(*pairs, strict=True)
     ] or [0.0, 0.0]
-    return Difference(name, means[0], means[1], float(changed.mean()))
+    return ComponentDifference(name, means[0], means[1], float(changed.mean()))

@@ -334,7 +334,7 @@ def _restore(
     update = int(newest.name)
     stage, _ = recipe.stage_at(update - 1)
     learners.start(stage)
-    state: Any = checkpoint.load(
+    state: Any = checkpoint.restore(
         newest, learners.policy, learners.beside(stage)
     )  # Any: as ``commit`` wrote it
     for regulariser, kept in zip(stage.objective.remembering, state["regularisers"], strict=True):

@@ -45,7 +45,7 @@ async def train(
             if update >= run.update:  # of a process that was killed before it committed the update
                 report_path(folder, name).unlink(missing_ok=True)
         for name, policy in recipe.evaluation.baselines.items():
-            await measure(run, name, policy)
+            await measure_policy(run, name, policy)
         async for update, collected in played:
             stage, local = recipe.stage_at(update)
             groups, credited, stats = await learn(run, update, collected)
@@ -61,7 +61,7 @@ async def train(
             numbers = summarise(groups, failures=collected.failures, credited=credited, version=update)
             run.record(update, stage.name, stats | numbers | dict(run.host.metrics()))
             if due(stage, local):
-                report = await measure(
+                report = await measure_policy(
                     run, f"{stage.name}-{local + 1}", run.engine.using(recipe.evaluation.sampling)
                 )
                 run.log.write(update, stage.name, report.metrics())
@@ -161,7 +161,7 @@ def report_path(folder: Path, name: str) -> Path:
     return folder / "evaluations" / f"{name}.json"
 
 
-async def measure(run: Run, name: str, policy: Policy) -> Report:
+async def measure_policy(run: Run, name: str, policy: Policy) -> Report:
     """Evaluate ``policy`` on the recipe's panel and keep the report; one that is there already is not made again."""
     path = report_path(run.folder, name)
     if path.exists():

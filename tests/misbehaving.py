@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentrl.env import Env, EnvSpec
 from agentrl.errors import SharedBroken
 from agentrl.sandbox import Sandbox
-from agentrl.types import Observation, Step, Task
+from agentrl.types import Observation, SandboxSpec, Step, Task
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Counting:
 
 @dataclass(frozen=True)
 class Misbehaving(EnvSpec):
-    """``marks`` is a folder in which workers record accidents, so that they happen only once."""
+    """A file in its ``marks`` folder records, across workers, that an accident has happened."""
 
     blocking = True
     max_turns: int = 3
@@ -122,7 +122,15 @@ class Misbehaving(EnvSpec):
 
 
 @dataclass(frozen=True)
+class Sandboxed(Misbehaving):
+    """The same environment, with a sandbox for each task."""
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [replace(task, sandbox=SandboxSpec()) for task in super().tasks(split)]
+
+
+@dataclass(frozen=True)
 class Gentle(Misbehaving):
-    """The same environment, on the event loop."""
+    """The same environment, played on the event loop of this process."""
 
     blocking = False

@@ -1,4 +1,4 @@
-"""A back end that closes nothing in: the guest as a child process, in a temporary folder. For tests of what is above back ends."""
+"""A back end without isolation, for tests of the layers above back ends: its guest is a child process."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ class PlainStream:
 
 
 class Plain:
-    """Each sandbox is a child process, with this user's rights: run nothing in it that you would not run yourself."""
+    """Each sandbox is a child process in a temporary folder, with the rights of the user who runs it."""
 
     capabilities = Capabilities(
         isolation="namespaces", limits=frozenset({"files", "lifetime"}), networks=frozenset({"none", "open"})
@@ -96,7 +97,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class PlainProvider(SandboxProvider):
-    """The back end as a provider; ``backend`` makes it, so that a test may break it."""
+    """The back end as a provider. ``backend`` makes it, so that a test can replace it by a broken one."""
 
     backend: Callable[[], Plain] = Plain
 
@@ -110,10 +111,10 @@ class PlainProvider(SandboxProvider):
 
 
 class PlainSandboxes:
-    """Each spec's workdir is replaced by a folder of its own."""
+    """Replaces the workdir of each spec by a new folder."""
 
     def __init__(self, backend: Plain) -> None:
-        self.backend, self.num_opened = backend, 0
+        self.backend, self.num_opened, self.num_open, self.start_s = backend, 0, 0, 0.0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -125,13 +126,19 @@ class PlainSandboxes:
     @asynccontextmanager
     async def open(self, spec: SandboxSpec) -> AsyncIterator[Session]:
         self.num_opened += 1
+        started = time.monotonic()
         async with session(
             replace(spec, workdir=str(self.backend.root / f"{self.num_opened}")), self.backend
         ) as opened:
-            yield opened
+            self.start_s = max(self.start_s, time.monotonic() - started)
+            self.num_open += 1
+            try:
+                yield opened
+            finally:
+                self.num_open -= 1
 
     def metrics(self) -> Mapping[str, float]:
-        return {"opened": float(self.num_opened)}
+        return {"opened": float(self.num_opened), "open": float(self.num_open), "start_s": self.start_s}
 
 
 _ids = iter(range(10**9))

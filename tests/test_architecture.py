@@ -278,7 +278,7 @@ def test_the_core_declares_what_it_asks_of_its_parts_instead_of_probing() -> Non
         "agentrl.learner.learner": "layers of peft",
         "agentrl.learner.model": "models of transformers differ by architecture",
         "agentrl.env.gym_text": "spaces of gymnasium",
-        "agentrl.hosts.workers": "an error's class by its name",
+        "agentrl.hosts.process": "an error's class by its name",
         "agentrl.options": "any dataclass or function is described",
         "agentrl.plugins": "any module is searched for an attribute",
         "agentrl.recipe.load": "any file is searched for a recipe",

@@ -78,7 +78,7 @@ def test_a_resumed_learner_goes_on_bit_for_bit(tmp_path: Path, lora: LoRA | None
     found = play(first, range(3))
     checkpoint.save(tmp_path / "3", first, TOKENIZER, {"update": 3})
     second = new_learner(seed=0 if lora else 9, lora=lora)
-    assert checkpoint.load(tmp_path / "3", second) == {"update": 3}
+    assert checkpoint.restore(tmp_path / "3", second) == {"update": 3}
     found += play(second, range(3, 6))
     assert found == wanted
     assert_equal(uninterrupted, second)
@@ -122,20 +122,20 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: str)
     else:
         path.write_bytes(data[:-1] if damage == "cut" else data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
     with pytest.raises(CheckpointError, match=re.escape(name) + ".*remove this checkpoint"):
-        checkpoint.load(tmp_path / "0", learner)
+        checkpoint.restore(tmp_path / "0", learner)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoint.load(tmp_path / "none", new_learner())
+        checkpoint.restore(tmp_path / "none", new_learner())
     with pytest.raises(CheckpointError, match=r"holds no MANIFEST\.json"):
-        checkpoint.load(tmp_path, new_learner())
+        checkpoint.restore(tmp_path, new_learner())
     (tmp_path / "MANIFEST.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"manifest.*unreadable"):
-        checkpoint.load(tmp_path, new_learner())
+        checkpoint.restore(tmp_path, new_learner())
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"format": 99, "files": {}}))
     with pytest.raises(CheckpointError, match="format 99"):
-        checkpoint.load(tmp_path, new_learner())
+        checkpoint.restore(tmp_path, new_learner())
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path: Path):
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path: 
     with pytest.raises(
         CheckpointError, match=r"does not fit this recipe.*stored \(\d+, 16\), wanted \(\d+, 32\)"
     ):
-        checkpoint.load(tmp_path / "0", other)
+        checkpoint.restore(tmp_path / "0", other)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.weights().items())
 
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_previous_checkpoint(tmp_p
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
-    checkpoint.load(tmp_path / "0", learner)
+    checkpoint.restore(tmp_path / "0", learner)
 
 
 WRITER = """
@@ -202,4 +202,4 @@ def test_a_killed_writer_leaves_only_whole_checkpoints(tmp_path: Path):
     whole = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert len(whole) >= 5
     for path in whole:
-        assert checkpoint.load(path, learner) == {"number": int(path.name)}
+        assert checkpoint.restore(path, learner) == {"number": int(path.name)}

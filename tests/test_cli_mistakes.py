@@ -159,7 +159,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused_before_any_work(recip
 def test_folders_that_exist_and_are_no_run_of_this_recipe_are_left_alone(recipe, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("all that is dear")
-    refused(agentrl("train", recipe, "--out", tmp_path / "thesis"), "is no run of agentrl", "--out")
+    refused(agentrl("train", recipe, "--out", tmp_path / "thesis"), "is not a run of agentrl", "--out")
     refused(agentrl("train", recipe, "--out", tmp_path / "thesis" / "chapter"), "--out")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter"]
 

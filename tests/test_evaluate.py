@@ -22,7 +22,7 @@ SHOWN = Observation.text("left or right?", actions=("left", "right"))
 
 
 class Door:
-    """Won by going where the task says, twice; anything but left and right is refused; breaks for some tasks."""
+    """Solved by going twice where the task says. Only left and right are understood; some tasks break it."""
 
     def __init__(self, task, attempt):
         self.task, self.attempt, self.won = task, attempt, 0
@@ -139,7 +139,7 @@ def test_a_report_survives_its_file(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"format": 9}', b'{"format": 1, "results": [{}]}'])
 def test_a_file_that_is_no_report_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"a\.json is no evaluation report"):
+    with pytest.raises(CheckpointError, match=r"a\.json is not an evaluation report"):
         Report.read(tmp_path / "a.json")
 
 

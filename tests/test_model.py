@@ -148,7 +148,10 @@ def test_a_tokenizer_without_the_needed_tokens_is_refused(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_vocabulary_is_the_same_in_every_process():
-    code = "from agentrl.learner.model import train_tokenizer; import sys; print(train_tokenizer(sys.argv[1:]).backend_tokenizer.to_str())"
+    code = (
+        "from agentrl.learner.model import train_tokenizer; import sys; "
+        "print(train_tokenizer(sys.argv[1:]).backend_tokenizer.to_str())"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code, *TEXTS], stdout=subprocess.PIPE, text=True, check=True
     ).stdout

@@ -149,7 +149,7 @@ def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path):
     tiny.run(RECIPE, tmp_path / "run")
     tear(tmp_path / "run" / "checkpoints" / "000008")
     said = tiny.run(RECIPE, tmp_path / "run")
-    assert "going on from an earlier checkpoint: model/model.safetensors in the checkpoint" in said
+    assert "resuming from an earlier checkpoint: model/model.safetensors in the checkpoint" in said
     assert "resumed" in said
     assert "at update 7 of 8" in said
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "torn-000008")

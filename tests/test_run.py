@@ -92,7 +92,7 @@ def test_a_field_of_the_wrong_type_is_named_before_anything_is_written(tmp_path)
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="exists and is no run of agentrl"):
+    with pytest.raises(ConfigError, match="exists and is not a run of agentrl"):
         tiny.run(tiny.recipe, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

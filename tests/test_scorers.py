@@ -1,4 +1,4 @@
-"""What learns beside the policy, and what looks back: its numbers, its gradient, and that a resumed run does not lose it."""
+"""Scorers, and parts with a memory: their numbers, their gradients, and that a resumed run continues them."""
 
 import math
 import shutil

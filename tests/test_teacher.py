@@ -1,4 +1,4 @@
-"""Teachers: their opinion is of the policy's own tokens, and what it is worth."""
+"""Teachers: their log-probabilities of the policy's own tokens, and the credit that uses them."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from agentrl.credit.group import RLOO
 from agentrl.credit.teachers import OPSD, Distil
 from agentrl.errors import ConfigError
 from agentrl.learner.spec import Teacher, expert_plan, first_action
-from agentrl.learner.teacher import informed
+from agentrl.learner.teacher import with_information
 from agentrl.losses.clip import Clip
 from agentrl.losses.objective import Objective
 from agentrl.recipe.check import check
@@ -56,9 +56,15 @@ def test_information_comes_before_every_context_and_changes_no_action():
         replace(turn, action=replace(turn.action, fresh=n == 2)) for n, turn in enumerate(record.turns)
     )
     one = replace(scored([0.0] * 3), trajectory=replace(record, turns=turns))
-    told = informed(one, ints([91, 92])).trajectory.turns
-    assert [turn.action.prompt.tolist() for turn in told] == [[91, 92, 7, 7, 7], [7, 7, 7], [91, 92, 7, 7, 7]]
-    assert [turn.action.tokens.tolist() for turn in told] == [turn.action.tokens.tolist() for turn in turns]
+    informed = with_information(one, ints([91, 92])).trajectory.turns
+    assert [turn.action.prompt.tolist() for turn in informed] == [
+        [91, 92, 7, 7, 7],
+        [7, 7, 7],
+        [91, 92, 7, 7, 7],
+    ]
+    assert [turn.action.tokens.tolist() for turn in informed] == [
+        turn.action.tokens.tolist() for turn in turns
+    ]
 
 
 def test_what_an_expert_would_do_is_information():

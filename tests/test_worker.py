@@ -42,7 +42,10 @@ def test_what_was_sent_arrives(sent):
 
 
 async def exchange(messages, *, hold_s):
-    """Send ``messages`` in one turn of the loop; return how many left at once, how many after it, and what arrived in the end."""
+    """Send ``messages`` in one iteration of the event loop.
+
+    Return how many were sent at once, how many were sent after the iteration, and what arrived in the end.
+    """
     ours, theirs = socket.socketpair()
     arrived, last = [], asyncio.Event()
 
@@ -92,10 +95,10 @@ def test_a_socket_that_is_full_loses_nothing(hold_s):
 def test_a_process_whose_loop_stands_still_ends_itself(does, status):
     program = f"""
 import asyncio, time
-from agentrl.hosts.worker import stand_by
+from agentrl.hosts.worker import arm_watchdog
 
 async def run():
-    stand_by(0.6)
+    arm_watchdog(0.6)
     {does}
 
 asyncio.run(run())

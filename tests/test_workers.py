@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from misbehaving import Gentle, Misbehaving
+from misbehaving import Gentle, Misbehaving, Sandboxed
+from plain import PlainProvider
 
 from agentrl.errors import ConfigError, EnvError
 from agentrl.hosts import open_host
@@ -225,7 +227,7 @@ def test_what_cannot_come_back_is_a_failure(action):
 
 def test_a_dead_worker_leaves_its_last_words():
     played = asyncio.run(playing(Misbehaving(), "die", num_workers=1, episodes=1))
-    assert "died (SIGKILL); its last words: these are my last words" in played.failures[0].error
+    assert "died (SIGKILL); its last output: these are my last words" in played.failures[0].error
 
 
 def test_noise_on_standard_output_corrupts_nothing(capfd):
@@ -397,6 +399,47 @@ def test_bad_options_are_refused_before_any_work():
         asyncio.run(run(deadline_s=float("nan")))
     with pytest.raises(ConfigError, match="pickling Misbehaving"):
         Workers(Misbehaving(marks=lambda: 0), 1, 1.0)  # type: ignore[arg-type]
+
+
+def test_what_sandboxes_counted_outlives_their_worker_and_what_they_held_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed worker leaves its sandboxes' folders
+
+    async def run():
+        spec = Sandboxed()
+        task = spec.tasks("train")[0]
+        async with Workers(spec, 2, 20.0, PlainProvider()) as host, AsyncExitStack() as episodes:
+
+            async def play(**options):
+                async with host.open(task, **options) as env:
+                    await env.step("count")
+
+            assert host.metrics() == {}
+            doomed, _ = [await episodes.enter_async_context(host.open(task)) for _ in range(2)]  # one in each
+            await asyncio.gather(play(), play())
+            before = dict(host.metrics())
+            victim = int((await doomed.step("pid")).observation.messages[0].content)
+            os.kill(victim, signal.SIGKILL)
+            with pytest.raises(EnvError, match="SIGKILL"):
+                await doomed.step("count")
+            while victim in host.pids or len(host.pids) < 2:
+                await asyncio.sleep(0.01)
+            killed = dict(host.metrics())
+            await play()  # in the new worker, which has no other episode
+            replaced = dict(host.metrics())
+            await play(alone=True)
+            alone = dict(host.metrics())
+        return before, killed, replaced, alone, dict(host.metrics())
+
+    found = asyncio.run(run())
+    start_s = [metrics.pop("sandbox/start_s") for metrics in found]
+    assert 0.0 < start_s[0] <= start_s[1] <= start_s[2] <= start_s[3] <= start_s[4]
+    assert [(metrics["sandbox/opened"], metrics.get("sandbox/open")) for metrics in found] == [
+        (4.0, 2.0),
+        (4.0, 1.0),
+        (5.0, 1.0),
+        (6.0, 1.0),
+        (6.0, None),
+    ]
 
 
 @pytest.mark.parametrize("kind", [Misbehaving, Gentle])

@@ -1,8 +1,9 @@
-"""Evaluation: play a panel of tasks, keep what each episode brought, and say how sure the means are.
+"""Evaluation: play a panel of tasks, and report the mean of each measure with its uncertainty.
 
-Every measure is a mean over *tasks* of the mean over a task's episodes, with a 95% interval clustered by task (``statistics`` holds
-the formulas). Episodes that broke are played again; those that were lost for good are left out and counted, never scored 0, and
-more than a few of them make an evaluation an error. Two reports are compared task by task.
+Every measure is a mean over *tasks* of the mean over a task's episodes, with a 95% interval clustered by task
+(``statistics`` has the formulas). Episodes that broke are played again. Those that broke at every attempt are
+lost: they are left out and counted, never scored 0, and an evaluation that loses more than a few is an error.
+Two reports are compared task by task.
 """
 
 from __future__ import annotations
@@ -35,20 +36,24 @@ async def evaluate(
     on_end: Callable[[Trajectory], None] = lambda _: None,
     store: Path | None = None,
 ) -> Report:
-    """Play ``tasks`` and report. ``store`` keeps the trajectories, ``on_end`` sees each as it ends (failed attempts too).
+    """Play ``tasks`` and return a report.
+
+    ``store`` is a file for the trajectories. ``on_end`` is called with each trajectory as it ends, including
+    failed attempts.
 
     Raises:
-        ConfigError: no task, tasks with one id, or no episode per task.
-        EnvError: more than a share ``max_lost`` of the episodes broke each time they were started.
+        ConfigError: there is no task, two tasks have the same id, or ``episodes_per_task`` is less than 1.
+        EnvError: more than the share ``max_lost`` of the episodes broke at every attempt.
     """
     ids = Counter(task.id for task in tasks)
     if not tasks or episodes_per_task < 1:
         raise ConfigError(
-            f"an evaluation needs tasks and episodes; found {len(tasks)} tasks of {episodes_per_task} episodes"
+            f"an evaluation needs at least one task and one episode of it; found {len(tasks)} tasks of "
+            f"{episodes_per_task} episodes"
         )
     if repeated := [task for task, count in ids.items() if count > 1]:
         raise ConfigError(
-            f"tasks of a panel need ids of their own; {repeated[0]!r} is the id of {ids[repeated[0]]}"
+            f"the tasks of a panel must have different ids; {repeated[0]!r} is the id of {ids[repeated[0]]}"
         )
     draws = [Draw(task, episodes_per_task, 0) for task in tasks]
     played = await play_all(draws, policy=policy, host=host, seed=seed, limits=limits, on_end=on_end)
@@ -57,14 +62,14 @@ async def evaluate(
     trajectories = [trajectory for group in played.groups for trajectory in group]
     total = len(tasks) * episodes_per_task
     counted = Counter(failure.error for failure in played.failures)
-    reasons = sorted(
-        counted.items(), key=lambda item: (-item[1], item[0])
-    )  # never in the order in which they happened
+    # sorted, because the order in which failures happen differs from run to run
+    reasons = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
     if total - len(trajectories) > max_lost * total:
         common = "; ".join(f"{count} times {reason}" for reason, count in reasons[:3])
         raise EnvError(
-            f"{total - len(trajectories)} of {total} episodes could not be played, each tried {limits.max_attempts} times: {common}. "
-            "The episodes that are left would not stand for the panel; mend the environment or policy and evaluate again"
+            f"{total - len(trajectories)} of {total} episodes could not be played, each tried "
+            f"{limits.max_attempts} times: {common}. The remaining episodes would not represent the panel; "
+            "mend the environment or policy and evaluate again"
         )
     return Report(
         name=name,

@@ -1,4 +1,4 @@
-"""Reports: what was measured of each task, with intervals, and the paired comparison of two."""
+"""Evaluation reports: measures of each task, means with intervals, and the comparison of two reports."""
 
 from __future__ import annotations
 
@@ -30,37 +30,42 @@ MEASURES: Mapping[str, str] = {
     "return": "sum of the environment's rewards",
     "turns": "turns of an episode",
     "tokens": "sampled tokens of an episode",
-    "prompt_tokens": "tokens of context of an episode that were not sampled",
+    "prompt_tokens": "tokens of an episode's context that were not sampled",
     "invalid": "share of an episode's turns whose action the environment refused",
-    "clipped": "share of an episode's actions that the token limit ended",
-    "truncated": "share of episodes that a limit ended",
+    "clipped": "share of an episode's actions that were cut off at the token limit",
+    "truncated": "share of episodes that were ended by a limit",
 }
-"""What is measured of an episode; ``Report.measures`` adds ``pass@k`` and ``pass^k`` where tasks are played more than once."""
+"""The measures of an episode. ``Report.measures`` adds ``pass@k`` and ``pass^k`` if tasks are played more
+than once.
+"""
 
-
-_SHARES = ("success", "truncated")  # of episodes: a coin per episode
-
-
+_SHARES = ("success", "truncated")
+"""Measures that are 0 or 1 for an episode."""
 _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What the episodes of one task brought: ``values[measure]`` holds one number per episode. ``content`` is the task's hash."""
+    """The measures of one task's episodes."""
 
     task: str
     content: str
+    """Content hash of the task."""
     values: Mapping[str, tuple[float, ...]]
+    """Of each measure one number per episode."""
 
     @property
     def num_episodes(self) -> int:
-        """Episodes that were played to an end."""
+        """Number of episodes that were played to an end."""
         return len(self.values["success"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """An evaluation. ``results`` are in the order of the panel; tasks that lost all their episodes are not among them."""
+    """The result of an evaluation.
+
+    ``results`` are in the order of the panel, without tasks that lost all their episodes.
+    """
 
     name: str
     panel: str
@@ -69,15 +74,15 @@ class Report:
     episodes_per_task: int
     results: tuple[TaskResult, ...]
     lost: int = 0
-    """Episodes that broke each time they were started, and are in no mean."""
+    """Number of episodes that broke at every attempt; no mean includes them."""
     reasons: Mapping[str, int] = field(default_factory=dict)
-    """Why attempts failed, and how many of them."""
+    """Why attempts failed: the number of failed attempts by error."""
     settings: Mapping[str, Json] = field(default_factory=dict)
-    """What else a reader must know: temperature, checkpoint, endpoint ..."""
+    """Further settings that a reader needs: temperature, checkpoint, endpoint ..."""
 
     @property
     def num_episodes(self) -> int:
-        """Episodes that were played to an end."""
+        """Number of episodes that were played to an end."""
         return sum(result.num_episodes for result in self.results)
 
     def task_means(self, measure: str) -> Array:
@@ -105,7 +110,7 @@ class Report:
         return found
 
     def metrics(self) -> dict[str, float]:
-        """Return the measures as metrics, ``eval/success`` with ``_low`` and ``_high``, for a ``MetricsLog``."""
+        """Return the measures as metrics for a ``MetricsLog``: ``eval/success``, ``eval/success_low`` ..."""
         numbers = {"eval/lost": float(self.lost)}
         for name, interval in self.measures().items():
             numbers |= {
@@ -116,7 +121,7 @@ class Report:
         return numbers
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON, atomically; the measures are in it for other readers."""
+        """Write the report as JSON, atomically. The measures are included for other programs to read."""
         shown = {
             name: {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}
             for name, interval in self.measures().items()
@@ -143,7 +148,7 @@ class Report:
         """Read a report back.
 
         Raises:
-            CheckpointError: there is none, or it is no report of this version.
+            CheckpointError: the file does not exist, or is not a report of this version.
         """
         try:
             data = json.loads(path.read_bytes())
@@ -159,28 +164,29 @@ class Report:
             return cls(results=results, **{key: data[key] for key in keys})
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise CheckpointError(
-                f"{path} is no evaluation report of this version ({type(problem).__name__}: {problem}); give a file that agentrl eval wrote"
+                f"{path} is not an evaluation report of this version ({type(problem).__name__}: {problem}); "
+                "give a file that agentrl eval wrote"
             ) from problem
 
 
 def task_results(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> tuple[TaskResult, ...]:
-    """Return what ``trajectories`` brought for each task, in order of sample; failed ones are left out. They may come from a store."""
+    """Return each task's measures over ``trajectories``, which may come from a store, in order of sample.
+
+    Failed trajectories are left out.
+    """
     by_task: dict[str, list[Trajectory]] = {task.id: [] for task in tasks}
     for trajectory in sorted(trajectories, key=lambda trajectory: trajectory.sample):
         if trajectory.end is not End.FAILED:
             by_task[trajectory.task.id].append(trajectory)
     results = []
     for task in tasks:
-        if episodes := [_episode(trajectory) for trajectory in by_task[task.id]]:
-            results.append(
-                TaskResult(
-                    task.id, panel_hash([task]), {name: tuple(e[name] for e in episodes) for name in MEASURES}
-                )
-            )
+        if episodes := [_measures(trajectory) for trajectory in by_task[task.id]]:
+            values = {name: tuple(episode[name] for episode in episodes) for name in MEASURES}
+            results.append(TaskResult(task.id, panel_hash([task]), values))
     return tuple(results)
 
 
-def _episode(trajectory: Trajectory) -> dict[str, float]:
+def _measures(trajectory: Trajectory) -> dict[str, float]:
     turns = trajectory.turns
     return {
         "success": float(trajectory.success),
@@ -196,7 +202,10 @@ def _episode(trajectory: Trajectory) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One measure of B minus A, paired by task; ``p_value`` of "A and B are alike" by ``test``."""
+    """The difference B minus A of one measure, paired by task.
+
+    ``p_value`` is for the hypothesis that A and B do not differ, by the test that ``test`` names.
+    """
 
     measure: str
     a: float
@@ -208,7 +217,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two reports, task by task. ``only_a`` and ``only_b`` tasks have a partner nowhere and are in no number."""
+    """The comparison of two reports, task by task.
+
+    ``only_a`` and ``only_b`` count the tasks that only one of them played; these are in no other number.
+    """
 
     a: str
     b: str
@@ -221,22 +233,25 @@ class Comparison:
 def compare(a: Report, b: Report) -> Comparison:
     """Compare ``b`` with ``a`` on the tasks that both played.
 
-    The interval of a difference is a t interval over tasks. Success with one episode per task is tested by McNemar's exact test, all
-    else by flipping the signs of the tasks' differences; no test assumes a distribution.
+    The interval of a difference is a t interval over tasks. Success with one episode per task is tested by
+    McNemar's exact test, every other measure by flipping the signs of the tasks' differences. Neither test
+    assumes a distribution.
 
     Raises:
-        ConfigError: no task in common, or a task with one id and two contents.
+        ConfigError: the reports have no task in common, or one task id has different contents in them.
     """
     theirs = {result.task: result for result in b.results}
     pairs = [(result, theirs[result.task]) for result in a.results if result.task in theirs]
     if not pairs:
         raise ConfigError(
-            f"reports {a.name!r} and {b.name!r} have no task in common; evaluate both on the same environment and split"
+            f"reports {a.name!r} and {b.name!r} have no task in common; "
+            "evaluate both on the same environment and split"
         )
     if other := [mine.task for mine, their in pairs if mine.content != their.content]:
         raise ConfigError(
-            f"task {other[0]!r} is not the same in {a.name!r} and {b.name!r} (nor are {len(other) - 1} others): "
-            "the panels were made by different versions or options of the environment; evaluate both on one panel"
+            f"task {other[0]!r} is not the same in {a.name!r} and {b.name!r} "
+            f"(nor are {len(other) - 1} others): the panels were made by different versions or options of "
+            "the environment; evaluate both on one panel"
         )
     return Comparison(
         a.name,

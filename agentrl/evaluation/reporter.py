@@ -1,4 +1,4 @@
-"""What a run tells while it goes on. The reporter that says nothing is the default; the command line has one that draws."""
+"""Reporters receive the events of a run. The default ignores them; the command line's reporter shows them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from agentrl.types import Trajectory
 
 
 class Reporter:
-    """Hears how a run goes. Each method does nothing: a subclass overrides those that it wants to hear."""
+    """Receives the events of a run. Every method does nothing; a subclass overrides those it needs."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Hear that ``done`` of ``total`` steps of something slow are made."""
+        """Receive the progress of a slow operation: ``done`` of ``total`` steps of ``what`` are finished."""
 
     def episode(self, trajectory: Trajectory) -> None:
-        """Hear of an episode that ended, failed attempts included."""
+        """Receive an episode when it ends, including failed attempts."""
 
     def update(self, update: int, stage: str, values: Mapping[str, float]) -> None:
-        """Hear the metrics of an update, as ``MetricsLog.write`` gets them."""
+        """Receive the metrics of an update, the same that ``MetricsLog.write`` receives."""
 
     def report(self, report: Report) -> None:
-        """Hear the result of an evaluation."""
+        """Receive the result of an evaluation."""
 
     def say(self, line: str) -> None:
-        """Hear a warning, or what was resumed."""
+        """Receive a line of text: a warning, or a note such as which update a run resumes at."""

@@ -1,7 +1,8 @@
-"""Hosts: where episodes are played, in this process or in worker processes with many episodes each.
+"""Hosts play episodes, in this process or in worker processes with many episodes each.
 
-``open_host`` chooses. ``in_process`` serves environments that never block, ``workers`` those that do, each worker process running
-``worker``; ``images`` finds out which tasks can be played on this machine at all.
+``open_host`` chooses: ``in_process`` serves environments that never block, ``workers`` those that do.
+``process`` is the parent's side of one worker process, ``worker`` is the program inside it, and ``wire``
+carries the messages between the two. ``images`` finds out before a run which tasks this machine can play.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from agentrl.sandbox import SandboxProvider
 async def open_host(
     spec: EnvSpec, *, num_workers: int, deadline_s: float, sandboxes: SandboxProvider | None = None
 ) -> AsyncIterator[Host]:
-    """Open the host that ``spec`` needs: worker processes where it blocks, this process where it does not.
+    """Open the host that ``spec`` needs: worker processes if its environments block, otherwise this process.
 
-    ``deadline_s`` bounds every call of an environment, and the start of a worker. ``num_workers`` is not used in this process.
+    ``deadline_s`` bounds every call of an environment, and the start of a worker. ``num_workers`` has no
+    effect on environments that do not block.
 
     Raises:
-        ConfigError: the spec cannot be sent to a worker, or a number makes no sense.
-        EnvError: a worker, or what its episodes share, could not be started.
+        ConfigError: the spec cannot be sent to a worker, or a number is out of range.
+        EnvError: a worker, or the environment's shared resource, could not be started.
     """
     if num_workers < 1:
         raise ConfigError(f"num_workers must be at least 1, found {num_workers}")

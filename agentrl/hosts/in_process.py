@@ -1,4 +1,4 @@
-"""The host for environments that never block: their episodes run on this event loop."""
+"""The host for environments that never block: their episodes run on the event loop of this process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class InProcess:
-    """Episodes on this event loop."""
+    """Plays episodes on the running event loop."""
 
     def __init__(self, spec: EnvSpec, deadline_s: float, sandboxes: SandboxProvider | None = None) -> None:
         self._spec, self._deadline_s, self._provider = spec, deadline_s, sandboxes
         self._sandboxes: Sandboxes | None = None
         self._service = AsyncExitStack()
         self._lock = asyncio.Lock()
-        self._shared: _Shared | None = None
+        self._shared: _SharedResource | None = None
 
     async def __aenter__(self) -> InProcess:
         async with AsyncExitStack() as stack:
@@ -39,7 +39,7 @@ class InProcess:
                 await self._shared.close(self._deadline_s)
 
     def metrics(self) -> Mapping[str, float]:
-        """Return what the sandbox provider counted."""
+        """Return the sandbox provider's metrics, prefixed with ``sandbox/``; empty without a provider."""
         return (
             {}
             if self._sandboxes is None
@@ -48,14 +48,17 @@ class InProcess:
 
     @asynccontextmanager
     async def open(self, task: Task, *, alone: bool = False) -> AsyncIterator[Env]:
-        """Open one episode of ``task``; opening and closing have a deadline each. ``alone``: with a shared resource of its own."""
+        """Open one episode of ``task``. Opening and closing have the deadline ``deadline_s`` each.
+
+        With ``alone`` the episode gets its own instance of the shared resource, which no other episode uses.
+        """
         async with self._borrow(alone) as shared:
             limit = asyncio.timeout(self._deadline_s)
             try:
                 async with limit, open_episode(self._spec, task, self._sandboxes, shared.value) as env:
                     limit.reschedule(None)
                     try:
-                        yield _Guarded(env, task.id, shared)
+                        yield _GuardedEnv(env, task.id, shared)
                     finally:
                         limit.reschedule(asyncio.get_running_loop().time() + self._deadline_s)
             except SharedBroken:
@@ -69,87 +72,95 @@ class InProcess:
                 ) from late
 
     @asynccontextmanager
-    async def _borrow(self, alone: bool) -> AsyncIterator[_Shared]:
+    async def _borrow(self, alone: bool) -> AsyncIterator[_SharedResource]:
         if not alone:
             yield await self._lend()
             return
-        shared = _Shared()
+        shared = _SharedResource()
         await shared.open(self._spec, self._deadline_s)
         try:
             yield shared
         finally:
             await shared.close(self._deadline_s)
 
-    async def _lend(self) -> _Shared:
+    async def _lend(self) -> _SharedResource:
+        """Return the common shared resource; open it if there is none yet, or if the last one broke."""
         async with self._lock:
             if self._shared is not None and self._shared.broken:
                 await self._shared.close(self._deadline_s)
                 self._shared = None
             if self._shared is None:
-                self._shared = _Shared()
+                self._shared = _SharedResource()
                 await self._shared.open(self._spec, self._deadline_s)
             return self._shared
 
 
-class _Shared:
-    """What the episodes of this process share, until it breaks. A task of its own enters and leaves it, as its author may expect."""
+class _SharedResource:
+    """The value of ``EnvSpec.shared``, held open until it breaks or is closed.
+
+    A dedicated asyncio task both enters and leaves its context, as authors of environments may expect.
+    """
 
     def __init__(self) -> None:
         self.value: object = None
         self.broken = True
         self._leave = asyncio.Event()
-        self._job: asyncio.Task[None] | None = None
+        self._holder: asyncio.Task[None] | None = None
 
     async def open(self, spec: EnvSpec, deadline_s: float) -> None:
-        """Enter the spec's shared resource, or raise what that raised."""
+        """Enter the spec's shared resource; errors that occur in it are raised here."""
         ready = asyncio.Event()
-        self._job = asyncio.create_task(self._hold(spec, ready))
+        self._holder = asyncio.create_task(self._hold(spec, ready))
         waiting = asyncio.create_task(ready.wait())
         try:
-            await asyncio.wait({waiting, self._job}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {waiting, self._holder}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             waiting.cancel()
             if not ready.is_set():
-                self._job.cancel()
-        if self._job.done():
-            await self._job
+                self._holder.cancel()
+        if self._holder.done():
+            await self._holder
         if not ready.is_set():
-            raise EnvError(f"what episodes share did not open within {deadline_s:g} s")
+            raise EnvError(f"the environment's shared resource did not open within {deadline_s:g} s")
         self.broken = False
 
     async def close(self, deadline_s: float) -> None:
-        """Leave the shared resource; an error there is only logged, for its episodes are over."""
+        """Leave the shared resource. An error is only logged, because the episodes that used it are over."""
         self._leave.set()
-        if self._job is None:
+        if self._holder is None:
             return
-        _, late = await asyncio.wait({self._job}, timeout=deadline_s)
+        _, late = await asyncio.wait({self._holder}, timeout=deadline_s)
         if late:
-            self._job.cancel()
-            log.warning("what episodes share did not close within %g s", deadline_s)
-        elif not self._job.cancelled() and (problem := self._job.exception()) is not None:
-            log.warning("closing what episodes share: %s", problem)
+            self._holder.cancel()
+            log.warning("the environment's shared resource did not close within %g s", deadline_s)
+        elif not self._holder.cancelled() and (problem := self._holder.exception()) is not None:
+            log.warning("closing the environment's shared resource: %s", problem)
 
     async def _hold(self, spec: EnvSpec, ready: asyncio.Event) -> None:
-        with boundary(EnvError, "what episodes share"):
+        with boundary(EnvError, "the environment's shared resource"):
             async with spec.shared() as self.value:
                 ready.set()
                 await self._leave.wait()
 
 
-class _Guarded:
-    """An environment whose errors are ``EnvError``."""
+class _GuardedEnv:
+    """An environment whose errors are all raised as ``EnvError``."""
 
-    __slots__ = ("_env", "_name", "_shared")
+    __slots__ = ("_env", "_shared", "_task_id")
 
-    def __init__(self, env: Env, name: str, shared: _Shared) -> None:
-        self._env, self._name, self._shared = env, name, shared
+    def __init__(self, env: Env, task_id: str, shared: _SharedResource) -> None:
+        self._env, self._task_id, self._shared = env, task_id, shared
 
     async def reset(self) -> Observation:
-        with boundary(EnvError, f"reset of {self._name!r}"):
+        with boundary(EnvError, f"reset of {self._task_id!r}"):
             return await self._env.reset()
 
     async def step(self, action: str) -> Step:
-        with boundary(EnvError, f"step of {self._name!r}"):
+        with boundary(EnvError, f"step of {self._task_id!r}"):
             if self._shared.broken:
-                raise EnvError(f"step of {self._name!r}: what its episodes share broke in another of them")
+                raise EnvError(
+                    f"step of {self._task_id!r}: the environment's shared resource broke in another episode"
+                )
             return await self._env.step(action)

@@ -1,6 +1,7 @@
-"""Messages between a worker process and its parent: pickles behind their length, over a socket pair.
+"""Messages between a worker process and its parent: length-prefixed pickles over a socket pair.
 
-A call is ``(call, kind, episode, payload)`` and its answer ``(call, error name, result or message)``.
+A call is ``(call number, kind, episode number, payload)``. Its answer is
+``(call number, error name, result or error message)``; the error name is empty if the call succeeded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from agentrl.types import Message, Observation, Step
 CHUNK = 1 << 18
 LENGTH = 4
 START = 0
-"""The call number of the start; its answer says that the spec is loaded and its shared resource open."""
+"""Number of the call that starts a worker. Its answer means that the spec is loaded and its shared resource
+is open.
+"""
 
 
 _RECORDS: Any = {
@@ -28,7 +31,9 @@ _RECORDS: Any = {
     Observation: lambda seen: (Observation, (seen.messages, seen.actions, seen.plan)),
     Step: lambda step: (Step, (step.observation, step.reward, step.terminated, step.truncated, step.info)),
 }
-"""How the records of a turn are pickled: in half the time of what dataclasses do for frozen slots."""
+"""Reducers for the records of a turn: they pickle twice as fast as what dataclasses generate for frozen
+classes with slots.
+"""
 
 
 class _Pickler(pickle.Pickler):
@@ -42,10 +47,12 @@ def _pickled(message: object) -> bytes:
 
 
 class Wire:
-    """Length-prefixed pickles over a socket, driven by the running event loop.
+    """Sends and receives length-prefixed pickles over a socket, driven by the running event loop.
 
-    A message is sent at once, unless another was within the last ``hold_s``: it then goes together with those that follow, after ``hold_s``
-    or when the event loop has served all that was ready. A worker that answers many fast calls so wakes its parent once for a few of them.
+    A message is sent at once unless another one was sent within the last ``hold_s``. In that case it is held,
+    and sent together with the messages that follow it when the event loop has run all callbacks that were
+    ready. A worker that answers many fast calls thus wakes its parent once for several answers. ``receive``
+    is called with each message that arrives, ``closed`` when the peer closes the socket.
     """
 
     def __init__(
@@ -60,14 +67,13 @@ class Wire:
         self._loop = asyncio.get_running_loop()
         self._incoming, self._outgoing = bytearray(), bytearray()
         self._sent_at = -math.inf
-        self._held = self._full = (
-            False  # whether a call of flush is coming; whether the socket took less than all
-        )
+        self._flush_scheduled = False
+        self._full = False  # whether the socket did not accept all of the outgoing bytes
         sock.setblocking(False)
         self._loop.add_reader(sock, self._read)
 
     def send(self, message: tuple[object, ...]) -> None:
-        """Send a message; raises whatever pickling raises, before anything was sent."""
+        """Send a message. Errors of pickling are raised before anything is sent."""
         body = _pickled(message)
         if self._sock.fileno() < 0:
             return
@@ -76,20 +82,20 @@ class Wire:
             return
         if self._loop.time() - self._sent_at >= self._hold_s:
             self.flush()
-        elif not self._held:
-            self._held = True
+        elif not self._flush_scheduled:
+            self._flush_scheduled = True
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send what was held, as far as the socket takes it; the rest follows when it can."""
-        self._held = False
+        """Send the held messages as far as the socket accepts them; the rest follows once it is writable."""
+        self._flush_scheduled = False
         if not self._outgoing or self._sock.fileno() < 0:
             return
         try:
             del self._outgoing[: self._sock.send(self._outgoing)]
         except BlockingIOError:
             pass
-        except OSError:  # the peer is gone; the reader is told, in order, after what it still sent
+        except OSError:  # the peer is gone; ``_read`` notices it after the peer's last messages
             self._outgoing.clear()
         self._sent_at = self._loop.time()
         if bool(self._outgoing) != self._full:
@@ -100,7 +106,7 @@ class Wire:
                 self._loop.remove_writer(self._sock)
 
     def close(self) -> None:
-        """Close the socket; ``closed`` is not called."""
+        """Close the socket without calling ``closed``."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
@@ -131,6 +137,9 @@ class Wire:
             self._receive(pickle.loads(message))
 
 
-def backstop_s(deadline_s: float) -> float:
-    """Seconds that an event loop may stand still before its worker's own alarm ends it: well after its parent would have."""
+def watchdog_s(deadline_s: float) -> float:
+    """Return the seconds that a worker's event loop may hang before the worker's own alarm kills it.
+
+    They end well after the parent would have killed the worker.
+    """
     return math.ceil(2 * deadline_s + 10)

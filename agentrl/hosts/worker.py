@@ -1,14 +1,17 @@
-"""One worker process: an event loop, the opened environment spec, many episodes.
+"""The program of a worker process: an event loop, the opened environment spec, and many episodes.
 
-``agentrl.hosts.workers`` starts this module in a fresh interpreter (a fork of a process with torch threads and an event loop is not safe)
-and talks to it over a socket pair. It imports nothing but the contract and the environment, so it starts in a tenth of a second.
+``agentrl.hosts.process`` starts this module in a new interpreter (forking a process with torch threads and an
+event loop is not safe) and talks to it over a socket pair, in the messages that ``agentrl.hosts.wire``
+describes. The module imports nothing but the contract and the environment, so it starts in a tenth of a
+second.
 
-A call is ``(call, kind, episode, payload)`` and its answer ``(call, error name, result or message)``, each a pickle behind its length.
-An episode is one task that enters ``EnvSpec.open``, answers its calls in order, and leaves: whatever an author holds over an ``await``
-is entered and left in the same place. An environment that blocks only blocks this process.
+Each episode is one asyncio task that enters ``EnvSpec.open``, answers its calls in order, and leaves:
+whatever an author holds across an ``await`` is entered and left by the same task. An environment that blocks
+only blocks this process.
 
-Nothing outlives the parent: when its end of the socket closes, the whole process group is killed by a thread that needs no event
-loop; where that thread cannot run (a call that hangs inside C), an alarm does it, later: the event loop puts it off as long as it runs.
+Nothing outlives the parent: when the parent's end of the socket closes, a thread that needs no event loop
+kills the whole process group. Where that thread cannot run (a call hangs inside C), an alarm kills the
+process later; the event loop postpones it as long as it runs.
 """
 
 from __future__ import annotations
@@ -32,33 +35,37 @@ from agentrl.sandbox import Sandboxes
 from agentrl.types import Task
 
 HOLD_S = 0.004
-"""Longest that an answer waits for others, beside the call that runs meanwhile."""
+"""Answers that follow another one within this time are sent together."""
 
 
 @dataclass(slots=True)
-class _Episode:
+class _ServedEpisode:
+    """An episode of this worker: its waiting calls, and the asyncio task that plays it."""
+
     calls: asyncio.Queue[tuple[int, str, str]] = field(default_factory=asyncio.Queue)
     job: asyncio.Task[None] | None = None
     busy: bool = True
+    """Whether a call is being played, so that closing must cancel it."""
     closing: int | None = None
+    """Number of the ``close`` call that cancelled the episode."""
 
 
 class _Server:
-    """Answers the calls of one worker."""
+    """Answers the calls that the parent makes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.wire = Wire(sock, self.receive, lambda: None, hold_s=HOLD_S)
         self.start: asyncio.Future[tuple[float, bytes]] = asyncio.get_running_loop().create_future()
         self.exit = asyncio.Event()
-        self.episodes: dict[int, _Episode] = {}
+        self.episodes: dict[int, _ServedEpisode] = {}
         self.spec: EnvSpec
         self.sandboxes: Sandboxes | None = None
         self.shared: object = None
 
     async def run(self) -> None:
-        """Load the spec, open what its episodes share, and answer calls until told to exit."""
+        """Load the spec, open its shared resource, and answer calls until the parent asks to exit."""
         alarm_s, pickled = await self.start
-        stand_by(alarm_s)
+        arm_watchdog(alarm_s)
         try:
             async with AsyncExitStack() as stack:
                 with boundary(EnvError, "starting a worker"):
@@ -87,9 +94,9 @@ class _Server:
             return
         episode = self.episodes.get(number)
         if kind == "open":
-            episode = self.episodes[number] = _Episode()
+            episode = self.episodes[number] = _ServedEpisode()
             episode.job = asyncio.get_running_loop().create_task(self.play(number, episode, call, payload))
-        elif episode is None:  # it broke, and was closed then
+        elif episode is None:  # it broke and has been closed already
             self.answer(call, self.counted()) if kind == "close" else self.refuse(
                 call, EnvError("the episode is over")
             )
@@ -99,7 +106,7 @@ class _Server:
         else:
             episode.calls.put_nowait((call, kind, payload))
 
-    async def play(self, number: int, episode: _Episode, call: int, task: Task) -> None:
+    async def play(self, number: int, episode: _ServedEpisode, call: int, task: Task) -> None:
         """Play one episode: open, answer calls, close."""
         try:
             async with open_episode(self.spec, task, self.sandboxes, self.shared) as env:
@@ -121,37 +128,37 @@ class _Server:
                 self.answer(episode.closing, self.counted())
 
     def counted(self) -> Mapping[str, float]:
-        """Return what this process's sandboxes counted: the answer to every ``close``."""
+        """Return the metrics of this process's sandboxes, which are the answer to every ``close``."""
         return {} if self.sandboxes is None else dict(self.sandboxes.metrics())
 
     def answer(self, call: int, result: object) -> None:
-        """Send a result; one that cannot be pickled raises, and so breaks its episode."""
+        """Send a result. One that cannot be pickled raises, so its episode fails."""
         self.wire.send((call, "", result))
 
     def refuse(self, call: int, problem: AgentRLError) -> None:
-        """Send an error by its name; the parent raises the same class."""
+        """Send an error by the name of its class; the parent raises the same class."""
         self.wire.send((call, type(problem).__name__, str(problem)))
 
 
-def stand_by(alarm_s: float) -> None:
-    """Have this process killed once its event loop stands still for ``alarm_s``."""
+def arm_watchdog(alarm_s: float) -> None:
+    """Have this process killed if its event loop hangs for ``alarm_s``."""
     signal.setitimer(signal.ITIMER_REAL, alarm_s)
-    asyncio.get_running_loop().call_later(alarm_s / 4, stand_by, alarm_s)
+    asyncio.get_running_loop().call_later(alarm_s / 4, arm_watchdog, alarm_s)
 
 
-def _die_with(sock: int, parent: int) -> None:
-    """Kill the process group when the parent's end of the socket closes, or the parent is another one."""
+def _die_with_parent(sock: int, parent: int) -> None:
+    """Kill this process group when the parent's end of the socket closes or the parent process changes."""
     poll = select.poll()
-    poll.register(sock, 0)  # no event but the hang-up, which is always reported
+    poll.register(sock, 0)  # asks for no event, because a hang-up is always reported
     while not poll.poll(5000) and os.getppid() == parent:
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def main(fd: int, parent: int) -> None:
-    """Run a worker on the socket ``fd`` until it is told to exit or ``parent`` is gone."""
+def run_worker(fd: int, parent: int) -> None:
+    """Run a worker on the socket ``fd`` until the parent asks it to exit or is gone."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    threading.Thread(target=_die_with, args=(os.dup(fd), parent), daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(os.dup(fd), parent), daemon=True).start()
 
     async def run() -> None:
         await _Server(socket.socket(fileno=fd)).run()

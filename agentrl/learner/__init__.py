@@ -1,8 +1,9 @@
-"""What learns: the policy's model and optimiser, and the models beside it.
+"""The learning side: the policy's model and optimiser, and further models that are used beside the policy.
 
-This module holds the values that a recipe is made of. Building and training them is in the modules beside it, which import torch:
-``learner`` and ``loss`` the update, ``batch`` its rows of tokens, ``forward`` the pass over them, ``model`` weights and tokenizers,
-``checkpoint`` what is kept, ``teacher`` and ``implicit`` models beside the policy. ``contract`` is what they promise each other.
+This module exports the values that a recipe is made of. The other modules build and train them, and import
+torch: ``learner`` and ``loss`` make an update, ``batch`` its rows of tokens, ``forward`` runs the model over
+them, ``model`` builds weights and tokenizers, ``checkpoint`` stores them, ``teacher`` and ``implicit`` hold
+the models beside the policy. ``contract`` declares the interfaces between them.
 """
 
 from agentrl.learner.optimiser import Compute, Constant, Cosine, Linear, Optimisation

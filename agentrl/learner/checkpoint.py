@@ -1,16 +1,18 @@
-"""Checkpoints: whole or absent, checked when read, and a model folder that ``transformers`` loads as it is.
+"""Checkpoints: complete or absent, verified when read, with a model folder that ``transformers`` can load.
 
 ```
 000038/
-  model/              config, weights (adapters merged), tokenizer: a Hugging Face folder
-  learner.safetensors value head, optimiser moments, reference; the trained weights too where the model folder holds them merged
-  beside-*.safetensors  the same of models that learn beside the policy
-  learner.json        counts, and what the run wanted to remember
-  MANIFEST.json       size and SHA-256 of every file
+  model/                a Hugging Face folder: config, weights (adapters merged), tokenizer
+  learner.safetensors   value head, optimiser moments, reference weights; with adapters also the trained
+                        weights, because the model folder holds them merged
+  beside-*.safetensors  the same for each model that learns beside the policy
+  learner.json          counts, and the run's own state (``extra``)
+  MANIFEST.json         size and SHA-256 of every file
 ```
 
-A checkpoint is written under a temporary name, synced to the disk and renamed: a reader sees all of it or none, whenever the writer is
-killed. What is read is compared with the manifest first, so a torn or altered file is an error, not a wrong number.
+A checkpoint is written under a temporary name, synced to the disk and renamed, so a reader sees all of it or
+nothing, whenever the writer is killed. Files are compared with the manifest before they are read, so a torn
+or altered file is an error, not a wrong number.
 """
 
 from __future__ import annotations
@@ -43,35 +45,41 @@ def save(
     learner: Learner,
     tokenizer: PreTrainedTokenizerBase,
     extra: Mapping[str, Json],
-    others: Mapping[str, Learner] | None = None,
+    beside: Mapping[str, Learner] | None = None,
 ) -> None:
-    """Write a checkpoint to ``folder``, which must not exist; ``extra`` is handed back by ``load``, ``others`` learn beside the policy.
+    """Write a checkpoint to ``folder``, which must not exist.
+
+    ``restore`` returns ``extra``; ``beside`` are the models that learn beside the policy, by name.
 
     Raises:
-        ConfigError: the disk is full or not writable; nothing is left of the checkpoint, and those before it are untouched.
-        CheckpointError: ``folder`` exists.
+        ConfigError: the disk is full or not writable; nothing is left of the checkpoint, and earlier ones are
+            unchanged. CheckpointError: ``folder`` exists.
     """
     if folder.exists():
         raise CheckpointError(
-            f"the checkpoint {folder} exists already; checkpoints are never overwritten, remove it or give another name"
+            f"the checkpoint {folder} exists already, and checkpoints are never overwritten; "
+            "remove it or give another name"
         )
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a writer that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a writer that was killed
     try:
         with saving(folder):
             temporary.mkdir(parents=True)
-            _write(temporary, learner, tokenizer, extra, others or {})
+            _write_files(temporary, learner, tokenizer, extra, beside or {})
             temporary.rename(folder)
             sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(folder: Path, learner: Learner, others: Mapping[str, Learner] | None = None) -> dict[str, Json]:
-    """Put ``learner`` in the state that was saved and return ``extra``. Call ``Learner.start`` before, to resume within a stage.
+def restore(folder: Path, learner: Learner, beside: Mapping[str, Learner] | None = None) -> dict[str, Json]:
+    """Put ``learner`` and the models ``beside`` it in the saved state, and return ``extra``.
+
+    To resume within a stage, call ``Learner.start`` first.
 
     Raises:
-        CheckpointError: no checkpoint, a torn or altered one, one of a later version, or one of another model.
+        CheckpointError: there is no checkpoint, or it is torn, altered, of a later version or of another
+            model.
     """
     verify(folder)
     state = json.loads((folder / "learner.json").read_text())
@@ -84,9 +92,9 @@ def load(folder: Path, learner: Learner, others: Mapping[str, Learner] | None = 
         }
     try:
         learner.load_state_dict(tensors, state["numbers"])
-        for name, other in (others or {}).items():
+        for name, other in (beside or {}).items():
             if name not in state["beside"]:
-                raise ConfigError(f"it holds no {name!r}, which learns beside the policy")
+                raise ConfigError(f"it holds no state of {name!r}, which learns beside the policy")
             other.load_state_dict(load_file(folder / f"beside-{name}.safetensors"), state["beside"][name])
     except CheckpointError:
         raise
@@ -99,13 +107,15 @@ def verify(folder: Path) -> None:
     """Compare every file with the manifest.
 
     Raises:
-        CheckpointError: a file is missing or altered, or this is no checkpoint; the message says which and how to go on.
+        CheckpointError: a file is missing or altered, or ``folder`` is not a checkpoint; the message names
+            the file and the remedy.
     """
     manifest_path = folder / _MANIFEST
     if not manifest_path.is_file():
-        found = "holds no " + _MANIFEST if folder.is_dir() else "does not exist"
+        found = f"holds no {_MANIFEST}" if folder.is_dir() else "does not exist"
         raise CheckpointError(
-            f"no checkpoint of agentrl at {folder}: it {found}; give a folder below a run's checkpoints/"
+            f"no checkpoint of agentrl at {folder}: the folder {found}; "
+            "give a folder below a run's checkpoints/"
         )
     try:
         manifest = json.loads(manifest_path.read_text())
@@ -114,7 +124,8 @@ def verify(folder: Path) -> None:
         raise CheckpointError(f"the manifest of checkpoint {folder} is unreadable; {_MEND}") from problem
     if version != FORMAT:
         raise CheckpointError(
-            f"the checkpoint {folder} has format {version}, this agentrl reads {FORMAT}; use the version that wrote it"
+            f"the checkpoint {folder} has format {version}, and this agentrl reads format {FORMAT}; "
+            "use the version that wrote it"
         )
     for name, entry in files.items():
         path = folder / name
@@ -125,7 +136,9 @@ def verify(folder: Path) -> None:
 
 
 def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest whole checkpoint in a folder of checkpoints, ``None`` where there is none; set aside newer ones that are torn.
+    """Return the newest intact checkpoint in a folder of checkpoints, or ``None`` if there is no checkpoint.
+
+    Newer checkpoints that are torn are renamed to ``torn-*``, and ``say`` receives a line about each.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are torn.
@@ -137,7 +150,7 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
         except CheckpointError as torn:
             if path == found[-1]:
                 raise
-            say(f"going on from an earlier checkpoint: {torn}")
+            say(f"resuming from an earlier checkpoint: {torn}")
             continue
         for newer in found[:place]:
             aside = checkpoints / f"torn-{newer.name}"
@@ -148,9 +161,9 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def tidy(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what a killed process left half written or half removed."""
+    """Remove all but the newest ``keep`` checkpoints, and the incomplete ones that a killed process left."""
     for old in sorted(checkpoints.glob("[0-9]*"))[:-keep]:
-        old.rename(checkpoints / f".{old.name}.old")  # first out of sight: a removal is not atomic
+        old.rename(checkpoints / f".{old.name}.old")  # hidden first, because a removal is not atomic
     for left in checkpoints.glob(".[0-9]*"):
         shutil.rmtree(left)
 
@@ -163,15 +176,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-_MEND = "remove this checkpoint and start again from the one before it"
+_MEND = "remove this checkpoint and resume from the one before it"
 
 
-def _write(
+def _write_files(
     folder: Path,
     learner: Learner,
     tokenizer: PreTrainedTokenizerBase,
     extra: Mapping[str, Json],
-    others: Mapping[str, Learner],
+    beside: Mapping[str, Learner],
 ) -> None:
     weights = learner.weights()
     tensors, numbers = learner.state_dict()
@@ -181,11 +194,11 @@ def _write(
     tokenizer.save_pretrained(folder / "model")
     learner.save_model(folder / "model")
     _save(tensors, folder / "learner.safetensors")
-    beside: dict[str, Json] = {}
-    for name, other in others.items():
-        tensors, beside[name] = other.state_dict()
+    numbers_beside: dict[str, Json] = {}
+    for name, other in beside.items():
+        tensors, numbers_beside[name] = other.state_dict()
         _save(tensors, folder / f"beside-{name}.safetensors")
-    state = {"numbers": numbers, "merged": merged, "extra": extra, "beside": beside}
+    state = {"numbers": numbers, "merged": merged, "extra": extra, "beside": numbers_beside}
     (folder / "learner.json").write_text(json.dumps(state, indent=1))
     files = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
@@ -210,7 +223,10 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """As ``files.writing``, also for ``safetensors`` and ``tokenizers``, which say of a full disk only that something went wrong."""
+    """Raise errors of a disk as ``files.writing`` does, also those of ``safetensors`` and ``tokenizers``.
+
+    These two report a full disk as a general exception, whose text holds the number of the error.
+    """
     with writing(folder):
         try:
             yield

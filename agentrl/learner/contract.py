@@ -1,7 +1,8 @@
-"""The learning side's contracts: what trains the policy, and what learns beside it.
+"""The interfaces of the learning side: the learner that trains the policy, and scorers that learn beside it.
 
-``TorchLearner`` is the one ``Learner`` of this package. Whoever needs a learner (the run, a teacher that is another model, a scorer)
-asks the run's ``MakeLearner`` for it, so a learner that lives elsewhere takes the place of all of them at once.
+``TorchLearner`` is the only ``Learner`` of this package. The run, teachers that are models of their own, and
+scorers all get their learners from the run's ``MakeLearner``, so another implementation, for example one in
+another process, replaces all of them at once.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ Weights = Mapping[str, "Tensor"]
 
 
 class Learner(Protocol):
-    """Holds the weights that learn, and their optimiser."""
+    """Holds the weights that are trained, and their optimiser."""
 
     @property
     def trained_names(self) -> frozenset[str]:
-        """Names of the weights that learn, as in the model's ``named_parameters``."""
+        """Names of the trained weights, as in the model's ``named_parameters``."""
         ...
 
     def start(self, optimisation: Optimisation, total_updates: int) -> None:
-        """Begin a stage of ``total_updates`` updates: a fresh optimiser; the reference policy is the policy as it is now."""
+        """Begin a stage of ``total_updates`` updates.
+
+        The optimiser starts anew, and the policy's current weights become the reference policy.
+        """
         ...
 
     def annotate(
@@ -43,7 +47,7 @@ class Learner(Protocol):
         """Return the groups with every measurement that ``needs`` names.
 
         Raises:
-            ConfigError: a measurement that this learner cannot make, such as values without a value head.
+            ConfigError: this learner cannot make a measurement, such as values without a value head.
         """
         ...
 
@@ -57,41 +61,47 @@ class Learner(Protocol):
         seed: int = 0,
         temperature: float = 1.0,
     ) -> dict[str, float]:
-        """Take ``epochs * minibatches`` optimiser steps on ``batch``; return what was measured on the way.
+        """Take ``epochs * minibatches`` optimiser steps on ``batch``, and return measurements.
 
         Raises:
-            ConfigError: the objective needs what the batch or the learner does not have.
+            ConfigError: the objective needs something that the batch or the learner does not have.
             Diverged: a loss or gradient is not finite; no step was taken with it.
         """
         ...
 
     def weights(self) -> Weights:
-        """Return the weights by their names in the model's ``state_dict``, adapters merged in. Copy what must outlast the next update."""
+        """Return the weights by their names in the model's ``state_dict``, with adapters merged in.
+
+        The next update may change the tensors; copy those that must last longer.
+        """
         ...
 
     def load_weights(self, weights: Weights) -> None:
-        """Replace all weights by ``weights``, which have the names that ``weights`` returns."""
+        """Replace all weights; the names are those that ``weights()`` returns."""
         ...
 
     def save_model(self, folder: Path) -> None:
-        """Write the model, adapters merged in, as a folder that ``transformers`` loads."""
+        """Write the model, with adapters merged in, as a folder that ``transformers`` can load."""
         ...
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
-        """Return all that decides the next update: tensors (weights, moments, value head, reference) and counts."""
+        """Return everything that determines the next update.
+
+        That is tensors (weights, moments, value head, reference) and counts.
+        """
         ...
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Json]) -> None:
         """Continue from what ``state_dict`` returned.
 
         Raises:
-            ConfigError: it is the state of another model.
+            ConfigError: the state belongs to another model.
         """
         ...
 
 
 class MakeLearner(Protocol):
-    """Builds learners: the one place that decides what they are and where they live."""
+    """Builds learners: the one place that decides how they are implemented and where they run."""
 
     def __call__(
         self,
@@ -105,7 +115,7 @@ class MakeLearner(Protocol):
     ) -> Learner:
         """Build a learner of ``model``.
 
-        ``renderer`` says which tokens an action may consist of; ``seed`` decides random weights.
+        ``renderer`` determines the tokens that an action may consist of, ``seed`` the random weights.
 
         Raises:
             ConfigError: the model cannot be built or trained.
@@ -114,11 +124,14 @@ class MakeLearner(Protocol):
 
 
 class OpenScorer(Protocol):
-    """A scorer at work: it pays a component of its own, and learns from the same episodes after the policy did."""
+    """An opened scorer, which pays a component of its own.
+
+    It learns from the same episodes as the policy, after the policy did.
+    """
 
     @property
     def learner(self) -> Learner:
-        """Holds its weights and moments, which checkpoints keep."""
+        """Holds the scorer's weights and moments, which checkpoints store."""
         ...
 
     def start(self, weights: Weights, updates: int) -> None:
@@ -130,24 +143,24 @@ class OpenScorer(Protocol):
         ...
 
     def learn(self, groups: Sequence[ScoredGroup], temperature: float) -> dict[str, float]:
-        """Learn from groups that ``score`` returned; return measurements."""
+        """Learn from groups that ``score`` returned, and return measurements."""
         ...
 
 
 class Scorer(Protocol):
-    """A process reward from a model that learns beside the policy, without labels for single turns: frozen data that opens it.
+    """A process reward from a model that learns beside the policy, without labels for single turns.
 
-    ``agentrl.learner.implicit`` holds the one that ships.
+    A scorer is frozen data; ``open`` builds its model. ``agentrl.learner.implicit`` has an implementation.
     """
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the policy must measure first."""
+        """What the policy's learner must measure before ``score``."""
         ...
 
     @property
     def optimisation(self) -> Optimisation:
-        """How it learns."""
+        """How the scorer's model is optimised."""
         ...
 
     def open(
@@ -160,5 +173,5 @@ class Scorer(Protocol):
         renderer: Renderer,
         seed: int,
     ) -> OpenScorer:
-        """Build it. ``model`` is the policy's, ``make`` builds its learner."""
+        """Build the scorer's model. ``model`` is the policy's, ``make`` builds learners."""
         ...

@@ -1,11 +1,14 @@
 """The forward pass over a micro-batch: packed rows in, log-probabilities of chosen tokens out.
 
-Legend: ``N`` tokens of all rows of a micro-batch, end to end; ``S`` some of them; ``A`` action tokens; ``H`` hidden size; ``V`` vocabulary.
+Legend: ``N`` tokens of all rows of a micro-batch, end to end; ``S`` some of them; ``A`` action tokens; ``H``
+hidden size; ``V`` vocabulary.
 
-Rows lie end to end in one sequence ``[1, N]``: matrix products see no padding. Attention runs row by row, causal, without a mask: it costs
-the sum of the squares of the lengths, and a row's result does not depend on its neighbours. Where a model does not take our attention
-function (``TrainingForward`` tries it out on a probe), rows are padded on the right instead, which under causal attention needs no mask either.
-Only the hidden states that predict a wanted token reach the output layer; ``[N, V]`` never exists.
+The rows are concatenated into one sequence ``[1, N]``, so matrix products contain no padding. Causal
+attention runs row by row, without a mask: its cost is the sum of the squared row lengths, and a row's result
+does not depend on the other rows. If a model does not accept our attention function (``TrainingForward``
+tries it on two short rows), rows are padded on the right instead; under causal attention this needs no mask
+either. Only the hidden states that predict a wanted token reach the output layer, so logits ``[N, V]`` are
+never computed.
 """
 
 from __future__ import annotations
@@ -28,15 +31,20 @@ from agentrl.types import IntArray
 
 PACKED = "agentrl_packed"
 _NEVER = -1e9
-"""Logit of what is never sampled: finite, so that an entropy has no ``0 * inf`` in it."""
+"""Logit of tokens that cannot be sampled. It is finite, so that entropies do not contain ``0 * inf``."""
 _MOST_LOGITS = 2**24
-"""Logits that exist at once, 64 MiB in float32; above it the output layer runs in chunks and is run again in the backward pass."""
+"""Largest number of logits in memory at once, 64 MiB in float32. Above it the output layer runs in chunks,
+which are recomputed in the backward pass.
+"""
 
 
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend causally within each row; without ``row_lengths`` exactly as ``sdpa`` does (Any: the interface of ``transformers``)."""
+    """Attend causally within each row; without ``row_lengths``, do exactly what ``sdpa`` does.
+
+    The signature is the interface of ``transformers``, hence ``Any``.
+    """
     lengths = kwargs.pop("row_lengths", None)
     if lengths is None:
         out, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -74,7 +82,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
 class TrainingForward:
-    """Runs a model over packed rows; holds no state beside the model and how its rows are laid out."""
+    """Runs a model over packed rows. Its only state is the model and the layout of the rows."""
 
     def __init__(
         self,
@@ -111,7 +119,7 @@ class TrainingForward:
                     ),
                     attention_mask=torch.ones(
                         1, 1, 1, 1, dtype=torch.bool, device=self.device
-                    ),  # four axes: no mask is made
+                    ),  # a mask with four axes is passed through, so transformers does not build one
                     row_lengths=lengths,
                 )[0]
             padded = np.zeros((len(rows), max(lengths)), dtype=np.int64)
@@ -129,9 +137,10 @@ class TrainingForward:
         sampled: bool = True,
         entropies: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return float32 log-probabilities of ``tokens_S`` at ``temperature``, and entropies in nats over the vocabulary if wanted.
+        """Return float32 log-probabilities of ``tokens_S`` at ``temperature``, and entropies if asked for.
 
-        ``sampled``: they are tokens of actions, drawn from the allowed part of the vocabulary.
+        Entropies are in nats, over the vocabulary. ``sampled`` means that the tokens belong to actions, which
+        are drawn from the allowed part of the vocabulary.
         """
         size = max(1, _MOST_LOGITS // self._output.weight.shape[0])
         if len(tokens_S) <= size:
@@ -144,7 +153,10 @@ class TrainingForward:
         return logprobs_S, torch.cat([part[1] for part in parts]) if entropies else None
 
     def _run(self, tokens: Tensor, **kwargs: Any) -> Tensor:
-        return self._backbone(input_ids=tokens.to(self.device), use_cache=False, **kwargs).last_hidden_state  # type: ignore[no-any-return]
+        states: Tensor = self._backbone(
+            input_ids=tokens.to(self.device), use_cache=False, **kwargs
+        ).last_hidden_state
+        return states
 
     def _score(
         self, hidden_SH: Tensor, tokens_S: Tensor, temperature: float, sampled: bool, entropies: bool
@@ -166,10 +178,10 @@ class TrainingForward:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Choose the layout that gives the model's own logits on two short rows.
+        """Choose the layout that reproduces the model's own logits on two short rows.
 
         Raises:
-            ConfigError: neither does: the model computes its logits in a way that we do not know.
+            ConfigError: neither layout does, because the model computes its logits in an unknown way.
         """
         bfloat16, self.bfloat16 = self.bfloat16, False
         rows = [np.arange(length, dtype=np.int32) % self._output.weight.shape[0] for length in (7, 4)]
@@ -190,6 +202,6 @@ class TrainingForward:
                 self.bfloat16 = bfloat16
                 return
         raise ConfigError(
-            f"the logits of {type(self.model).__name__} are more than its output layer over its last hidden states; "
-            "this architecture is not supported, choose another model"
+            f"the logits of {type(self.model).__name__} are not its output layer applied to its last hidden "
+            "states; this architecture is not supported, choose another model"
         )

@@ -1,4 +1,4 @@
-"""An implicit process reward: what a second model, trained on outcomes alone, finds likelier than the policy that played."""
+"""An implicit process reward: the log-ratio of a second model, trained on outcomes alone, to the policy."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
 
 @dataclass(frozen=True, slots=True)
 class ImplicitPRM:
-    """``r_n = beta * sum over the turn's tokens of (log pi_phi - log pi_old)`` (Liu et al. 2025, iStar; Yuan et al. 2024).
+    """``r_n = beta * sum over the turn's tokens of (log pi_phi - log pi_old)``.
 
-    ``phi`` starts as the policy and learns to tell successes from failures of the same task, as whole trajectories:
+    The method is iStar's (Liu et al. 2025), after Yuan et al. (2024).
 
-        L = mean over pairs of -log sigmoid(beta * (S(success) - S(failure))),  S = sum over all action tokens of (log pi_phi - log pi_old)
+    ``phi`` starts as a copy of the policy and learns to tell successful from failed trajectories of the same
+    task:
 
-    The reference is the policy that played, so it moves along. Its turns then get a reward that no one has labelled. Groups without both
-    kinds teach it nothing; an update without any pair leaves it as it is. Use with ``EpisodeAndSteps(process=name)``.
+        L = mean over pairs of -log sigmoid(beta * (S(success) - S(failure)))
+        S = sum over all action tokens of (log pi_phi - log pi_old)
+
+    A pair is a successful and a failed trajectory of one group. The reference ``pi_old`` is the policy that
+    played, so it changes with every update. Single turns thus get a reward without labels. A group that has
+    only successes or only failures teaches nothing, and an update without any pair does not change ``phi``.
+    Use with ``EpisodeAndSteps(process=name)``.
     """
 
     beta: float = 0.05
@@ -48,7 +54,7 @@ class ImplicitPRM:
         renderer: Renderer,
         seed: int,
     ) -> OpenImplicitPRM:
-        """Build a model like the policy's, all of whose weights learn."""
+        """Build a model like the policy's, of which all weights are trained."""
         learner = make(
             replace(model, lora=None), compute, vocab_size=vocab_size, renderer=renderer, seed=seed
         )
@@ -63,12 +69,12 @@ class OpenImplicitPRM:
     learner: Learner
 
     def start(self, weights: Weights, updates: int) -> None:
-        """Begin as the policy is."""
+        """Begin a stage from the policy's weights."""
         self.learner.load_weights(weights)
         self.learner.start(self.spec.optimisation, updates)
 
     def score(self, groups: Sequence[ScoredGroup], temperature: float) -> list[ScoredGroup]:
-        """Pay each turn the model's log-ratio to the policy that played."""
+        """Pay each turn ``beta`` times the log-ratio of the model to the policy that played."""
         measured = self.learner.annotate(groups, frozenset({"old_logprobs"}), temperature)
         return [
             tuple(self._paid(scored, own) for scored, own in zip(group, mine, strict=True))
@@ -76,7 +82,7 @@ class OpenImplicitPRM:
         ]
 
     def learn(self, groups: Sequence[ScoredGroup], temperature: float) -> dict[str, float]:
-        """Take one step on the pairs of each group."""
+        """Take one optimiser step on the pairs of all groups, and return measurements."""
         weights = [
             pair_weights(
                 [self._total(one) for one in group], [one.trajectory.success for one in group], self.spec.beta
@@ -118,17 +124,20 @@ class OpenImplicitPRM:
 
 @dataclass(frozen=True, slots=True)
 class PairWeights:
-    """What the pairs of a group say: the weight of each member's log-likelihood, and measurements."""
+    """The pair loss of a group, and its gradient as a weight on each member's log-likelihood."""
 
     weights_G: tuple[float, ...]
     pairs: int
+    """Number of pairs."""
     right: int
-    """Pairs whose success scores higher."""
+    """Number of pairs in which the successful trajectory scores higher."""
     loss: float
 
 
 def pair_weights(totals: Sequence[float], successes: Sequence[bool], beta: float) -> PairWeights:
-    """Return minus the gradient of the pair loss in each member's ``S``: what its tokens' log-probabilities are to be raised by.
+    """Return the pair loss, and minus its gradient with respect to each member's ``S``.
+
+    That gradient is the weight by which the log-probabilities of the member's tokens are raised.
 
     >>> pair_weights([5.0, -4.0], [True, False], 0.05).loss  # doctest: +ELLIPSIS
     0.49324...

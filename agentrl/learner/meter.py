@@ -1,4 +1,4 @@
-"""What an update measures on the way: sums on the device, read once."""
+"""Measurements of an update: they are summed on the device and read once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Meter:
-    """Collects an update's measurements on the device; they are read once, when it ends."""
+    """Collects the measurements of one update on the device; they are read once, at its end."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -19,16 +19,19 @@ class Meter:
     num_steps: int = 0
 
     def tokens(self, measured: Mapping[str, Tensor]) -> None:
-        """Average over action tokens."""
+        """Add measurements that are averaged over action tokens."""
         for name, values_A in measured.items():
             self._add(name, values_A.detach().sum(), len(values_A))
 
     def steps(self, name: str, value: Tensor) -> None:
-        """Average over optimiser steps; micro-batches of a step are added up."""
+        """Add a measurement that is summed over the micro-batches of a step, and averaged over steps."""
         self._add(name, value.detach(), 0)
 
     def gap(self, difference_A: Tensor) -> None:
-        """Keep the largest difference seen before the first step; NaN (nothing known of the sampler) does not count."""
+        """Keep the largest difference from the sampler's log-probabilities before the first optimiser step.
+
+        NaN means that the sampler's log-probability is unknown, and is ignored.
+        """
         if self.num_steps == 0 and len(difference_A):
             gap = difference_A.abs().nan_to_num(0.0).max()
             self.largest_gap = gap if self.largest_gap is None else torch.maximum(self.largest_gap, gap)

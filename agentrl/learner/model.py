@@ -1,7 +1,8 @@
-"""Models and tokenizers: a pretrained folder, or a shape with seeded random weights. Nothing here touches a network.
+"""Builds models and tokenizers: from a pretrained folder, or from a shape with seeded random weights.
 
-A model from scratch is given by its ``Shape``; its tokenizer is trained on the environment's own text. Both are functions of their
-arguments alone: the same seed and texts give the same weights and the same vocabulary in every process.
+Nothing here uses the network. A model from scratch is described by its ``Shape``, and its tokenizer is
+trained on the environment's own text. Both depend on their arguments alone: the same seed and texts give the
+same weights and the same vocabulary in every process.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from agentrl.learner.spec import LoRA, ModelSpec, TrainedTokenizer
 
 FastTokenizer = PreTrainedTokenizerFast
 _MIB = 2**20
-_CausalLM: Any = AutoModelForCausalLM  # Any: transformers types it as something it is not
+_CausalLM: Any = AutoModelForCausalLM  # Any: transformers declares a wrong type for it
 
 
 def train_tokenizer(texts: Iterable[str], spec: TrainedTokenizer | None = None) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on ``texts``; deterministic.
+    """Train a byte-level BPE tokenizer on ``texts``. The result is deterministic.
 
     >>> tokenizer = train_tokenizer(["go east", "go west"])
     >>> tokenizer.decode(tokenizer.encode("<act>go north<end>"))
@@ -59,26 +60,28 @@ def train_tokenizer(texts: Iterable[str], spec: TrainedTokenizer | None = None) 
 
 
 def load_tokenizer(folder: str | Path, *, required: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer; each of ``required`` must be a single token of it.
+    """Load a fast tokenizer, which must have each of ``required`` as a single token.
 
     Raises:
-        ConfigError: the folder is missing or unreadable, or a required token is not there.
+        ConfigError: the folder is missing or unreadable, or the tokenizer lacks a required token.
     """
     _check_folder(folder, "tokenizer")
     with boundary(ConfigError, f"reading the tokenizer in {folder}"):
-        tokenizer = _reader(Path(folder)).from_pretrained(str(folder), local_files_only=True)
+        tokenizer = _tokenizer_class(Path(folder)).from_pretrained(str(folder), local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(
-            f"the tokenizer in {folder} has no tokenizer.json (found {type(tokenizer).__name__}); convert it to a fast one"
+            f"the tokenizer in {folder} has no tokenizer.json (found {type(tokenizer).__name__}); "
+            "convert it to a fast tokenizer"
         )
     check_tokens(tokenizer, required)
     return tokenizer
 
 
-def _reader(folder: Path) -> Any:  # Any: transformers does not type its factories
-    """Return the class that reads a tokenizer as it was written.
+def _tokenizer_class(folder: Path) -> Any:  # Any: transformers does not type its factories
+    """Return the class that reads the tokenizer in ``folder`` exactly as it was written.
 
-    ``AutoTokenizer`` goes by the model beside it where the tokenizer names no class of its own: one that we trained would gain a token.
+    If a tokenizer names no class of its own, ``AutoTokenizer`` chooses one by the model in the same folder,
+    and a tokenizer that we trained would gain a token.
     """
     config = folder / "tokenizer_config.json"
     named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
@@ -95,8 +98,10 @@ def check_tokens(tokenizer: PreTrainedTokenizerFast, required: Sequence[str]) ->
     missing = [token for token in required if token not in vocabulary]
     if missing:
         raise ConfigError(
-            f"the tokenizer lacks the special tokens {', '.join(missing)} (it has {', '.join(tokenizer.all_special_tokens) or 'none'}); "
-            "add them to the tokenizer and resize the model, choose a renderer that needs none, or train a tokenizer"
+            f"the tokenizer lacks the special tokens {', '.join(missing)} "
+            f"(it has {', '.join(tokenizer.all_special_tokens) or 'none'}); "
+            "add them to the tokenizer and resize the model, choose a renderer that needs none, "
+            "or train a tokenizer"
         )
 
 
@@ -104,7 +109,8 @@ def model_config(spec: ModelSpec, vocab_size: int) -> Any:  # Any: transformers 
     """Return the ``transformers`` config of ``spec``.
 
     Raises:
-        ConfigError: the folder or the shape is no config of a causal language model, or is too small for the vocabulary.
+        ConfigError: the folder or shape does not describe a causal language model, or it is too small for the
+            vocabulary.
     """
     if spec.shape is None:
         _check_folder(spec.folder, "model")
@@ -112,7 +118,9 @@ def model_config(spec: ModelSpec, vocab_size: int) -> Any:  # Any: transformers 
             config = AutoConfig.from_pretrained(spec.folder, local_files_only=True)
         if config.vocab_size < vocab_size:
             raise ConfigError(
-                f"the tokenizer has {vocab_size} tokens, the model in {spec.folder} only {config.vocab_size}; use the model's own tokenizer"
+                f"the tokenizer has {vocab_size} tokens, the model in {spec.folder} only "
+                f"{config.vocab_size}; "
+                "use the model's own tokenizer"
             )
         return config
     shape = spec.shape
@@ -138,7 +146,8 @@ def model_config(spec: ModelSpec, vocab_size: int) -> Any:  # Any: transformers 
         )
     if shape.hidden % shape.heads or shape.heads % shape.kv_heads:
         raise ConfigError(
-            f"hidden must be a multiple of heads, and heads of kv_heads; found {shape.hidden}, {shape.heads}, {shape.kv_heads}"
+            "hidden must be a multiple of heads, and heads a multiple of kv_heads; "
+            f"found hidden={shape.hidden}, heads={shape.heads}, kv_heads={shape.kv_heads}"
         )
     with boundary(ConfigError, f"a config of architecture {shape.architecture!r}"):
         return AutoConfig.for_model(shape.architecture, **fields)
@@ -147,14 +156,15 @@ def model_config(spec: ModelSpec, vocab_size: int) -> Any:  # Any: transformers 
 def build_model(
     spec: ModelSpec, vocab_size: int, seed: int, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """Build the model of ``spec`` on ``device``, in training mode, with dropout off: what is trained is what samples.
+    """Build the model of ``spec`` on ``device``, in training mode.
 
-    Random weights (and adapters) come from ``seed`` alone, on the CPU, so every device starts from the same numbers. With
-    ``spec.lora`` the adapters are injected in place and every other weight is frozen.
+    Dropout is off, so that the policy that is trained is the one that samples. Random weights and adapters
+    depend on ``seed`` alone and are drawn on the CPU, so every device starts from the same numbers. With
+    ``spec.lora`` the adapters are injected in place and all other weights are frozen.
 
     Raises:
-        ConfigError: the folder or shape is no causal language model, or weights are missing from the folder.
-        MissingExtra: LoRA without ``peft``.
+        ConfigError: the folder or shape is not a causal language model, or the folder lacks weights.
+        MissingExtra: the spec asks for LoRA, and ``peft`` is not installed.
     """
     config = model_config(spec, vocab_size)
     dtype = getattr(torch, spec.dtype)
@@ -166,9 +176,9 @@ def build_model(
             with boundary(ConfigError, f"building a model of architecture {config.model_type!r}"):
                 model = _CausalLM.from_config(config, dtype=dtype)
         if spec.lora is not None:
-            _inject(model, spec.lora)
+            _add_adapters(model, spec.lora)
     if spec.gradient_checkpointing:
-        # transformers renamed it in 5.2x and warns of the old name
+        # transformers renamed this method in 5.2x and warns about the old name
         enable = (
             getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         )
@@ -194,11 +204,14 @@ def memory_mib(
     engine: bool = True,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Estimate what a run holds, in MiB: weights, gradients, Adam's moments, activations of a micro-batch, the engine's copy and cache.
+    """Estimate the memory of a run, in MiB, by purpose and in total.
 
-    ``kv_tokens``: context tokens of all episodes that the engine holds at once. The engine's copy is float32, on a CPU twice: as the model
-    has it, and as the processor multiplies it. The activations are a fit to measured models
-    (24 hidden + 6 mlp floats per token and layer), good to about a quarter; logits at action positions are bounded elsewhere.
+    Counted are weights, gradients, Adam's moments, the activations of a micro-batch, and the engine's weights
+    and cache. ``kv_tokens`` is the number of context tokens that the engine caches at once, over all
+    episodes. The engine has its own float32 weights; on a CPU they count twice, once as the model stores them
+    and once in the layout that the processor multiplies. The size of the activations is fitted to measured
+    models (24 hidden + 6 mlp floats per token and layer), with an error of about a quarter. Logits at action
+    positions are bounded elsewhere.
     """
     config = model_config(spec, vocab_size)
     with torch.device("meta"):
@@ -229,27 +242,29 @@ def memory_mib(
 
 
 def check_fits(needed_mib: float, device: str | torch.device) -> None:
-    """Raise ``ConfigError`` where there is no such ``device``, or it has less free memory than ``needed_mib``."""
+    """Raise ``ConfigError`` if ``device`` does not exist or has less free memory than ``needed_mib``."""
     with boundary(ConfigError, f"device {str(device)!r}"):
         kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"device {str(device)!r}: torch can use no GPU here; set compute.device=cpu, or see agentrl doctor"
+            f"device {str(device)!r}: torch cannot use a GPU here; set compute.device=cpu, "
+            "or run agentrl doctor"
         )
     free_mib = (
         torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available
     ) / _MIB
     if needed_mib > free_mib:
         raise ConfigError(
-            f"the model does not fit: it needs about {needed_mib:,.0f} MiB and {device} has {free_mib:,.0f} MiB free; "
-            "choose a smaller model or token budget, or set gradient_checkpointing or lora in the ModelSpec"
+            f"the model does not fit: it needs about {needed_mib:,.0f} MiB and {device} has "
+            f"{free_mib:,.0f} MiB free; choose a smaller model or token budget, or set "
+            "gradient_checkpointing or lora in the ModelSpec"
         )
 
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Keep the progress bars of ``transformers`` out of our terminal."""
-    bars: Any = logging  # Any: its functions are not typed
+    """Hide the progress bars of ``transformers`` inside the block."""
+    bars: Any = logging  # Any: its functions have no types
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
@@ -262,7 +277,8 @@ def no_bars() -> Iterator[None]:
 def _check_folder(folder: str | Path, what: str) -> None:
     if not Path(folder).is_dir():
         raise ConfigError(
-            f"the {what} folder does not exist: {folder}; give a folder on this machine (nothing is downloaded)"
+            f"the {what} folder does not exist: {folder}; "
+            "give a folder on this machine (nothing is downloaded)"
         )
 
 
@@ -274,12 +290,13 @@ def _load_weights(folder: str, dtype: torch.dtype) -> Any:  # Any: transformers 
     missing = sorted(report["missing_keys"])
     if missing:
         raise ConfigError(
-            f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}; copy the whole folder again"
+            f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}; "
+            "copy the whole folder again"
         )
     return model
 
 
-def _inject(model: Any, lora: LoRA) -> None:
+def _add_adapters(model: Any, lora: LoRA) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as problem:

@@ -1,6 +1,7 @@
-"""How the learner is driven: where it computes, AdamW's numbers, and learning-rate schedules as values.
+"""Settings of the learner: where it computes, AdamW's hyperparameters, and learning-rate schedules.
 
-A schedule is a function from progress (0 at a stage's first update, 1 after its last) to a factor of the learning rate.
+A schedule is a function from progress (0 at a stage's first update, 1 after its last) to a factor of the
+learning rate.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Linear:
     floor: float = 0.0
 
     def __call__(self, progress: float) -> float:
-        """Return the line's height."""
+        """Return the factor at ``progress``."""
         return 1.0 - (1.0 - self.floor) * progress
 
 
@@ -46,7 +47,7 @@ class Cosine:
     floor: float = 0.0
 
     def __call__(self, progress: float) -> float:
-        """Return the curve's height."""
+        """Return the factor at ``progress``."""
         return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -56,34 +57,37 @@ class Compute:
 
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products; weights, optimiser, log-probabilities and losses stay in float32."""
+    """Precision of matrix products. Weights, optimiser, log-probabilities and losses stay in float32."""
     token_budget: int = 1024
-    """Most tokens of a micro-batch: memory against the cost of launching. On CPUs more is hardly faster; GPUs want more."""
+    """Largest number of tokens in a micro-batch. More tokens need more memory, and fewer micro-batches have
+    less overhead: on a GPU larger budgets are faster, on a CPU hardly.
+    """
     threads: int = 0
-    """Threads of the CPU path, part of what makes a run repeat; 0: as torch chooses."""
+    """Number of CPU threads; 0 leaves it to torch. A run repeats exactly only with the same number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimisation:
     """AdamW (Loshchilov & Hutter 2019) and its schedule, for one stage.
 
-    Time is counted in updates, calls of ``Learner.update``; the schedule moves on with each optimiser step of an update.
+    Time is counted in updates (calls of ``Learner.update``), and the schedule advances with each optimiser
+    step of an update.
     """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    """On matrices only: never on norms and biases, nor on the value head."""
+    """Applied to matrices only, never to norms, biases or the value head."""
     grad_clip: float = 1.0
-    """Largest gradient norm, over all that is trained; ``inf`` does not clip."""
+    """Largest gradient norm, taken over all trained weights; ``inf`` does not clip."""
     warmup_updates: int = 0
-    """Updates over which the learning rate rises to ``lr``; the schedule runs over those that follow."""
+    """Updates over which the learning rate rises to ``lr``; the schedule covers the updates after them."""
     schedule: Schedule = field(default_factory=Constant)
     value_lr: float | None = None
-    """Learning rate of the value head; ``None``: ``lr``."""
+    """Learning rate of the value head; ``None`` uses ``lr``."""
     freeze_policy_updates: int = 0
-    """First updates in which the value head alone is trained."""
+    """Number of updates at the start of a stage that train the value head alone."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "grad_clip"):
@@ -96,7 +100,8 @@ class Optimisation:
     def factor(self, position: float, total_updates: int, step: float = 1.0) -> float:
         """Return the factor of the learning rate for an optimiser step.
 
-        ``position`` counts updates made so far, parts of the one under way included; ``step`` is the part that this step makes up.
+        ``position`` is the number of updates made so far, including the finished fraction of the current one;
+        ``step`` is the fraction of an update that this step makes up.
 
         >>> rates = Optimisation(warmup_updates=2, schedule=Linear())
         >>> [rates.factor(update, 6) for update in range(6)]

@@ -1,4 +1,4 @@
-"""What learns, as values: models, tokenizers and teachers. A recipe holds them; nothing here loads weights or imports torch."""
+"""Models, tokenizers and teachers as values of a recipe. Nothing here loads weights or imports torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from agentrl.errors import ConfigError
 from agentrl.types import Json, Trajectory
 
 PAD, ACT, END = "<pad>", "<act>", "<end>"
-"""Padding, the start of an action, the end of an action: the special tokens of tokenizers that we train."""
+"""The special tokens of tokenizers that we train: padding, the start of an action, the end of an action."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A causal language model by its numbers; ``extra`` are further fields of the architecture's ``transformers`` config."""
+    """The size of a causal language model; ``extra`` holds further fields of its ``transformers`` config."""
 
     architecture: str = "qwen2"
-    """A ``model_type`` that ``transformers`` has a causal language model for."""
+    """A ``model_type`` of ``transformers`` with a causal language model."""
     hidden: int = 128
     layers: int = 3
     heads: int = 4
@@ -26,13 +26,16 @@ class Shape:
     mlp: int = 384
     max_context: int = 1024
     tied: bool = True
-    """Whether input and output embeddings are one matrix."""
+    """Whether input and output embeddings share one matrix."""
     extra: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRA:
-    """Train low-rank adapters ``W + alpha / rank * B A`` (Hu et al. 2021) instead of all weights; needs ``peft``."""
+    """Train low-rank adapters ``W + alpha / rank * B A`` instead of all weights (Hu et al. 2021).
+
+    Needs ``peft``.
+    """
 
     rank: int = 16
     alpha: int = 32
@@ -41,20 +44,25 @@ class LoRA:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedTokenizer:
-    """A byte-level BPE tokenizer trained on the run's own text. The 256 bytes are always in: no text is out of vocabulary."""
+    """A byte-level BPE tokenizer trained on the run's own text.
+
+    Its vocabulary always has all 256 bytes, so it can encode any text.
+    """
 
     vocab_size: int = 512
-    """Most entries, of which 256 are bytes; fewer where the text has no more merges."""
+    """Largest number of entries, of which 256 are bytes. There are fewer if the text offers no more merges.
+    """
     special: tuple[str, ...] = (PAD, ACT, END)
-    """The first entries, in this order; the first one pads, the last one ends a text."""
+    """The first entries of the vocabulary, in this order. The first token pads, the last one ends a text."""
     num_episodes: int = 200
-    """Episodes whose text it is trained on, at most; fewer where they are dear."""
+    """Largest number of episodes whose text it is trained on; set fewer if episodes are expensive."""
 
     def __post_init__(self) -> None:
         least = 256 + len(self.special)
         if self.vocab_size < least:
             raise ConfigError(
-                f"vocab_size {self.vocab_size} has no room for 256 bytes and {len(self.special)} special tokens; give {least} or more"
+                f"vocab_size {self.vocab_size} has no room for 256 bytes and {len(self.special)} special "
+                f"tokens; give {least} or more"
             )
         if self.num_episodes < 1:
             raise ConfigError(
@@ -71,9 +79,11 @@ class ModelSpec:
     folder: str = ""
     shape: Shape | None = None
     tokenizer: str | TrainedTokenizer = ""
-    """A folder, or how to train one; empty: the model folder's own."""
+    """The folder of a tokenizer, or how to train one; empty uses the tokenizer in the model's folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the stored weights. Trained weights belong in float32 (the learner computes in bfloat16 on request); frozen ones need not."""
+    """Type of the stored weights. Trained weights must be float32 (the learner computes in bfloat16 on
+    request); frozen weights need not.
+    """
     lora: LoRA | None = None
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, a fraction of the memory."""
@@ -82,37 +92,41 @@ class ModelSpec:
         if bool(self.folder) == (self.shape is not None):
             found = "both" if self.folder else "neither"
             raise ConfigError(
-                f"a model is a folder or a shape; found {found}; give exactly one of ModelSpec.folder and ModelSpec.shape"
+                f"a model is a folder or a shape; found {found}; "
+                "give exactly one of ModelSpec.folder and ModelSpec.shape"
             )
         if not self.folder and not self.tokenizer:
             raise ConfigError(
-                "a model with random weights brings no tokenizer; set tokenizer to a folder or TrainedTokenizer(...)"
+                "a model with random weights has no tokenizer; set tokenizer to a folder or "
+                "TrainedTokenizer(...)"
             )
         if self.dtype == "bfloat16" and self.lora is None:
             raise ConfigError(
-                "weights stored in bfloat16 lose small updates; keep ModelSpec.dtype at float32 and compute in bfloat16, or train with LoRA"
+                "weights stored in bfloat16 lose small updates; keep ModelSpec.dtype at float32 and compute "
+                "in bfloat16, or train with LoRA"
             )
 
 
 Information = Callable[[Trajectory], str]
-"""What the teacher is told about an episode; empty: nothing."""
+"""Returns the text that the teacher sees before an episode and the policy does not; empty adds nothing."""
 
 
 def expert_plan(trajectory: Trajectory) -> str:
-    """Tell the plan that an expert had before the first action: the most useful kind of information, where environments know it."""
+    """Return the expert's plan before the first action, the most useful information where there is a plan."""
     plan = trajectory.turns[0].observation.plan if trajectory.turns else ()
     return "plan: " + "; ".join(plan) + "\n" if plan else ""
 
 
 def first_action(trajectory: Trajectory) -> str:
-    """Tell only how an expert would begin."""
+    """Return only the first action of the expert's plan."""
     plan = trajectory.turns[0].observation.plan if trajectory.turns else ()
     return f"hint: {plan[0]}\n" if plan else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """What the teacher is told, and who it is: ``model`` names another one of the same tokenizer, ``None`` is the policy itself."""
+    """A teacher: what it knows beyond the policy, and which model it is."""
 
     information: Information = expert_plan
     model: ModelSpec | None = None
+    """Another model with the same tokenizer; ``None`` is the policy itself."""

@@ -1,8 +1,8 @@
-"""Teachers at work: what they think of the policy's own tokens is measured.
+"""Measures a teacher's log-probabilities of the policy's own tokens.
 
-A teacher sees the same episode with something before it that the policy does not see (a plan, a hint, a solution), or is another model, or
-both. Its log-probabilities are measured by a second pass over the same tokens: what stands before shifts their places and nothing else, so
-no token is ever made again from text.
+A teacher sees the same episode with additional information before it (a plan, a hint, a solution), or is
+another model, or both. Its log-probabilities are measured by a second pass over the same tokens. The
+information only shifts the positions of the tokens, so no token is ever made again from text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agentrl.types import IntArray, Observation, Scored, ScoredGroup, Trajectory
 def open_teacher(
     teacher: Teacher, make: MakeLearner, compute: Compute, *, vocab_size: int, renderer: Renderer
 ) -> OpenTeacher:
-    """Load the teacher's own model, if it has one."""
+    """Open a teacher, and load its own model if it has one."""
     if teacher.model is None:
         return OpenTeacher(teacher, renderer, None)
     model = replace(teacher.model, lora=None)
@@ -33,20 +33,22 @@ def open_teacher(
 
 @dataclass(frozen=True, slots=True)
 class OpenTeacher:
-    """A teacher at work."""
+    """A teacher that is ready to annotate episodes."""
 
     spec: Teacher
     renderer: Renderer
     learner: Learner | None
+    """Holds the teacher's own model; ``None`` uses the policy's."""
 
     def annotate(
         self, groups: Sequence[ScoredGroup], policy: Learner, temperature: float
     ) -> list[ScoredGroup]:
         """Return the groups with ``teacher_logprobs``."""
-        told = [
-            tuple(informed(scored, self._tokens(scored.trajectory)) for scored in group) for group in groups
+        informed = [
+            tuple(with_information(scored, self._tokens(scored.trajectory)) for scored in group)
+            for group in groups
         ]
-        measured = (self.learner or policy).annotate(told, frozenset({"old_logprobs"}), temperature)
+        measured = (self.learner or policy).annotate(informed, frozenset({"old_logprobs"}), temperature)
         return [
             tuple(
                 scored.with_measured(teacher_logprobs=one.measured.old_logprobs)
@@ -56,16 +58,16 @@ class OpenTeacher:
         ]
 
     def _tokens(self, trajectory: Trajectory) -> IntArray:
-        """Return the information's tokens: what a renderer puts before an action, without the tag that begins it."""
+        """Return the tokens of the information, without the tag that the renderer adds to begin an action."""
         text = self.spec.information(trajectory)
         if not text:
             return ints()
-        told = self.renderer.prompt((), Observation.text(text)).tokens
-        nothing = self.renderer.prompt((), Observation.text("")).tokens
-        return told[: len(told) - _common_tail(told, nothing)]
+        full = self.renderer.prompt((), Observation.text(text)).tokens
+        empty = self.renderer.prompt((), Observation.text("")).tokens
+        return full[: len(full) - _common_tail(full, empty)]
 
 
-def informed(scored: Scored, tokens: IntArray) -> Scored:
+def with_information(scored: Scored, tokens: IntArray) -> Scored:
     """Return the trajectory with ``tokens`` at the beginning of every context."""
     turns, begun = [], False
     for turn in scored.trajectory.turns:

@@ -1,7 +1,8 @@
-"""The run folder: whose it is, which process holds it, and whether the recipe of today is the one that it was started with.
+"""The run folder: it is locked by one process, and belongs to the recipe that it was started with.
 
-``recipe.json`` describes the recipe with the names of ``options.public_name`` and carries the version of the description. Folders of
-older versions are compared by the same names (``upgraded``): a class that moved keeps its name, one that was renamed is listed here.
+``recipe.json`` describes the recipe with the names of ``options.public_name``, and states the version of the
+description. Descriptions of version 1 are converted to today's names before they are compared (``upgraded``):
+a class that moved keeps its name, and classes that were renamed are listed here.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ _RENAMED = {
     "agentrl.rewards.refine:Clip": "agentrl:ClipReward",
     "agentrl.rewards.similarity:Cosine": "agentrl:CosineSimilarity",
 }
-"""Classes that version 1 knew by another name."""
+"""Classes that were renamed since version 1."""
 _NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.<>]*)")
 
 
 @contextmanager
 def claimed(folder: Path, described: Mapping[str, Json]) -> Iterator[bool]:
-    """Hold ``folder`` for this process, and make sure that it belongs to the recipe that ``described`` describes.
+    """Lock ``folder`` for this process, and check that it belongs to the recipe that ``described`` describes.
 
-    Yields whether the folder is new. It is new until its manifest is written: a process that was killed before that left nothing behind
-    that counts.
+    Yields whether the folder is new. It is new until its manifest is written, because a process that was
+    killed before then left nothing to resume.
 
     Raises:
-        ConfigError: the folder is in use, is a file, or holds something else.
-        CheckpointError: it belongs to another recipe, or was written by a later version.
+        ConfigError: the folder is in use, is a file, or holds something other than a run.
+        CheckpointError: the folder belongs to another recipe, or was written by a later version.
     """
     recorded = folder / "recipe.json"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the run folder {folder} is a file; give another --out")
     if folder.exists() and any(folder.iterdir()) and not recorded.exists() and not (folder / "lock").exists():
         raise ConfigError(
-            f"the folder {folder} exists and is no run of agentrl; give another --out, or empty it"
+            f"the folder {folder} exists and is not a run of agentrl; give another --out, or empty it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -55,7 +56,8 @@ def claimed(folder: Path, described: Mapping[str, Json]) -> Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as busy:
             raise ConfigError(
-                f"another process is using the run folder {folder}; wait for it, end it, or give another --out"
+                f"another process is using the run folder {folder}; "
+                "wait for it, end it, or give another --out"
             ) from busy
         new = not (recorded.exists() and (folder / "manifest.json").exists())
         if new:
@@ -70,10 +72,10 @@ def claimed(folder: Path, described: Mapping[str, Json]) -> Iterator[bool]:
 
 
 def changes(recorded: Path, described: Json) -> list[str]:
-    """Return one line for each difference between a folder's ``recipe.json`` and the recipe that ``described`` describes.
+    """Return a line for each difference between a folder's ``recipe.json`` and the description ``described``.
 
     Raises:
-        CheckpointError: the file is damaged, or of a later version.
+        CheckpointError: the file is damaged, or was written by a later version.
     """
     try:
         before = json.loads(recorded.read_text())
@@ -84,7 +86,8 @@ def changes(recorded: Path, described: Json) -> list[str]:
         ) from problem
     if version not in range(1, FORMAT + 1):
         raise CheckpointError(
-            f"{recorded} has format {version}, and this agentrl reads formats 1 to {FORMAT}; use the version that wrote it"
+            f"{recorded} has format {version}, and this agentrl reads formats 1 to {FORMAT}; "
+            "use the version that wrote it"
         )
     before = upgraded(before) if version == 1 else before
     return list(differences(before, json.loads(json.dumps(described))))
