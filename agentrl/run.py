@@ -231,7 +231,7 @@ async def open_run(
             drop_trajectories_after(folder, update - 1)
             ground = Playground(
                 agent=engine,
-                at=lambda temperature: engine.using(
+                agent_at=lambda temperature: engine.using(
                     dataclasses.replace(recipe.sampling, temperature=temperature)
                 ),
                 host=host,

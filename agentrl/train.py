@@ -1,7 +1,12 @@
-"""Training, in the order of the data: task, turns, trajectory, rewards, credit, loss, weights, policy; until done.
+"""Training: one loop, in the order of the data.
 
-There is one loop. Every stage of a recipe goes through it, a warm start like reinforcement learning. Synchronous training is what
-``episodes`` does when nothing may be stale; with ``max_staleness`` above 0 it lets playing run ahead of learning by so many updates.
+```
+episodes (play, pay, filter) -> learn (measure, credit, optimise) -> engine.load (new weights)
+```
+
+Every stage of a recipe goes through this loop, a warm start on demonstrations as well as reinforcement
+learning. Training is synchronous if a stage's ``max_staleness`` is 0; otherwise ``episodes`` lets playing run
+ahead of learning by up to that many updates.
 """
 
 from __future__ import annotations
@@ -29,20 +34,22 @@ from agentrl.types import Credited, ScoredGroup, seed_of
 async def train(
     recipe: Recipe, folder: Path, reporter: Reporter | None = None, origin: Origin | None = None
 ) -> Mapping[str, Report]:
-    """Run ``recipe`` in ``folder`` to its end, from wherever it was left, and return its evaluations by name.
+    """Run ``recipe`` in ``folder`` to its end, and return its evaluations by name.
 
-    With its ``origin`` the folder is self-contained: the command line resumes and evaluates it without the recipe's file.
+    A run that an earlier process left unfinished is resumed. ``origin`` is stored in a new folder, so that
+    the command line can resume and evaluate the run without the recipe's file.
 
     Raises:
-        ConfigError: the recipe cannot run as meant, or the folder is not its own; known before any work.
-        EnvError: not one episode of an update could be played.
+        ConfigError: the recipe cannot run as meant, or the folder belongs to another recipe; raised before
+            any work.
+        EnvError: every episode of an update failed.
         Collapsed: a monitor of the recipe stopped the run.
     """
     check(recipe)
     check_plan(recipe)
     async with open_run(recipe, folder, reporter, origin) as run, aclosing(episodes(run)) as played:
         for name, update in evaluations(recipe).items():
-            if update >= run.update:  # of a process that was killed before it committed the update
+            if update >= run.update:  # written by a process that was killed before it committed the update
                 report_path(folder, name).unlink(missing_ok=True)
         for name, policy in recipe.evaluation.baselines.items():
             await measure_policy(run, name, policy)
@@ -73,10 +80,11 @@ async def train(
 
 
 async def episodes(run: Run) -> AsyncGenerator[tuple[int, Collected], None]:
-    """Yield each update's groups in turn, playing ahead as far as the stage's source allows.
+    """Yield each update's number and groups, in order; play ahead as far as the stage's source allows.
 
-    Updates are collected one after another; update ``u`` begins when the weights of update ``u - max_staleness`` are in, so with 0 playing
-    waits for learning. A stage never begins to play before the one before it has ended.
+    Updates are collected one after another. Collecting for update ``u`` begins when the engine has the
+    weights that ``u - max_staleness`` updates have made, so with 0, playing waits for learning. A stage does
+    not begin to play before the previous stage has ended.
     """
     playing = asyncio.Lock()
     ahead: deque[asyncio.Task[Collected]] = deque()
@@ -107,7 +115,10 @@ async def episodes(run: Run) -> AsyncGenerator[tuple[int, Collected], None]:
 async def learn(
     run: Run, update: int, collected: Collected
 ) -> tuple[list[ScoredGroup], list[tuple[Credited, ...]], dict[str, float]]:
-    """Measure, credit and optimise: one update. Groups that the filters left empty leave the weights as they are."""
+    """Make one update: measure, credit, optimise; return the measured groups, their credit, and metrics.
+
+    If the filters kept no group, the weights stay as they are.
+    """
     stage, local = run.recipe.stage_at(update)
     counted = (
         {name: fmean(values) for name, values in collected.gauges.items()}
@@ -130,24 +141,24 @@ async def learn(
         return groups, credited, metrics | counted
 
     if stage.source.max_staleness:
-        return await asyncio.to_thread(compute)  # playing goes on meanwhile
+        return await asyncio.to_thread(compute)  # episodes continue in this thread meanwhile
     return compute()
 
 
 def due(stage: Stage, local: int) -> bool:
-    """Whether the agent is to be evaluated after the stage's update ``local``."""
+    """Return whether the agent is evaluated after update ``local`` of the stage, counted from 0."""
     last = local + 1 == stage.updates
     return (stage.evaluate and last) or bool(stage.evaluate_every and (local + 1) % stage.evaluate_every == 0)
 
 
 def reports(recipe: Recipe, folder: Path) -> dict[str, Report]:
-    """Return a run's evaluations by name: baselines first, then the agent in the order in which it was measured."""
+    """Return a run's evaluations by name: the baselines, then those of the agent in order of time."""
     paths = {name: report_path(folder, name) for name in [*recipe.evaluation.baselines, *evaluations(recipe)]}
     return {name: Report.read(path) for name, path in paths.items() if path.exists()}
 
 
 def evaluations(recipe: Recipe) -> dict[str, int]:
-    """Return the evaluations of the agent by name: after which update each is made."""
+    """Return, by name, the update after which each evaluation of the agent is made."""
     places = [recipe.stage_at(update) for update in range(recipe.updates)]
     return {
         f"{stage.name}-{local + 1}": update
@@ -157,12 +168,12 @@ def evaluations(recipe: Recipe) -> dict[str, int]:
 
 
 def report_path(folder: Path, name: str) -> Path:
-    """Return where a run keeps an evaluation's report."""
+    """Return the file in which a run keeps the report of an evaluation."""
     return folder / "evaluations" / f"{name}.json"
 
 
 async def measure_policy(run: Run, name: str, policy: Policy) -> Report:
-    """Evaluate ``policy`` on the recipe's panel and keep the report; one that is there already is not made again."""
+    """Evaluate ``policy`` on the recipe's panel and store the report, or return the report already stored."""
     path = report_path(run.folder, name)
     if path.exists():
         return Report.read(path)

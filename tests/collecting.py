@@ -20,7 +20,7 @@ PICKY = Payment(reward=Outcome(), filters=(DynamicSampling(),))
 
 
 def collect(
-    source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, min_group=1, seed=0, at=None
+    source, folder, *, updates=(0,), env=None, agent=None, payment=PAY, min_group=1, seed=0, agent_at=None
 ) -> list[Collected]:
     """Collect the updates in sequence, like a run that is opened once."""
     env = env or Corridor()
@@ -29,7 +29,7 @@ def collect(
         async with InProcess(env, 10.0) as host:
             ground = Playground(
                 agent=agent or RandomPolicy(),
-                at=at,
+                agent_at=agent_at,
                 host=host,
                 renderer=tiny.Letters(train_tokenizer(["door a b c d"], TrainedTokenizer(vocab_size=262))),
                 tasks={split: env.tasks(split) for split in env.splits},

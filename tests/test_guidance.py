@@ -42,14 +42,14 @@ LOST = ScriptedPolicy(("e",))
 
 @dataclass(frozen=True)
 class Obedient:
-    """Does what the first observation tells, action by action; then, and where it tells nothing, ``else_``."""
+    """Follows the hint of the first observation, action by action; without a hint or after it, says ``else_``."""
 
     else_: str = "e"
 
     async def act(self, turns, observation, *, seed):
         said = (turns[0].observation if turns else observation).messages[-1].content
-        told = said.split("\n")[0].removeprefix("hint: ").split("; ") if said.startswith("hint: ") else []
-        return Action(told[len(turns)] if len(turns) < len(told) else self.else_)
+        hint = said.split("\n")[0].removeprefix("hint: ").split("; ") if said.startswith("hint: ") else []
+        return Action(hint[len(turns)] if len(turns) < len(hint) else self.else_)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def test_a_group_that_failed_gets_the_smallest_hint_that_helps(tmp_path):
     assert counts == {"stuck": 3, "hinted": 3, "hint_plays": 9}
 
 
-def test_a_bandit_that_is_hinted_half_of_its_plan_ends_on_the_arm_it_was_told(tmp_path):
+def test_a_bandit_with_a_hint_of_half_its_plan_ends_on_the_arm_of_the_hint(tmp_path):
     env = Bandit(arms=4, max_turns=2)
     (found,) = collect(
         Scaffold(source=PLAY, hints=(PlanShare(0.5), PlanShare(1.0))),
@@ -162,7 +162,7 @@ def test_where_the_expert_knows_nothing_nothing_is_demonstrated(tmp_path):
         collect(DemonstrationGate(source=PLAY), tmp_path, env=NoPlan(), agent=LOST, payment=PAY)
 
 
-def test_a_critique_tells_what_was_done_and_refused_and_comes_with_the_next_attempt(tmp_path):
+def test_a_critique_lists_what_was_done_and_refused_and_comes_with_the_next_attempt(tmp_path):
     seen = []
 
     class Listening:
@@ -172,9 +172,9 @@ def test_a_critique_tells_what_was_done_and_refused_and_comes_with_the_next_atte
 
     (found,) = collect(Refined(source=PLAY), tmp_path, agent=Listening(), payment=PAY)
     assert [numbers(group) for group in found.groups] == [[0, 1, -1]] * 3
-    told = [lines for lines in seen if lines[0].startswith("failed before")]
-    assert len(told) == 3
-    assert {lines[0] for lines in told} == {"failed before: a; e (refused); e (refused)"}
+    criticised = [lines for lines in seen if lines[0].startswith("failed before")]
+    assert len(criticised) == 3
+    assert {lines[0] for lines in criticised} == {"failed before: a; e (refused); e (refused)"}
     assert all(first_words(scored).startswith("door") for group in found.groups for scored in group)
     assert last_attempt(replace(found.groups[0][0].trajectory, turns=())) == ""
 
@@ -222,7 +222,7 @@ def test_refinements_are_trained_in_the_context_without_the_critique(tmp_path):
     np.testing.assert_allclose(tiny.numbers(tmp_path, "learner/off_policy_weight"), 1.0, atol=1e-4)
 
 
-def test_students_have_their_teachers_tokens_and_credit_without_what_it_was_told(tmp_path):
+def test_students_have_their_teachers_tokens_and_credit_without_the_information(tmp_path):
     loss = ByOrigin(own=Clip(), given=FromTeacher(0.25), own_weight=0.5, given_weight=0.5)
     tiny.run(
         guided(Privileged(source=PLAY), objective=Objective(loss=loss), modifiers=(TowardStudent(0.25),)),
@@ -313,7 +313,7 @@ def test_a_thermostat_takes_half_as_many_above_its_target(tmp_path):
     tokenised = Action("e", np.array([1], np.int32), np.array([2], np.int32), np.array([-1.0], np.float32), 0)
     for target, number in ((1.0, 8), (0.5, 4)):
         source = replace(WARM, target=target, most=8, num_groups=4)
-        (found,) = collect(source, tmp_path, agent=Sampled(), payment=PAY, at=agent_at)
+        (found,) = collect(source, tmp_path, agent=Sampled(), payment=PAY, agent_at=agent_at)
         assert found.counts["guidance/tempered"] == number
         assert found.counts["guidance/entropy"] == pytest.approx(1.0)
 
@@ -354,17 +354,17 @@ PROBLEMS = {
     "a loss for all": (
         DemonstrationGate(source=PLAY),
         {"credit": Given(RLOO())},
-        "Clip alone treats all alike; use objective.loss=",
+        "Clip alone treats all tokens alike; use objective.loss=",
     ),
     "credit that compares": (
         Thermostat(source=PLAY),
         {"objective": Objective(loss=SPLIT)},
-        "RLOO would compare them; use credit=Given(RLOO(...))",
+        "RLOO would compare them with each other; use credit=Given(RLOO(...))",
     ),
     "students like teachers": (
         Privileged(source=PLAY),
         {},
-        "Privileged brings tokens that the agent did not sample",
+        "Privileged adds tokens that the agent did not sample",
     ),
     "refinements like all": (Refined(source=PLAY, refinements=0), {}, "source.refinements is 0"),
     "no hint": (Scaffold(source=PLAY, hints=()), {}, "source.hints is empty"),
@@ -375,17 +375,17 @@ PROBLEMS = {
     "refills without filters": (
         Scaffold(source=replace(PLAY, refills=2)),
         {},
-        "filters act after Scaffold; set it to 0",
+        "filters are applied after Scaffold; set it to 0",
     ),
     "students parted from teachers": (
         Scaffold(source=Privileged(source=PLAY)),
         {"objective": Objective(loss=SPLIT)},
-        "Scaffold stands around",
+        "Scaffold wraps Privileged",
     ),
     "demonstrations guided": (
         Scaffold(source=Demonstrations(policy=LOST, num_episodes=4)),
         {"credit": ConstantCredit()},
-        "put Rollouts within it",
+        "let it wrap Rollouts",
     ),
     "nothing within": (
         Scaffold(source=Scaffold(source=replace(PLAY, num_groups=0))),

@@ -221,7 +221,7 @@ def test_composed_rewards_ask_for_their_parts():
 def test_unjudged_episodes_leave_their_group_and_are_counted():
     with serving(answer("SCORE: 5"), answer("?")) as (address, _):
         payment = Payment(reward=judged(address, attempts=1, concurrency=1))
-        kept, counts = asyncio.run(payment.inquire([(episode("a"), episode("b"))]))
+        kept, counts = asyncio.run(payment.judge([(episode("a"), episode("b"))]))
         assert [len(group) for group in kept] == [1]
         assert counts["judge/unjudged"] == 1
         (scored,) = payment.score(kept)
@@ -239,10 +239,10 @@ def test_an_episode_that_a_reward_cannot_pay_is_left_out_and_counted():
             return {"taste": floats(np.ones(len(trajectory.turns)))}
 
     group = (episode("a"), episode("b", sample=1))
-    kept, counts = asyncio.run(Payment(reward=Fastidious()).inquire([group]))
+    kept, counts = asyncio.run(Payment(reward=Fastidious()).judge([group]))
     assert kept == [(group[0],)]
     assert counts == {"judge/unjudged": 1}
-    assert asyncio.run(Payment(reward=Fastidious()).inquire([group[:1]])) == ([group[:1]], {})
+    assert asyncio.run(Payment(reward=Fastidious()).judge([group[:1]])) == ([group[:1]], {})
 
 
 def test_a_run_is_paid_by_a_judge(tmp_path):

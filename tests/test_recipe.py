@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+from pathlib import Path
 
 import broken
 import pytest
@@ -73,7 +74,7 @@ PROBLEMS = {
     ),
     "an unknown signal": (
         learning(reward=Process("glory")),
-        "reward Process reads glory; the environment reports payout",
+        "Process reads signals that the environment does not report: glory; it reports payout",
     ),
     "an unknown split": (
         dataclasses.replace(SOUND, evaluation=Evaluation(split="dev")),
@@ -139,12 +140,46 @@ def test_a_file_is_read_with_overrides_and_kept_in_a_folder_that_stands_for_it(t
         read(folder)
 
 
+def kept_by_a_run(folder, text):
+    """Make a run folder whose recipe file is ``text``."""
+    folder.mkdir()
+    (folder / "recipe.py").write_text(text)
+    (folder / "overrides.json").write_text('{"recipe": "mine.py", "overrides": []}')
+    return folder
+
+
+def test_a_run_folder_with_names_of_another_version_is_refused_in_one_sentence(tmp_path):
+    stored = Path(__file__).parent / "stored_runs" / "v1" / "recipe.py"
+    gone = "from agentrl.credit.constant import NoSuchCredit\n"
+    for number, text in enumerate((stored.read_text(), gone)):
+        folder = kept_by_a_run(tmp_path / str(number), text)
+        with pytest.raises(CheckpointError) as caught:
+            read(folder)
+        message = str(caught.value)
+        assert message.startswith(f"the run folder {folder} was written by another version of agentrl")
+        assert message.endswith(f"with --out {folder}, or use this version's names in {folder / 'recipe.py'}")
+        assert "\n" not in message
+
+
+def test_other_imports_that_fail_are_mistakes_of_the_recipe(tmp_path):
+    folder = kept_by_a_run(tmp_path / "run", "import no_such_package\n")
+    gone = tmp_path / "mine.py"
+    gone.write_text("import agentrl.no_such_module\n")
+    for path in (folder, gone):
+        with pytest.raises(
+            ConfigError, match=r"does not load, line 1: ModuleNotFoundError: No module"
+        ) as caught:
+            read(path)
+        assert not isinstance(caught.value, CheckpointError)
+
+
 def test_modules_beside_a_recipe_are_imported_anew_and_kept_with_it(tmp_path):
     (tmp_path / "mine").mkdir()
     path, shared = tmp_path / "mine" / "mine.py", tmp_path / "mine" / "shared_parts.py"
     path.write_text(
         FILE
-        + "import dataclasses\nimport shared_parts\nrecipe = dataclasses.replace(SOUND, seed=shared_parts.SEED)\n"
+        + "import dataclasses\nimport shared_parts\n"
+        + "recipe = dataclasses.replace(SOUND, seed=shared_parts.SEED)\n"
     )
     (tmp_path / "mine" / "other.py").write_text("raise RuntimeError\n")
     shared.write_text("SEED = 5\n")
@@ -163,7 +198,8 @@ def test_classes_of_a_recipe_file_have_one_name_wherever_it_lies(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         FILE
-        + "\nclass Own(type(SOUND.env)):\n    pass\n\nimport dataclasses\nrecipe = dataclasses.replace(SOUND, env=Own())\n"
+        + "\nclass Own(type(SOUND.env)):\n    pass\n\n"
+        + "import dataclasses\nrecipe = dataclasses.replace(SOUND, env=Own())\n"
     )
     recipe, origin = read(path)
     origin.keep(tmp_path / "run")

@@ -261,6 +261,7 @@ def test_demonstrations_teach_no_mixture():
         tiny.WARM, reward=Sum((EnvReward(), Outcome())), transforms=(Lagrangian("env", {"outcome": 0.5}),)
     )
     with pytest.raises(
-        ConfigError, match="Lagrangian learns from what the agent does, and demonstrations stay the same"
+        ConfigError,
+        match="Lagrangian learns from what the agent does, and the episodes of Demonstrations stay",
     ):
         check(tiny.only(stage))

@@ -42,7 +42,7 @@ LEARN = replace(tiny.LEARN, evaluate=False)
 
 
 def logged(folder):
-    """Return the lines of the log, without what an accident is allowed to change: how many attempts it cost."""
+    """Return the lines of the log, without the numbers of attempts, which an accident is allowed to change."""
     accidental = ("rollout/attempts", "rollout/failed")
     return [
         {name: value for name, value in line.items() if name not in accidental}
@@ -248,7 +248,8 @@ def test_a_run_whose_environment_always_breaks_stops_and_says_what_broke(stalene
     )
     with pytest.raises(
         EnvError,
-        match=r"every episode of update 0 of stage 'learn' failed; 24 attempts, .*the roof of corridor-\d+ fell in",
+        match=r"every episode of update 0 of stage 'learn' failed; 24 attempts, "
+        r".*the roof of corridor-\d+ fell in",
     ):
         tiny.run(broken, tmp_path / "broken")
 
@@ -359,7 +360,7 @@ class Counting(Sampler):
 
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_a_checkpoint_holds_the_sampler_as_it_was_when_its_groups_were_played(staleness, tmp_path):
-    """Groups that were played ahead are played again after a kill: a state that had seen them would see them twice."""
+    """Groups that were played ahead are played again after a kill; a later state would observe them twice."""
     stage = replace(AHEAD, source=replace(AHEAD.source, max_staleness=staleness, sampler=Counting()))
     tiny.run(tiny.only(stage, checkpoints=replace(tiny.recipe.checkpoints, keep=9)), tmp_path)
     kept = sorted((tmp_path / "checkpoints").glob("[0-9]*"))

@@ -1,7 +1,12 @@
-"""What an update minimises, as one value: loss, aggregation, regularisers, critic, off-policy weight, language modelling.
+"""The objective: what an update minimises, as one value.
 
-``sum_A weights_A * off_policy_A * loss_A`` + regularisers, each a weighted sum of its own + ``mean(value loss)``
-``- observation_weight * mean(log p(observation))``
+It is the sum of
+
+- ``sum_A weights_A * off_policy_A * loss_A`` over the action tokens ``A``, with the weights of the
+  aggregation;
+- the regularisers, each a weighted sum over the action tokens, with the weights of its own aggregation;
+- ``mean(value loss)`` over the tokens that have a target;
+- ``-observation_weight * mean(log p(observation))`` over the tokens that are not actions.
 """
 
 from __future__ import annotations
@@ -16,22 +21,27 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The parts of a loss; each is a value of its own, so a new one is a new class and nothing here changes."""
+    """The parts of what an update minimises; a new kind of part is a new class, and nothing here changes."""
 
     loss: Loss = field(default_factory=NegativeLogLikelihood)
+    """The loss of each action token, such as a clipped surrogate."""
     aggregate: Aggregation = token_mean
+    """The weights with which the losses of tokens are added up."""
     regularisers: tuple[Loss, ...] = ()
-    """Added to the loss of each token; each holds its own coefficient."""
+    """Added to the loss of each action token, such as a divergence or an entropy bonus; each holds its own
+    coefficient."""
     value: ValueLoss | None = None
-    """Trains the value head; mean over the tokens that have a target."""
+    """Trains the value head; mean over the tokens that have a target. ``None``: there is no critic."""
     off_policy: OffPolicy | None = None
-    """Multiplies the loss (not the regularisers) where old and behaviour log-probabilities differ."""
+    """Weights that multiply the loss (not the regularisers) where the learner's log-probabilities at the
+    start of the update differ from the sampler's; ``None``: no weights."""
     observation_weight: float = 0.0
-    """Weight of the mean negative log-likelihood of the tokens that are no actions: language modelling, beside imitation."""
+    """Weight of the mean negative log-likelihood of the tokens that are not actions: language modelling,
+    beside imitation."""
 
     @property
     def aggregations(self) -> tuple[Aggregation, ...]:
-        """How the tokens of the loss are added up, and those of each regulariser: its own ``aggregate`` where it has one."""
+        """The aggregation of the loss, then those of the regularisers: their own, or else the loss's."""
         return (
             self.aggregate,
             *(regulariser.aggregate or self.aggregate for regulariser in self.regularisers),
@@ -39,7 +49,7 @@ class Objective:
 
     @property
     def whole_groups(self) -> bool:
-        """Whether a part compares the sequences of a group, which then stay in one micro-batch."""
+        """Whether a part compares the sequences of a group; each group then stays in one micro-batch."""
         return any(part.whole_groups for part in (self.loss, *self.regularisers))
 
     @property
@@ -49,7 +59,7 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Every measurement that a part asks for."""
+        """Every measurement on action tokens that a part asks for."""
         own: set[Need] = set()
         if self.value is not None:
             own.add("values")

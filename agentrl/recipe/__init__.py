@@ -1,11 +1,13 @@
 """A recipe: one frozen value that describes a run.
 
-A recipe file is Python and holds one value called ``recipe`` (``load``). There is no second language and no registry of names: a reward,
-credit rule, loss, source or environment is the object itself. ``options.override`` sets fields from the command line, typed by the
-dataclasses; ``check`` finds what is wrong with a recipe before any work; ``plan`` says what it will cost.
+A recipe file is Python and holds one value called ``recipe`` (``load``). There is no configuration language
+and no registry of names: a reward, credit rule, loss, source or environment is the object itself.
+``options.override`` sets fields from the command line, with the types of the dataclasses; ``check`` finds
+what is wrong with a recipe before any work; ``plan`` estimates what it will cost.
 
-A run is a sequence of *stages*, and every stage has the same parts: where the episodes come from (a ``Source``), what they are paid,
-how credit is assigned, what is optimised. A warm start on demonstrations and reinforcement learning differ in those values alone.
+A run is a sequence of *stages*, and every stage has the same parts: where the episodes come from (a
+``Source``), what they are paid, how credit is assigned, what is optimised. A warm start on demonstrations and
+reinforcement learning differ only in the values of these parts.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,51 +48,66 @@ class Playground:
     """What a source plays with: opened once by the run, the same for every stage."""
 
     agent: Policy
+    """The policy that learns."""
     host: Host
+    """Opens the environments."""
     renderer: Renderer
+    """Turns observations and actions into tokens."""
     tasks: Mapping[str, Sequence[Task]]
-    """By split: the tasks that can be played here."""
+    """By split: the tasks that can be played on this machine."""
     limits: Limits
+    """Deadlines, and bounds on turns and on concurrent episodes."""
     seed: int
+    """The run's seed."""
     folder: Path
+    """The run folder."""
     on_end: Callable[[Trajectory], None] = lambda _: None
-    at: Callable[[float], Policy] | None = None
-    """The agent at another temperature."""
-    kept: dict[str, Played] = field(default_factory=dict)
-    """Demonstrations by stage, as they were read from the run folder."""
+    """Called with the trajectory of each episode that ends, failed attempts included."""
+    agent_at: Callable[[float], Policy] | None = None
+    """Returns the agent at another sampling temperature; ``None`` if it can be sampled only as it is."""
+    demonstrations: dict[str, Played] = field(default_factory=dict)
+    """By stage: the demonstrations that were read from the run folder."""
 
 
 @dataclass(slots=True)
 class Collected:
-    """An update's groups, and what did not become one: counted, never silent."""
+    """An update's groups, and counts of everything that was played but is not in a group."""
 
     groups: list[ScoredGroup] = field(default_factory=list)
+    """The paid groups to learn from."""
     failures: list[Trajectory] = field(default_factory=list)
+    """Attempts in which the environment, the sandbox or the policy broke."""
     num_dropped: int = 0
-    """Groups that were played and are not among ``groups``: dropped by a filter, left with too few episodes, or more than asked for."""
+    """Groups that were played but are not among ``groups``: a filter dropped them, they were left with too
+    few episodes, or they were more than asked for."""
     gauges: Gauges = field(default_factory=dict)
+    """What the transforms reported about each episode; the means are metrics."""
     counts: dict[str, float] = field(default_factory=dict)
-    """Metrics that the reward counted while it asked."""
+    """Metrics that the reward counted while it asked its judges, and those of the source itself."""
     sampler: Mapping[str, Json] = field(default_factory=dict)
-    """State of the sampler once it had observed these groups, and none that were played ahead: a resumed run goes on from here."""
+    """The sampler's state after it observed these groups, and before it observed any that were played ahead;
+    a resumed run continues from it."""
     transforms: Sequence[Mapping[str, Json]] = ()
-    """The same of the transforms that remember."""
+    """The states, at the same moment, of the transforms that learn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """How much a source will play, known before it does."""
+    """How much a source will play; known before it plays."""
 
     episodes: int
-    """Episodes played over all updates of the stage."""
+    """Number of episodes played over all updates of the stage."""
     batch: int
-    """Episodes of one update's batch."""
+    """Number of episodes in one update's batch."""
     acted: int
-    """Those of ``episodes`` in which the agent itself acts."""
+    """Number of ``episodes`` in which the agent itself acts."""
 
 
 class Source(Protocol):
-    """Provides the paid groups of each update. Inherit from it: what most sources do not need has a default."""
+    """Provides the paid groups of each update.
+
+    Implementations inherit from this protocol: what a class does not define has the default given here.
+    """
 
     @property
     def split(self) -> str:
@@ -100,22 +116,22 @@ class Source(Protocol):
 
     @property
     def max_staleness(self) -> int:
-        """Updates by which playing may run ahead of learning; with 0 playing waits for learning."""
+        """Updates by which playing may run ahead of learning; with 0, playing waits for learning."""
         ...
 
     @property
     def group_size(self) -> int:
-        """Episodes of a task within an update."""
+        """Number of episodes of one task in an update."""
         ...
 
     @property
     def plays_anew(self) -> bool:
-        """Whether the agent plays new episodes for every update; false where the same episodes are used again."""
+        """Whether the agent plays new episodes for every update; if not, the same episodes are used again."""
         return True
 
     @property
     def refills(self) -> int:
-        """How often more tasks are drawn when filters leave fewer groups than asked for."""
+        """How many times more tasks are drawn if filters leave fewer groups than asked for."""
         return 0
 
     @property
@@ -124,116 +140,157 @@ class Source(Protocol):
         return None
 
     def expected(self, updates: int) -> Expected | None:
-        """Return how much a stage of ``updates`` updates will play; ``None`` where that depends on how the episodes go."""
+        """Return how much a stage of ``updates`` updates plays; ``None`` if that depends on the episodes."""
         return None
 
     def problems(self, stage: Stage, where: str = "source.") -> Iterator[str]:
-        """Yield what is wrong with this source or does not fit ``stage``; ``where`` is the path of its fields in messages."""
+        """Yield what is wrong with this source or does not fit ``stage``.
+
+        ``where`` is put before the names of its fields in messages.
+        """
         yield from ()
 
     async def collect(
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
-        """Return the groups of the stage's ``update``-th update, counted from 0; ``name`` is the stage's name."""
+        """Return the groups of the stage's ``update``-th update, counted from 0.
+
+        ``name`` is the stage's name; ``min_group`` is the smallest group that its credit can be used on.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Some updates that are made alike."""
+    """A number of consecutive updates that are all made in the same way."""
 
     name: str
+    """The stage's name, unique in the recipe; metrics, stored episodes and evaluations carry it."""
     updates: int
+    """Number of updates that the stage makes; an update is one call of the learner on one batch."""
     source: Source
+    """Where the episodes of each update come from, such as ``Rollouts`` or ``Demonstrations``."""
     credit: Credit
+    """Assigns an advantage to each action token, such as ``GRPO()`` or ``TokenGAE()``."""
     objective: Objective
+    """What an update minimises: a loss, regularisers, a critic's loss."""
     optimisation: Optimisation
+    """The optimiser's numbers, such as the learning rate and its schedule; the optimiser starts fresh with
+    the stage."""
     reward: Reward = field(default_factory=Outcome)
+    """What each turn of an episode is paid, by named component; by default, success on the last turn."""
     transforms: tuple[Transform, ...] = ()
+    """Changes to an episode's payments, applied in this order after the reward, such as clips and gates."""
     filters: tuple[Filter, ...] = ()
+    """Choose which paid groups are trained on, in this order; what they drop is counted in
+    ``filter/dropped``."""
     modifiers: tuple[Modifier, ...] = ()
+    """Changes to the advantages, applied in this order after credit, such as whitening."""
     teacher: Teacher | None = None
-    """Whose opinion of the policy's own tokens is asked, where a piece needs ``teacher_logprobs``."""
+    """Computes ``teacher_logprobs`` if a part of the stage needs them; ``None``: there is no teacher."""
     scorers: tuple[Scorer, ...] = ()
-    """Process rewards from models that learn beside the policy."""
+    """Process rewards from models that learn beside the policy; each adds its component to the ledger."""
     epochs: int = 1
-    """Passes over an update's batch."""
+    """Number of passes over an update's batch."""
     minibatches: int = 1
-    """Optimiser steps of one pass."""
+    """Number of minibatches that each pass divides the batch into; each is one optimiser step."""
     evaluate: bool = False
-    """Evaluate when the stage ends."""
+    """Whether to evaluate the agent after the stage's last update."""
     evaluate_every: int = 0
-    """Also evaluate each so many updates; 0: not."""
+    """Also evaluate the agent after every so many updates of the stage; 0: not before its end."""
 
     @property
     def payment(self) -> Payment:
-        """The stage's rewards, transforms and filters."""
+        """The stage's reward, transforms and filters."""
         return Payment(reward=self.reward, transforms=self.transforms, filters=self.filters)
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Every measurement that somebody in the chain asks for."""
-        others = (modifier.needs for modifier in self.modifiers), (scorer.needs for scorer in self.scorers)
-        return self.credit.needs.union(self.objective.needs, *chain.from_iterable(others))
+        """Every measurement on action tokens that a part of the stage asks for."""
+        needs = self.credit.needs | self.objective.needs
+        for modifier in self.modifiers:
+            needs |= modifier.needs
+        for scorer in self.scorers:
+            needs |= scorer.needs
+        return needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How the agent is measured while and after it learns."""
+    """How the agent is measured during and after training."""
 
     split: str = "test"
+    """The split whose tasks, the panel, are played."""
     num_tasks: int = 0
-    """Tasks of the panel that are played, from its start; 0: all."""
+    """Number of tasks that are played, from the first one of the panel on; 0: all."""
     episodes_per_task: int = 1
+    """Number of episodes of each task."""
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.3))
+    """How the agent samples actions in an evaluation."""
     baselines: Mapping[str, Policy] = field(default_factory=dict)
-    """Policies to measure beside the agent, by the name they get in the final table."""
+    """Policies that are measured once, before training; the keys are their names in the final table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """What is kept, and how often. A killed run repeats at most the updates since its last checkpoint, with the same numbers."""
+    """How often checkpoints are written, and how many are kept.
+
+    A killed run repeats the updates since its last checkpoint, and gets the same numbers.
+    """
 
     every: int = 1
+    """Updates from one checkpoint to the next; the last update of a stage always has one."""
     keep: int = 2
+    """Number of the newest checkpoints that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run. Same recipe, same machine, same numbers."""
+    """Everything that decides a run. The same recipe on the same machine gives the same numbers."""
 
     name: str
+    """The recipe's name; the default run folder is ``runs/<name>``."""
     env: EnvSpec
+    """The environment that is played."""
     model: ModelSpec
+    """The model that learns: pretrained weights or a shape with random ones, and its tokenizer."""
     stages: tuple[Stage, ...]
+    """The stages, in the order in which they are run; at least one."""
     seed: int = 0
+    """The seed from which every random choice of the run is derived."""
     renderer: Callable[[PreTrainedTokenizerFast], Renderer] = TagRenderer
+    """Makes the renderer, which turns messages into tokens and back, from the run's tokenizer."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How the agent acts while it is trained."""
+    """How the agent samples actions while it is trained."""
     engine: EngineSpec = field(default_factory=TorchEngine)
+    """The engine that samples the agent's actions."""
     compute: Compute = field(default_factory=Compute)
+    """Device, precision, threads and micro-batch size of the learner."""
     limits: Limits = field(default_factory=Limits)
-    """Deadlines, and how many episodes are played at once."""
+    """Deadlines in seconds, and bounds on turns, attempts and concurrent episodes."""
     num_workers: int = 1
-    """Worker processes for environments that block."""
+    """Number of worker processes, for an environment that blocks; others are played in this process."""
     sandboxes: SandboxProvider | None = None
-    """Where tasks that ask for a sandbox get one, such as ``Auto()``, ``TorchEngine()`` or ``Docker()`` of ``agentrl_sandboxes``."""
+    """Opens sandboxes for tasks that ask for one: ``Auto()``, ``Local()`` or ``Docker()`` of
+    ``agentrl_sandboxes``, for example; ``None``: no task may ask for one."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    """How the agent is measured, and on which tasks; the stages decide when."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """How often checkpoints are written, and how many are kept."""
     panels: Mapping[str, str] = field(default_factory=dict)
-    """Expected content hash of a split's tasks; a panel that differs is an error."""
+    """By split: the expected content hash of its tasks; a run whose tasks have another hash is refused."""
     monitors: tuple[Monitor, ...] = field(default_factory=default_monitors)
-    """Say, or stop, where a run goes wrong."""
+    """Watch the metrics of each update, and warn or stop the run if learning goes wrong."""
     sinks: tuple[MetricSink, ...] = field(default_factory=lambda: (TensorBoard(),))
-    """Where metrics go besides the run folder's JSON lines."""
+    """Where metrics are written in addition to the run folder's ``metrics.jsonl``."""
 
     @property
     def updates(self) -> int:
-        """Updates of all stages."""
+        """Total number of updates, over all stages."""
         return sum(stage.updates for stage in self.stages)
 
     def stage_at(self, update: int) -> tuple[Stage, int]:
-        """Return the stage that makes ``update``, and the update's number within it."""
+        """Return the stage that makes the run's ``update``, and the update's number in it, both from 0."""
         for stage in self.stages:
             if update < stage.updates:
                 return stage, update
@@ -243,19 +300,22 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a recipe came from: kept in the run folder, which can then be resumed, evaluated and understood by itself."""
+    """Where a recipe came from.
+
+    It is kept in the run folder, which can then be resumed and evaluated by itself.
+    """
 
     name: str
-    """Name of the file, without its folder."""
+    """Name of the recipe file, without its folder."""
     source: str
     """The file's text."""
     overrides: tuple[str, ...] = ()
-    """What was set on the command line, as ``path=value``."""
+    """Fields that were set on the command line, each as ``path=value``."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """Text of the modules beside the file that it imports, by name."""
+    """By name: the text of the modules in the file's folder that it imports."""
 
     def keep(self, folder: Path) -> None:
-        """Write ``recipe.py``, the modules it imports, and ``overrides.json`` to a run folder."""
+        """Write ``recipe.py``, the modules that it imports, and ``overrides.json`` to a run folder."""
         replace(
             folder / "overrides.json",
             json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode(),
@@ -266,7 +326,7 @@ class Origin:
 
 
 def check_panels(recipe: Recipe) -> dict[str, str]:
-    """Return the content hash of every split that the recipe plays, after comparing with ``recipe.panels``.
+    """Return the content hash of every split that the recipe plays; compare the hashes with ``panels``.
 
     Raises:
         ConfigError: a hash differs: these are not the tasks that the recipe was made for.
@@ -276,7 +336,8 @@ def check_panels(recipe: Recipe) -> dict[str, str]:
     for split, wanted in recipe.panels.items():
         if found[split] != wanted:
             raise ConfigError(
-                f"the tasks of split {split!r} are not those of the recipe: their hash is {found[split]}, the recipe names {wanted}; "
-                "delete the environment's cache so that they are made again, or change `panels` if the new tasks are meant"
+                f"the tasks of split {split!r} are not those of the recipe: their hash is {found[split]}, "
+                f"and the recipe expects {wanted}; delete the environment's cache so that they are made "
+                "again, or change `panels` if you want the new tasks"
             )
     return found

@@ -1,4 +1,4 @@
-"""Whether a recipe can run as meant, found out before any work: each problem with what was found and how to mend it."""
+"""Checks of a recipe before any work: every problem is listed with what was found and how to mend it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def check(recipe: Recipe) -> None:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    if (max_turns := getattr(recipe.env, "max_turns", 0)) < 1:  # an environment may forget it
+    max_turns = getattr(recipe.env, "max_turns", 0)  # nothing forces an environment to set it
+    if max_turns < 1:
         yield f"env.max_turns is {max_turns}; an episode needs at least 1 turn"
     yield from too_small(recipe, "", num_workers=1)
     yield from too_small(recipe.checkpoints, "checkpoints.", every=1, keep=1)
@@ -40,14 +41,14 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"{where}top_p is {sampling.top_p:g}; it must be above 0 and at most 1"
     if recipe.sampling.temperature <= 0:
         yield (
-            f"sampling.temperature is {recipe.sampling.temperature:g}; training divides by it and learns from variety: give more than 0 "
-            "(evaluation.sampling may be greedy)"
+            f"sampling.temperature is {recipe.sampling.temperature:g}; training divides by it, and needs "
+            "episodes that differ: set it above 0 (only evaluation.sampling may be greedy)"
         )
     if not recipe.stages:
         yield "stages is empty; a run needs at least one stage"
     names = [stage.name for stage in recipe.stages]
     if len(set(names)) < len(names):
-        yield f"stage names repeat: {', '.join(names)}; each stage needs a name of its own"
+        yield f"stage names repeat: {', '.join(names)}; give each stage another name"
     for stage in recipe.stages:
         for problem in _stage_problems(recipe, stage):
             yield f"stage {stage.name!r}: {problem}"
@@ -61,31 +62,52 @@ def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
     yield from stage.source.problems(stage)
     if stage.source.group_size < stage.credit.min_group:
         yield (
-            f"{type(stage.credit).__name__} compares the episodes of a group and needs at least {stage.credit.min_group} of them; "
-            f"group_size is {stage.source.group_size}"
+            f"{type(stage.credit).__name__} compares the episodes of a group and needs at least "
+            f"{stage.credit.min_group} of them; group_size is {stage.source.group_size}; raise it, or use "
+            "another credit"
         )
     if stage.objective.whole_groups and stage.source.group_size < 2:
-        yield "the objective compares the episodes of a group, and group_size is 1; give at least 2, or another loss"
-    for transform in () if stage.source.plays_anew else stage.payment.remembering:
-        yield f"{type(transform).__name__} learns from what the agent does, and demonstrations stay the same; use it where the agent plays"
+        yield (
+            "the objective compares the episodes of a group, and group_size is 1; set it to at least 2, or "
+            "use another loss"
+        )
+    if not stage.source.plays_anew:
+        for transform in stage.payment.remembering:
+            yield (
+                f"{type(transform).__name__} learns from what the agent does, and the episodes of "
+                f"{type(stage.source).__name__} stay the same; use it in a stage in which the agent plays"
+            )
     if "teacher_logprobs" in stage.needs and stage.teacher is None:
-        yield "a piece of it needs teacher_logprobs, and there is no teacher; set Stage.teacher, such as Teacher(information=expert_plan)"
+        yield (
+            "a part of the stage needs teacher_logprobs, and there is no teacher; set Stage.teacher, for "
+            "example to Teacher(information=expert_plan)"
+        )
     declared = set(recipe.env.signals)
     parts: tuple[Reward | Transform, ...] = (stage.reward, *stage.transforms)
     for part in parts:
         unknown = sorted(part.signals - declared)
         if unknown:
-            yield f"reward {type(part).__name__} reads {', '.join(unknown)}; the environment reports {', '.join(sorted(declared))}"
-    for keep in stage.filters:
-        unpaid = sorted(keep.components - stage.reward.components)
+            yield (
+                f"{type(part).__name__} reads signals that the environment does not report: "
+                f"{', '.join(unknown)}; it reports {', '.join(sorted(declared))}"
+            )
+    for chosen in stage.filters:
+        unpaid = sorted(chosen.components - stage.reward.components)
         if unpaid and not stage.transforms:
             paid = ", ".join(sorted(stage.reward.components))
-            yield f"filter {type(keep).__name__} looks at the reward component {', '.join(unpaid)}; the stage pays {paid}"
+            yield (
+                f"filter {type(chosen).__name__} looks at the reward component {', '.join(unpaid)}; "
+                f"the stage pays {paid}"
+            )
     truncates = recipe.sampling.top_p < 1 or recipe.sampling.top_k > 0
     if truncates and stage.source.plays_anew and "old_logprobs" not in stage.needs:
         yield (
-            "sampling.top_p or top_k truncates what is sampled, but the loss compares with the log-probabilities of the sampler; "
-            "use top_p=1 and top_k=0, or an objective with off_policy weights"
+            "sampling.top_p or top_k truncates what is sampled, so the sampler's log-probabilities, with "
+            "which the loss compares, are not the policy's; use top_p=1 and top_k=0, or an objective with "
+            "off_policy weights"
         )
     if stage.source.max_staleness > 0 and "old_logprobs" not in stage.needs:
-        yield "max_staleness > 0 trains on older weights' episodes; give the objective off_policy weights (losses.tis) to correct for it"
+        yield (
+            f"max_staleness is {stage.source.max_staleness}, so the stage trains on episodes of older "
+            "weights; give the objective off_policy weights (losses.tis), which correct for it"
+        )

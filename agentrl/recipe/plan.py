@@ -1,6 +1,8 @@
-"""What a recipe will take, known before any work: memory, tokens, arithmetic; and whether its model and tokenizer can serve it.
+"""What a recipe will cost, estimated before any work: memory, tokens, arithmetic.
 
-All numbers of tokens are upper bounds: every episode fills its context. How long episodes really are, nobody knows before they are played.
+Making the plan also checks that the recipe's model and tokenizer can be used. All numbers of tokens are upper
+bounds: they assume that every episode fills its context, because the length of episodes is not known before
+they are played.
 """
 
 from __future__ import annotations
@@ -17,51 +19,58 @@ from agentrl.learner.model import check_fits, load_tokenizer, memory_mib, model_
 from agentrl.learner.spec import TrainedTokenizer
 from agentrl.recipe import Recipe
 
-_FIRST_ROOM = 512
-"""Tokens that the local engine makes room for in each slot when it starts; longer contexts make it grow."""
+_INITIAL_SLOT_TOKENS = 512
+"""Tokens for which the local engine reserves memory in each slot when it starts; longer contexts make it
+grow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """A stage in numbers; ``None`` where its source does not tell before it plays."""
+    """A stage in numbers; a number is ``None`` if the source does not know it before it plays."""
 
     name: str
     source: str
+    """Name of the source's class."""
     updates: int
     steps: int
+    """Number of optimiser steps, over all updates."""
     episodes: int | None
-    """Episodes that are played, over all updates."""
+    """Number of episodes that are played, over all updates."""
     tokens: int | None
-    """Most tokens of one update's batch."""
+    """The largest number of tokens in one update's batch."""
     flops: float
-    """Most floating-point operations, playing and learning."""
+    """The largest number of floating-point operations, for playing and learning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run will take."""
+    """What a run will cost."""
 
     parameters: int
+    """Number of parameters of the model."""
     vocab_size: int
-    """An upper bound where the tokenizer is still to be trained."""
+    """Number of tokens in the vocabulary; an upper bound if the tokenizer is still to be trained."""
     max_context: int
+    """The largest number of tokens in a context."""
     memory_mib: Mapping[str, float]
-    """By purpose, and ``total``, when the run starts."""
+    """Memory when the run starts, by purpose, and its ``total``."""
     grown_mib: float
-    """The total when all contexts are as long as they can be."""
+    """The total if all contexts are as long as they can be."""
     stages: tuple[StagePlan, ...]
 
     @property
     def flops(self) -> float:
-        """Most floating-point operations of all stages."""
+        """The largest number of floating-point operations, over all stages."""
         return sum(stage.flops for stage in self.stages)
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """Return what ``recipe`` will take; reads configs and a tokenizer, never weights.
+    """Return what ``recipe`` will cost. Reads the model's config and tokenizer, never its weights.
 
     Raises:
-        ConfigError: the model or tokenizer folder is missing, unreadable or unfit, or the renderer cannot use the tokenizer.
+        ConfigError: the model or tokenizer folder is missing, unreadable or unfit, or the renderer cannot use
+        the
+            tokenizer.
         MissingExtra: a package that the recipe asks for is not installed.
     """
     vocab_size = _vocab_size(recipe)
@@ -70,18 +79,21 @@ def make_plan(recipe: Recipe) -> Plan:
     longest = int(model_config(recipe.model, vocab_size).max_position_embeddings)
     max_context = min(recipe.engine.max_context or longest, longest)
     num_slots = recipe.engine.num_slots
-    sizes, grown = (
-        memory_mib(
+
+    def memory(slot_tokens: int) -> dict[str, float]:
+        return memory_mib(
             recipe.model,
             vocab_size,
             token_budget=recipe.compute.token_budget,
-            kv_tokens=num_slots * room,
+            kv_tokens=num_slots * slot_tokens,
             device=recipe.compute.device,
             reference=any("ref_logprobs" in stage.needs for stage in recipe.stages),
         )
-        for room in (_FIRST_ROOM, max(_FIRST_ROOM, max_context))
-    )
-    parameters = round(sizes["weights"] * 2**20 / (4 if recipe.model.dtype == "float32" else 2))
+
+    sizes = memory(_INITIAL_SLOT_TOKENS)
+    grown = memory(max(_INITIAL_SLOT_TOKENS, max_context))
+    bytes_per_weight = 4 if recipe.model.dtype == "float32" else 2
+    parameters = round(sizes["weights"] * 2**20 / bytes_per_weight)
     return Plan(
         parameters=parameters,
         vocab_size=vocab_size,
@@ -93,26 +105,36 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def check_plan(recipe: Recipe) -> Plan:
-    """Return the plan of ``recipe``, which fits; raises as ``make_plan``, and ``ConfigError`` where the memory does not suffice."""
+    """Return the plan of ``recipe``, after checking that its memory fits.
+
+    Raises:
+        ConfigError: the device has too little memory, or as ``make_plan``.
+        MissingExtra: as ``make_plan``.
+    """
     plan = make_plan(recipe)
     check_fits(plan.memory_mib["total"], recipe.compute.device)
     return plan
 
 
 def flops_per_s(seconds: float = 0.1) -> float:
-    """Measure what matrix products reach on this machine's processors, in float32."""
-    side = np.ones((512, 512), np.float32)
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        side @ side
+    """Measure how many operations per second float32 matrix products reach on this machine's processors.
+
+    The measurement takes ``seconds``.
+    """
+    matrix = np.ones((512, 512), np.float32)
+    count, elapsed = 0, 0.0
+    start = time.perf_counter()
+    while elapsed < seconds:
+        matrix @ matrix
         count += 1
-    return 2.0 * len(side) ** 3 * count / elapsed
+        elapsed = time.perf_counter() - start
+    return 2.0 * len(matrix) ** 3 * count / elapsed
 
 
 def _vocab_size(recipe: Recipe) -> int:
     spec = recipe.model.tokenizer
     if recipe.model.folder:
-        model_config(recipe.model, 0)  # a missing model is the better news than its missing tokenizer
+        model_config(recipe.model, 0)  # report a missing model, rather than its missing tokenizer
     if isinstance(spec, TrainedTokenizer):
         return spec.vocab_size
     tokenizer = load_tokenizer(spec or recipe.model.folder)
@@ -124,7 +146,9 @@ def _stages(recipe: Recipe, parameters: int, max_context: int) -> Iterator[Stage
     for stage in recipe.stages:
         expected = stage.source.expected(stage.updates)
         tokens = None if expected is None else expected.batch * max_context
-        passes = len(stage.needs & {"ref_logprobs"}) + bool(stage.needs - {"ref_logprobs"})
+        reference_passes = 1 if "ref_logprobs" in stage.needs else 0
+        policy_passes = 1 if stage.needs - {"ref_logprobs"} else 0
+        passes = reference_passes + policy_passes
         learning = 2 * parameters * (3 * stage.epochs + passes) * (tokens or 0) * stage.updates
         playing = 2 * parameters * max_context * (0 if expected is None else expected.acted)
         yield StagePlan(

@@ -1,4 +1,4 @@
-"""Payment: a stage's reward, then transforms of its ledger, then filters over groups."""
+"""Payment: a stage's reward, then transforms of the ledger, then filters over groups."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from agentrl.samplers import Filter
 from agentrl.types import Group, Json, Ledger, Scored, ScoredGroup, Trajectory
 
 Gauges = dict[str, list[float]]
-"""What transforms told, one number for each episode."""
+"""Numbers that transforms report about their decisions, by name: one number for each episode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
-    """How trajectories become paid groups: a reward, then transforms of its ledger, then filters over groups."""
+    """How trajectories become paid groups: a reward, then transforms of ledgers, then filters of groups."""
 
     reward: Reward
+    """Makes the ledger of each episode."""
     transforms: tuple[Transform, ...] = ()
+    """Change the ledger of each episode, in this order."""
     filters: tuple[Filter, ...] = ()
+    """Choose which paid groups are kept, in this order."""
 
     def pay(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Return the groups with their ledgers, and only those that every filter keeps."""
+        """Return the groups that every filter keeps, with their ledgers."""
         return self.keep(self.score(groups))
 
-    async def inquire(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
-        """Let the reward ask whoever it has to; return the groups without the episodes that nobody could judge, and counts."""
+    async def judge(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
+        """Let the reward ask its judges, if it has any.
+
+        Return the groups without unjudged episodes, and metrics.
+
+        There is one group for each of ``groups``, empty if none of its episodes could be judged.
+        """
         counts = dict(await self.reward.ask(groups))
         judged = [tuple(trajectory for trajectory in group if self._judged(trajectory)) for group in groups]
         unjudged = sum(map(len, groups)) - sum(map(len, judged))
@@ -45,14 +53,17 @@ class Payment:
         return True
 
     def score(self, groups: Sequence[Group], gauges: Gauges | None = None) -> list[ScoredGroup]:
-        """Return the groups with their ledgers; what transforms tell of their decisions is added to ``gauges``."""
+        """Return the groups with their ledgers.
+
+        Add what the transforms report about each episode to ``gauges``.
+        """
         return [
             tuple(Scored(trajectory, self._ledger(trajectory, gauges)) for trajectory in group)
             for group in groups
         ]
 
     def keep(self, scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return what every filter keeps."""
+        """Return the groups that every filter keeps."""
         kept = list(scored)
         for chosen in self.filters:
             kept = chosen(kept)
@@ -60,22 +71,22 @@ class Payment:
 
     @property
     def remembering(self) -> list[Transform]:
-        """The transforms that learn from update to update."""
+        """The transforms that have a state: they learn from update to update."""
         return [transform for transform in self.transforms if transform.remembers]
 
     def observe(self, gauges: Gauges) -> list[Mapping[str, Json]]:
-        """Show the transforms that remember an update's gauges, once all of it is paid; return what they remember then."""
+        """Show the gauges of a paid update to the transforms that learn, and return their new states."""
         means = {name: fmean(values) for name, values in gauges.items()}
         for transform in self.remembering:
             transform.observe(means)
         return self.memory()
 
     def memory(self) -> list[Mapping[str, Json]]:
-        """Return what the transforms remember, as ``recall`` takes it back."""
+        """Return the states of the transforms that learn, in the form that ``recall`` takes."""
         return [copy.deepcopy(transform.state_dict()) for transform in self.remembering]
 
     def recall(self, memory: Sequence[Mapping[str, Json]]) -> None:
-        """Take back what the transforms remembered."""
+        """Restore the states that ``memory`` returned."""
         for transform, state in zip(self.remembering, memory, strict=True):
             transform.load_state_dict(state)
 

@@ -1,8 +1,9 @@
 """Sources: where the trajectories of an update come from.
 
-``Rollouts`` lets the agent play new episodes for each update. ``Demonstrations`` lets some policy play once (an expert, random play, or the
-agent with only its successes kept) and uses the same episodes again in each epoch. Both return the same paid and filtered groups, so the
-rest of the loop does not depend on which it was. The other modules of this package hold sources around another one (``guided``).
+``Rollouts`` lets the agent play new episodes for each update. ``Demonstrations`` lets some policy play once
+(an expert, random play, or the agent with only its successes kept) and uses the same episodes again in each
+epoch. Both return paid and filtered groups of the same kind, so the rest of the loop does not depend on the
+source. The other modules of this package hold sources that wrap another source (see ``guided``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agentrl.errors import ConfigError, EnvError
@@ -22,25 +23,29 @@ from agentrl.rewards.payment import Payment
 from agentrl.rollout import Played, play_all
 from agentrl.samplers import Draw, Sampler
 from agentrl.samplers.uniform import Uniform
-from agentrl.types import Group, Trajectory, seed_of
+from agentrl.types import Group, seed_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollouts(Source):
-    """The agent's own episodes, ``num_groups`` tasks times ``group_size`` episodes, new for every update.
-
-    ``refills``: how often more tasks are drawn when filters left fewer groups than asked for (dynamic sampling).
-    """
+    """The agent's own episodes, ``num_groups`` tasks times ``group_size`` episodes, new for every update."""
 
     num_groups: int = 16
+    """Groups of one update: each holds episodes of one task."""
     group_size: int = 8
+    """Episodes of each group."""
     split: str = "train"
+    """The split whose tasks are played."""
     sampler: Sampler = field(default_factory=Uniform)
+    """Chooses the tasks of each update."""
     refills: int = 0
+    """How many times more tasks are drawn if filters leave fewer than ``num_groups`` groups (dynamic
+    sampling)."""
     max_staleness: int = 0
+    """Updates by which playing may run ahead of learning; with 0, playing waits for learning."""
 
     def expected(self, updates: int) -> Expected:
-        """Return how much ``updates`` updates play, refills aside."""
+        """Return how much ``updates`` updates will play, not counting refills."""
         batch = self.num_groups * self.group_size
         return Expected(episodes=batch * updates, batch=batch, acted=batch * updates)
 
@@ -51,7 +56,7 @@ class Rollouts(Source):
     async def collect(
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
-        """Play, pay and filter, until there are enough groups or no refill is left."""
+        """Play, pay and filter until there are enough groups or no refill is left."""
         collected = Collected()
         seed = seed_of(ground.seed, name)
         for refill in range(self.refills + 1):
@@ -74,14 +79,13 @@ class Rollouts(Source):
                 limits=ground.limits,
                 on_end=ground.on_end,
             )
-            _refuse_ruin(played.groups, played.failures, f"update {update} of stage {name!r}")
-            judged, counts = await payment.inquire(played.groups)
+            _stop_if_all_failed(played, f"update {update} of stage {name!r}")
+            judged, counts = await payment.judge(played.groups)
             for counted, count in counts.items():
                 collected.counts[counted] = collected.counts.get(counted, 0.0) + count
             scored = payment.score([group for group in judged if len(group) >= min_group], collected.gauges)
-            self.sampler.observe(
-                scored
-            )  # also what the filters drop: that a task is too easy is news to a curriculum
+            # before the filters: a curriculum must also learn from the groups that they drop as too easy
+            self.sampler.observe(scored)
             kept = payment.keep(scored)
             collected.num_dropped += len(draws) - len(kept[:missing])
             collected.failures += played.failures
@@ -92,37 +96,41 @@ class Rollouts(Source):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstrations(Source):
-    """Episodes of ``policy`` (``None``: the agent as it is when the stage begins), played once and handed out again each epoch.
+    """Episodes that a policy plays once, when the stage begins; every epoch trains on the same ones.
 
-    ``batch`` episodes make one update (0: all of them), in an order drawn anew for each epoch. ``only_successful`` keeps the episodes that
-    solved their task. ``max_turns`` cuts episodes shorter than the environment would. What was played is kept in the run folder, so a
-    resumed run trains on the very same episodes.
+    They are stored in the run folder, so a resumed run trains on exactly the same episodes.
     """
 
     policy: Policy | None
+    """Plays the demonstrations; ``None`` is the agent with the weights that it has when the stage begins."""
     num_episodes: int
+    """Episodes that are played."""
     batch: int = 0
+    """Episodes of one update, taken in an order that is drawn anew for each epoch; 0 uses all of them."""
     split: str = "train"
+    """The split whose tasks are played."""
     only_successful: bool = False
+    """Keep only the episodes that solved their task."""
     max_turns: int | None = None
+    """Turns after which a demonstration is truncated, if that is fewer than the run's own limit."""
 
     @property
     def max_staleness(self) -> int:
-        """Demonstrations do not wait for anybody."""
+        """Always 0: demonstrations are played before the stage learns, not while it learns."""
         return 0
 
     @property
     def group_size(self) -> int:
-        """Every demonstration is a group of its own."""
+        """Always 1: each demonstration is a group."""
         return 1
 
     @property
     def plays_anew(self) -> bool:
-        """Every epoch uses the same episodes."""
+        """Always false: every epoch uses the same episodes."""
         return False
 
     def expected(self, updates: int) -> Expected:
-        """Return how much is played, whatever the number of updates."""
+        """Return how much is played; it does not depend on the number of updates."""
         batch = min(self.batch or self.num_episodes, self.num_episodes)
         return Expected(
             episodes=self.num_episodes, batch=batch, acted=0 if self.policy else self.num_episodes
@@ -135,29 +143,34 @@ class Demonstrations(Source):
     async def collect(
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
-        """Return the update's share of the demonstrations; what was lost in playing them counts in the first update."""
-        if name not in ground.kept:
+        """Return the update's part of the demonstrations; the first update also counts the lost ones."""
+        demonstrations = await self._demonstrations(ground, name)
+        num_groups = len(demonstrations.groups)
+        batch = min(self.batch, num_groups) if self.batch else num_groups
+        epoch, batch_index = divmod(update, num_groups // batch)
+        order = list(range(num_groups))
+        random.Random(seed_of(ground.seed, name, "epoch", epoch)).shuffle(order)
+        chosen = order[batch_index * batch : (batch_index + 1) * batch]
+        judged, counts = await payment.judge([demonstrations.groups[index] for index in chosen])
+        paid = payment.pay([group for group in judged if group])
+        collected = Collected(paid, num_dropped=batch - len(paid), counts=counts)
+        if update == 0:
+            collected.failures = demonstrations.failures
+            collected.num_dropped += self.num_episodes - num_groups
+        return collected
+
+    async def _demonstrations(self, ground: Playground, name: str) -> Played:
+        """Return the stage's demonstrations; play and store them first if the run folder has none."""
+        if name not in ground.demonstrations:
             path = ground.folder / "demonstrations" / f"{name}.parquet"
             if not path.exists():
                 played = await self._play(ground, name)
                 write_trajectories(path, played.groups, update=0, stage=name, failures=played.failures)
             stored = read_trajectories(path)
             groups: list[Group] = [(one.trajectory,) for one in stored if one.group >= 0]
-            ground.kept[name] = Played(groups, [one.trajectory for one in stored if one.group < 0])
-        kept = ground.kept[name]
-        batch = min(self.batch or len(kept.groups), len(kept.groups))
-        per_epoch = len(kept.groups) // batch
-        epoch, place = divmod(update, per_epoch)
-        order = list(range(len(kept.groups)))
-        random.Random(seed_of(ground.seed, name, "epoch", epoch)).shuffle(order)
-        chosen = [kept.groups[index] for index in order[place * batch : (place + 1) * batch]]
-        judged, counts = await payment.inquire(chosen)
-        paid = payment.pay([group for group in judged if group])
-        if update:
-            return Collected(paid, num_dropped=batch - len(paid), counts=counts)
-        return Collected(
-            paid, kept.failures, self.num_episodes - len(kept.groups) + batch - len(paid), counts=counts
-        )
+            failures = [one.trajectory for one in stored if one.group < 0]
+            ground.demonstrations[name] = Played(groups, failures)
+        return ground.demonstrations[name]
 
     async def _play(self, ground: Playground, name: str) -> Played:
         tasks = ground.tasks[self.split]
@@ -169,9 +182,8 @@ class Demonstrations(Source):
         ]
         limits = ground.limits
         if self.max_turns is not None:
-            limits = dataclasses.replace(
-                limits, max_turns=min(self.max_turns, limits.max_turns or self.max_turns)
-            )
+            shorter = min(self.max_turns, limits.max_turns or self.max_turns)
+            limits = dataclasses.replace(limits, max_turns=shorter)
         played = await play_all(
             draws,
             policy=self.policy or ground.agent,
@@ -180,7 +192,7 @@ class Demonstrations(Source):
             limits=limits,
             on_end=ground.on_end,
         )
-        _refuse_ruin(played.groups, played.failures, f"the demonstrations of stage {name!r}")
+        _stop_if_all_failed(played, f"the demonstrations of stage {name!r}")
         trajectories = [
             ground.renderer.tokenise(trajectory) for group in played.groups for trajectory in group
         ]
@@ -188,15 +200,17 @@ class Demonstrations(Source):
             trajectories = [trajectory for trajectory in trajectories if trajectory.success]
         if not trajectories:
             raise ConfigError(
-                f"stage {name!r} has nothing to learn from: none of {self.num_episodes} demonstrations solved its task; "
-                "use a better policy, more episodes, or only_successful=False"
+                f"stage {name!r} has nothing to learn from: none of {self.num_episodes} demonstrations "
+                "solved its "
+                "task; use a better policy, more episodes, or only_successful=False"
             )
         return Played([(trajectory,) for trajectory in trajectories], played.failures)
 
 
-def _refuse_ruin(groups: Sequence[Group], failures: Sequence[Trajectory], where: str) -> None:
-    """Stop where not one episode could be played: going on would only hide what is broken."""
-    if failures and not groups:
+def _stop_if_all_failed(played: Played, where: str) -> None:
+    """Raise ``EnvError`` if every episode failed: to continue would only hide what is broken."""
+    if played.failures and not played.groups:
+        last = played.failures[-1]
         raise EnvError(
-            f"every episode of {where} failed; {len(failures)} attempts, the last: {failures[-1].error}"
+            f"every episode of {where} failed; {len(played.failures)} attempts, the last: {last.error}"
         )

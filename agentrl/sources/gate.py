@@ -1,4 +1,4 @@
-"""Demonstrations where the agent has nothing to learn from itself."""
+"""Demonstrations for groups with so few successes that the agent cannot learn from its own episodes."""
 
 from __future__ import annotations
 
@@ -8,35 +8,40 @@ from dataclasses import dataclass, field, replace
 from agentrl.errors import ConfigError
 from agentrl.policy import ExpertPolicy, Policy
 from agentrl.recipe import Stage
-from agentrl.sources.guided import Guided, Lesson, again, needs_given, needs_origin, place
+from agentrl.sources.guided import Guided, Lesson, credit_problems, draw_again, episode_key, loss_problems
 from agentrl.types import ScoredGroup, stand_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemonstrationGate(Guided):
-    """Imitate where at most ``gate`` of a group succeeded, reinforce where more did (HPT, Lv et al. 2025, "unified post-training").
+    """Imitate demonstrations of tasks that the agent rarely solves, reinforce the others (HPT).
 
-    A group under the gate gives way to one demonstration of its task by ``policy``; where that does not succeed, the group stays. The
-    published gates are 0 and 2 of 8 successes, with an imitation weight of 1, or 0.3 for a small model: ``Given(..., given)``.
+    HPT is Lv et al. 2025, "unified post-training". A group in which at most a share ``gate`` of the episodes
+    succeeded is replaced by one demonstration of its task; if the demonstration does not succeed, the group
+    stays. The published gates are 0 and 2 successes of 8, with an imitation weight of 1, or 0.3 for a small
+    model: ``Given(..., given)``.
 
-    Counted: ``guidance/gated`` groups at or under the gate, ``guidance/demonstrated`` of them that gave way.
+    Metrics: ``guidance/gated`` counts the groups at or under the gate, ``guidance/demonstrated`` those of
+    them that were replaced.
 
     Raises:
-        ConfigError: there was something to demonstrate, and not one demonstration could be played.
+        ConfigError: groups are under the gate, and none of their demonstrations could be played.
     """
 
     gate: float = 0.0
+    """Largest share of successes, at least 0 and below 1, with which a group is replaced."""
     policy: Policy = field(default_factory=ExpertPolicy)
+    """Plays the demonstrations."""
 
-    def misfits(self, stage: Stage) -> Iterator[str]:
-        """Ask for a loss and an advantage of its own for what is demonstrated."""
+    def own_problems(self, stage: Stage) -> Iterator[str]:
+        """Check ``gate``, and that the stage has a loss and an advantage for demonstrations."""
         if not 0.0 <= self.gate < 1.0:
             yield f"source.gate is {self.gate:g}; it is a share of successes, at least 0 and below 1"
-        yield from needs_origin(self, stage)
-        yield from needs_given(self, stage)
+        yield from loss_problems(self, stage)
+        yield from credit_problems(self, stage)
 
     def imitates(self, successes: int, episodes: int) -> bool:
-        """Return whether a group is to be replaced.
+        """Return whether a group with so many ``successes`` among its ``episodes`` is replaced.
 
         >>> [DemonstrationGate(source=None, gate=0.25).imitates(n, 8) for n in (0, 2, 3)]
         [True, True, False]
@@ -44,23 +49,24 @@ class DemonstrationGate(Guided):
         return successes <= self.gate * episodes
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Replace the groups that a demonstration is there for."""
+        """Replace the groups under the gate whose demonstration succeeded."""
         gated = [
             group
             for group in groups
             if self.imitates(sum(scored.trajectory.success for scored in group), len(group))
         ]
-        found = await lesson.play([again(group[0]) for group in gated], policy=self.policy)
+        found = await lesson.play([draw_again(group[0]) for group in gated], policy=self.policy)
         if gated and not found:
             raise ConfigError(
-                f"none of {len(gated)} demonstrations could be played; the last attempt: {lesson.collected.failures[-1].error}. "
-                "Give DemonstrationGate another policy, or switch the environment's expert on"
+                f"none of {len(gated)} demonstrations could be played; the last attempt: "
+                f"{lesson.collected.failures[-1].error}. Give DemonstrationGate another policy, or switch on "
+                "the environment's expert"
             )
-        shown = {}
+        demonstrated = {}
         for (task, sample), scored in found.items():
             if scored.trajectory.success:
                 trajectory = lesson.ground.renderer.tokenise(scored.trajectory)
-                shown[task, stand_in(sample)] = (replace(scored, trajectory=trajectory),)
+                demonstrated[task, stand_in(sample)] = (replace(scored, trajectory=trajectory),)
         lesson.count("guidance/gated", len(gated))
-        lesson.count("guidance/demonstrated", len(shown))
-        return [shown.get(place(group[0]), group) for group in groups]
+        lesson.count("guidance/demonstrated", len(demonstrated))
+        return [demonstrated.get(episode_key(group[0]), group) for group in groups]

@@ -1,15 +1,19 @@
-"""Guidance: sources that look at how an update's groups went, and play more where the agent alone learned nothing.
+"""Guidance: sources that look at an update's groups, and play more where the agent alone learns nothing.
 
-Each stands around another source (``Rollouts``, or guidance of another kind) and is one method: a hint where a whole group failed, a
-demonstration in the place of a group that is too hard, a refinement after a critique, more variety where entropy is low, a teacher that is
-told more. They differ in what they make of it:
+Each wraps another source (``Rollouts``, or another kind of guidance) and implements one method of the
+literature: a hint if a whole group failed, a demonstration in place of a group that is too hard, a refinement
+after a critique, more variety if entropy is low, a teacher with privileged information. The added episodes
+are of two kinds:
 
-- what was played *with* a hint in the prompt keeps the hint in its record: the agent sampled it from there, and it is trained like any;
-- what the agent did not sample from the context that it is trained in is *given* (``Trajectory.given``): there is no ratio to a sampler.
-  ``losses.origin.ByOrigin`` has a loss for either, and ``credit.given.Given`` an advantage for groups that hold nothing else.
+- Played *with* a hint in the prompt. The record keeps the hint: the agent sampled the actions from that very
+  context, so they are trained like any others.
+- *Given* (``Trajectory.given``): the agent did not sample them from the context that they are trained in, so
+  their ratios to a sampler are meaningless. ``losses.origin.ByOrigin`` applies a loss of its own to given
+  tokens, and ``credit.given.Given`` sets the advantage of groups in which every episode is given.
 
-Filters act after the guidance and never on groups that are given. Nothing is remembered from update to update, so a resumed run does what
-the killed one would have done. An episode that stands for another has that one's number ``n`` as ``-1 - n``.
+Filters are applied after the guidance, and never to given groups. No state is carried from one update to the
+next, so a resumed run does what the killed one would have done. An episode that stands in for episode number
+``n`` has the number ``-1 - n`` (``types.stand_in``).
 """
 
 from __future__ import annotations
@@ -31,18 +35,27 @@ from agentrl.types import Observation, Scored, ScoredGroup, Trajectory, Turn, is
 
 @dataclass(slots=True)
 class Lesson:
-    """What a guidance works with in one update; what it plays is paid and counted in ``collected``."""
+    """What guidance works with in one update.
+
+    The episodes that it plays are paid. Failed attempts and metrics are added to ``collected``.
+    """
 
     ground: Playground
     payment: Payment
+    """The stage's; ``play`` pays with its reward and transforms, and does not filter."""
     collected: Collected
     seed: int
     update: int
+    """The update's number within its stage, from 0."""
 
     async def play(
         self, draws: Sequence[Draw], *, policy: Policy | None = None, part: object = ""
     ) -> dict[tuple[str, int], Scored]:
-        """Play ``draws`` (by the agent, unless ``policy`` says otherwise) and return what ended, paid, by task and number."""
+        """Play ``draws`` with ``policy``, by default the agent; return the paid episodes by ``episode_key``.
+
+        Episodes that failed in every attempt, or that could not be judged, are not among them. ``part``
+        separates the seeds of several calls in one update.
+        """
         ground = self.ground
         seed = seed_of(self.seed, part)
         played = await play_all(
@@ -54,76 +67,78 @@ class Lesson:
             on_end=ground.on_end,
         )
         self.collected.failures += played.failures
-        judged, counts = await self.payment.inquire(played.groups)
+        judged, counts = await self.payment.judge(played.groups)
         for name, count in counts.items():
             self.count(name, count)
-        return {
-            place(scored): scored
-            for group in self.payment.score(judged, self.collected.gauges)
-            for scored in group
-        }
+        groups = self.payment.score(judged, self.collected.gauges)
+        return {episode_key(scored): scored for group in groups for scored in group}
 
     def count(self, name: str, number: float = 1.0) -> None:
-        """Add to a metric of the update."""
+        """Add ``number`` to the update's metric ``name``."""
         self.collected.counts[name] = self.collected.counts.get(name, 0.0) + number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guided(Source, ABC):
-    """A source around another one."""
+    """Guidance: a source that wraps another one."""
 
     filters_last: ClassVar[bool] = True
-    """Whether filters act after it, so that the source within has none."""
+    """Whether the stage's filters are applied to the guided groups, and not inside the wrapped source."""
     source: Source
+    """The wrapped source, which collects the groups that are guided."""
 
     @property
     def split(self) -> str:
-        """The tasks it plays."""
+        """As of the wrapped source."""
         return self.source.split
 
     @property
     def max_staleness(self) -> int:
-        """As of the source within."""
+        """As of the wrapped source."""
         return self.source.max_staleness
 
     @property
     def group_size(self) -> int:
-        """As of the source within."""
+        """As of the wrapped source."""
         return self.source.group_size
 
     @property
     def sampler(self) -> Sampler | None:
-        """As of the source within."""
+        """As of the wrapped source."""
         return self.source.sampler
 
     def problems(self, stage: Stage, where: str = "source.") -> Iterator[str]:
-        """Yield what does not fit, here and in the source within."""
-        yield from self.misfits(stage)
+        """Yield what does not fit ``stage``, in this source and in the wrapped one."""
+        yield from self.own_problems(stage)
         kind = type(self).__name__
         if self.filters_last and self.source.refills > 0:
             yield (
-                f"{where}source.refills draws anew what filters dropped, and filters act after {kind}; set it to 0"
+                f"{where}source.refills is {self.source.refills}; refills replace groups that filters drop, "
+                f"and here filters are applied after {kind}; set it to 0"
             )
         if not self.source.plays_anew:
             yield (
-                f"{kind} guides an agent that plays, and demonstrations are played once; put Rollouts within it"
+                f"{kind} guides episodes that the agent plays anew for every update, and "
+                f"{type(self.source).__name__} uses the same ones again; let it wrap Rollouts"
             )
         yield from self.source.problems(stage, f"{where}source.")
 
-    def misfits(self, stage: Stage) -> Iterator[str]:
-        """Yield what of ``stage``, or of its own fields, does not go with this kind of guidance."""
+    def own_problems(self, stage: Stage) -> Iterator[str]:
+        """Yield what is wrong with this guidance's own fields, and what in ``stage`` does not fit it."""
         yield from ()
 
     @abstractmethod
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups that are trained on, in the place of those that were played."""
+        """Return the groups to train on, given those that the wrapped source collected."""
 
     async def collect(
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
-        """Collect the source's groups, guide, then filter what was not given."""
-        within = replace(payment, filters=())
-        collected = await self.source.collect(ground, within, name=name, update=update, min_group=min_group)
+        """Collect the wrapped source's groups, guide them, then filter those that are not given."""
+        unfiltered = replace(payment, filters=())
+        collected = await self.source.collect(
+            ground, unfiltered, name=name, update=update, min_group=min_group
+        )
         seed = seed_of(ground.seed, name, type(self).__name__, update)
         guided = await self.guide(Lesson(ground, payment, collected, seed, update), collected.groups)
         own = [group for group in guided if not is_given(group)]
@@ -133,33 +148,38 @@ class Guided(Source, ABC):
         return collected
 
 
-def place(scored: Scored) -> tuple[str, int]:
-    """Return the episode's task and number."""
+def episode_key(scored: Scored) -> tuple[str, int]:
+    """Return the id of the episode's task, and the episode's number."""
     return scored.trajectory.task.id, scored.trajectory.sample
 
 
-def again(scored: Scored, *, told: str = "") -> Draw:
-    """Return the draw of an episode that stands for ``scored``: the same task from the same start, with something told."""
+def draw_again(scored: Scored, *, preamble: str = "") -> Draw:
+    """Return the draw of an episode that stands in for ``scored``.
+
+    It plays the same task from the same start: actions that were replayed as a prefix are replayed again.
+    ``preamble`` is put before its first observation.
+    """
     trajectory = scored.trajectory
-    start = tuple(
-        turn.action.text for turn in takewhile(lambda turn: not len(turn.action.tokens), trajectory.turns)
-    )
-    replayed = start if trajectory.num_tokens else ()  # who is no language model has no tokens anywhere
-    return Draw(trajectory.task, 1, stand_in(trajectory.sample), replayed, told)
+    prefix: tuple[str, ...] = ()
+    if trajectory.num_tokens:  # else the policy is not a language model, and a prefix cannot be recognised
+        replayed = takewhile(lambda turn: not len(turn.action.tokens), trajectory.turns)
+        prefix = tuple(turn.action.text for turn in replayed)
+    return Draw(trajectory.task, 1, stand_in(trajectory.sample), prefix, preamble)
 
 
-def untold(trajectory: Trajectory, text: str, renderer: Renderer) -> Trajectory:
-    """Return the trajectory as if ``text`` had never been told: the same tokens in the context without it, and therefore given.
+def without_preamble(trajectory: Trajectory, preamble: str, renderer: Renderer) -> Trajectory:
+    """Return the trajectory with the same tokens in the context without ``preamble``.
 
-    The log-probabilities stay those of the distribution that sampled.
+    The tokens are therefore given; their log-probabilities remain those under the distribution that they were
+    sampled from.
 
     Raises:
-        ValueError: the first observation does not begin with ``text``.
+        ValueError: the first observation does not begin with ``preamble``.
     """
     turns: list[Turn] = []
     for index, turn in enumerate(trajectory.turns):
         if index == 0:
-            turn = replace(turn, observation=_without(turn.observation, text))
+            turn = replace(turn, observation=_without(turn.observation, preamble))
         if len(turn.action.tokens):
             prompt = renderer.prompt(turns, turn.observation)
             turn = replace(
@@ -169,25 +189,30 @@ def untold(trajectory: Trajectory, text: str, renderer: Renderer) -> Trajectory:
     return replace(trajectory, turns=tuple(turns))
 
 
-def needs_origin(guidance: Guided, stage: Stage) -> Iterator[str]:
-    """Yield a line where the stage's loss has nothing for tokens that were given."""
+def loss_problems(guidance: Guided, stage: Stage) -> Iterator[str]:
+    """Yield a problem if the stage's loss treats given tokens like those that the agent sampled."""
     if not stage.objective.loss.handles_given:
         kind, loss = type(guidance).__name__, type(stage.objective.loss).__name__
         yield (
-            f"{kind} brings tokens that the agent did not sample from their context, and {loss} alone treats all alike; "
-            f"use objective.loss=ByOrigin(own={loss}(...), given=NegativeLogLikelihood())"
+            f"{kind} adds tokens that the agent did not sample from their context, and {loss} alone treats "
+            f"all tokens alike; use objective.loss=ByOrigin(own={loss}(...), given=NegativeLogLikelihood())"
         )
 
 
-def needs_given(guidance: Guided, stage: Stage) -> Iterator[str]:
-    """Yield a line where the stage's credit has nothing for groups that were given."""
+def credit_problems(guidance: Guided, stage: Stage) -> Iterator[str]:
+    """Yield a problem if the stage's credit treats given groups like those that the agent played."""
     if not stage.credit.handles_given:
         kind, credit = type(guidance).__name__, type(stage.credit).__name__
-        yield f"{kind} brings groups of nothing but successes, and {credit} would compare them; use credit=Given({credit}(...))"
+        yield (
+            f"{kind} adds groups that hold only successes, and {credit} would compare them with each other; "
+            f"use credit=Given({credit}(...))"
+        )
 
 
-def _without(observation: Observation, text: str) -> Observation:
+def _without(observation: Observation, preamble: str) -> Observation:
     *before, last = observation.messages
-    if not last.content.startswith(text):
-        raise ValueError(f"the first observation was to begin with {text!r}; it reads {last.content[:80]!r}")
-    return replace(observation, messages=(*before, replace(last, content=last.content[len(text) :])))
+    if not last.content.startswith(preamble):
+        raise ValueError(
+            f"the first observation must begin with {preamble!r}; it begins with {last.content[:80]!r}"
+        )
+    return replace(observation, messages=(*before, replace(last, content=last.content[len(preamble) :])))

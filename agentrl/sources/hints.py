@@ -1,57 +1,67 @@
-"""Hints where a whole group failed, at rising levels."""
+"""Hints for groups in which every episode failed, at rising levels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agentrl.errors import ConfigError
 from agentrl.learner.spec import Information
 from agentrl.recipe import Stage
-from agentrl.sources.guided import Guided, Lesson, again, place
-from agentrl.types import ScoredGroup, Trajectory, stand_in
+from agentrl.sources.guided import Guided, Lesson, draw_again, episode_key
+from agentrl.types import Scored, ScoredGroup, Trajectory, stand_in
 
 
 @dataclass(frozen=True, slots=True)
 class PlanShare:
-    """Tell the first ``share`` of the plan that an expert had before the first action, at least one action of it."""
+    """A hint: the first part of the plan that an expert had before the first action, at least one action."""
 
     share: float
+    """Share of the plan's actions, above 0 and at most 1."""
 
     def __call__(self, trajectory: Trajectory) -> str:
-        """Return the hint; empty where there is no plan."""
+        """Return the hint; empty if the first observation has no plan."""
         plan = trajectory.turns[0].observation.plan if trajectory.turns else ()
-        return "hint: " + "; ".join(plan[: math.ceil(self.share * len(plan))]) + "\n" if plan else ""
+        if not plan:
+            return ""
+        return "hint: " + "; ".join(plan[: math.ceil(self.share * len(plan))]) + "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaffold(Guided):
-    """Where all of a group failed, play again with a hint, the smallest first; a success takes the place of a failure (Scaf-GRPO, 2025).
+    """Play again with a hint if a whole group failed, and with larger hints until one helps (Scaf-GRPO).
 
-    The hint is observation, so the success is trained in the context that it was sampled in, and compared with the failures of its group.
-    Where no level helps, the group stays as it is. The published method has three kinds of hints with four levels each, written beforehand;
-    here the levels are parts of the expert's plan unless ``hints`` says otherwise. Agents are evaluated without any.
+    Scaf-GRPO was published in 2025. The first success replaces a failure of the group. The hint is part of
+    the observation, so the success is trained in the context that it was sampled in, and compared with the
+    failures of its group. If no level leads to a success, the group stays as it is. The published method has
+    three kinds of hints with four levels each, written beforehand; by default, the levels here are parts of
+    the expert's plan. Agents are evaluated without hints.
 
-    Counted: ``guidance/stuck`` groups that all failed, ``guidance/hinted`` of them that a hint helped, ``guidance/hint_plays`` episodes.
+    Metrics: ``guidance/stuck`` counts the groups in which every episode failed, ``guidance/hinted`` those of
+    them in which a hint led to a success, ``guidance/hint_plays`` the episodes that were played with a hint.
 
     Raises:
-        ConfigError: groups failed, and there is no hint for any of them: the environment knows no plan.
+        ConfigError: groups failed, and there is no hint for any of them: the environment has no plan.
     """
 
     hints: tuple[Information, ...] = (PlanShare(0.25), PlanShare(0.5), PlanShare(0.75), PlanShare(1.0))
+    """The levels, smallest first: functions from a failed trajectory to its hint; empty text: no hint."""
     since: int = 0
-    """The stage's updates without hints; the paper's are the first 15 percent."""
+    """Updates at the beginning of the stage that have no hints; in the paper, the first 15 percent."""
 
-    def misfits(self, stage: Stage) -> Iterator[str]:
-        """Look for hints, and whether they begin within the stage."""
+    def own_problems(self, stage: Stage) -> Iterator[str]:
+        """Check that there are hints, and that they begin within the stage."""
         if not self.hints:
             yield "source.hints is empty; Scaffold needs at least one"
         if self.since >= stage.updates:
-            yield f"source.since is {self.since}; the stage has {stage.updates} updates, so no hint would ever be given"
+            yield (
+                f"source.since is {self.since}; the stage has {stage.updates} updates, so no hint would ever "
+                "be given; choose a smaller number"
+            )
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Replace the last failure of each group that a hint helps."""
+        """Replace the last failure of each group in which a hint leads to a success."""
         result = list(groups)
         if lesson.update < self.since:
             return result
@@ -62,23 +72,38 @@ class Scaffold(Guided):
         ]
         lesson.count("guidance/stuck", len(stuck))
         lesson.count("guidance/hinted", 0)
-        hinted = 0
+        num_played = 0
         for level, hint in enumerate(self.hints):
-            told = {index: hint(groups[index][-1].trajectory) for index in stuck}
-            draws = [again(groups[index][-1], told=text) for index, text in told.items() if text]
-            hinted += len(draws)
+            failures = [groups[index][-1] for index in stuck]
+            hints = [hint(failure.trajectory) for failure in failures]
+            draws = [
+                draw_again(failure, preamble=text)
+                for failure, text in zip(failures, hints, strict=True)
+                if text
+            ]
+            num_played += len(draws)
             found = await lesson.play(draws, part=level)
-            for index in list(told):
-                task, sample = place(groups[index][-1])
-                success = found.get((task, stand_in(sample)))
-                if success is not None and success.trajectory.success:
+            still_stuck = []
+            for index in stuck:
+                success = _success_for(groups[index][-1], found)
+                if success is None:
+                    still_stuck.append(index)
+                else:
                     result[index] = (*groups[index][:-1], success)
-                    stuck.remove(index)
                     lesson.count("guidance/hinted")
-        lesson.count("guidance/hint_plays", hinted)
-        if stuck and not hinted:
+            stuck = still_stuck
+        lesson.count("guidance/hint_plays", num_played)
+        if stuck and not num_played:
+            task = groups[stuck[0]][-1].trajectory.task
             raise ConfigError(
-                f"task {groups[stuck[0]][-1].trajectory.task.id!r} was never solved and there is no hint for it: its observations carry no "
-                "plan; switch the environment's expert on, or give Scaffold hints of your own"
+                f"task {task.id!r} was never solved and there is no hint for it: its observations carry no "
+                "plan; switch on the environment's expert, or give Scaffold hints of your own"
             )
         return result
+
+
+def _success_for(failure: Scored, found: Mapping[tuple[str, int], Scored]) -> Scored | None:
+    """Return the episode that stands in for ``failure``, if it succeeded."""
+    task, sample = episode_key(failure)
+    scored = found.get((task, stand_in(sample)))
+    return scored if scored is not None and scored.trajectory.success else None

@@ -1,4 +1,4 @@
-"""Privileged play: the agent plays with information, and learns to do the same without."""
+"""Privileged play: the agent plays with privileged information, and learns to act the same without it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ from agentrl.recipe import Collected, Playground, Stage
 from agentrl.render import Renderer
 from agentrl.rewards.payment import Payment
 from agentrl.rollout import WithPreamble
-from agentrl.sources.guided import Guided, Lesson, needs_origin, untold
+from agentrl.sources.guided import Guided, Lesson, loss_problems, without_preamble
 from agentrl.types import Action, End, Observation, Scored, ScoredGroup, Task, Trajectory, Turn, stand_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Privileged(Guided):
-    """Play with ``information`` in the prompt, and train the same tokens under both prompts (pi-Distill; from descriptions that agree).
+    """Play with ``information`` in the prompt, and train the same tokens with it and without it (pi-Distill).
 
-    One network, two prompts: the teacher ``pi^T = pi(.|s, I)`` plays; the student is ``pi^S = pi(.|s)``. With
-    ``J_T = E_T[R] - beta KL(pi^T || pi^S)`` and ``J_S = E_T[(pi^S / pi^T) R] - beta KL(pi^T || pi^S)``, each with its other side held
-    fixed, ``alpha J_T + (1 - alpha) J_S`` is maximised by
+    The method is written from published descriptions, which agree with each other. One network has two
+    prompts: the teacher ``pi^T = pi(.|s, I)`` plays; the student is ``pi^S = pi(.|s)``. With
+    ``J_T = E_T[R] - beta KL(pi^T || pi^S)``, in which the student is held fixed, and
+    ``J_S = E_T[(pi^S / pi^T) R] - beta KL(pi^T || pi^S)``, in which the teacher is held fixed,
+    ``alpha J_T + (1 - alpha) J_S`` is maximised by
 
     ```python
     modifiers=(TowardStudent(beta),),
-    objective=Objective(loss=ByOrigin(own=Clip(), given=FromTeacher(beta), own_weight=alpha, given_weight=1 - alpha)),
+    objective=Objective(
+        loss=ByOrigin(own=Clip(), given=FromTeacher(beta), own_weight=alpha, given_weight=1 - alpha)
+    ),
     ```
 
-    Each group is followed by its students: the same tokens, and their teacher's log-probabilities, in the context without the information;
-    with the same rewards they get the same credit. ``alpha = 0.5`` is the most robust; 0 trains the student alone. Information that says
-    what to *do* serves best. It stands before the first observation, so a renderer with a short ``history`` loses it. Let no other
-    guidance stand around this one; ``rollout/success`` is the teacher's, and evaluation the student's.
+    Each group of teachers is followed by the group of their students: the same tokens with the teacher's
+    log-probabilities, in the context without the information. The rewards are the same, so the credit is too.
+    ``alpha = 0.5`` is the most robust; 0 trains the student alone. Information that says what to *do* works
+    best. It is put before the first observation, so a renderer with a short ``history`` drops it. No other
+    guidance may wrap this one. ``rollout/success`` measures the teacher, evaluations measure the student.
 
-    Counted: ``guidance/untold`` episodes that there was no information for.
+    Metrics: ``guidance/untold`` counts the episodes for which there was no information.
 
     Raises:
         ConfigError: there was no information for any episode of an update.
@@ -42,45 +47,58 @@ class Privileged(Guided):
 
     filters_last: ClassVar[bool] = False
     information: Information = expert_plan
+    """A function from an episode's beginning to the text that only the teacher sees; empty text: no
+    information."""
 
-    def misfits(self, stage: Stage) -> Iterator[str]:
-        """Ask for a loss of its own for students; refuse guidance around it, which would part teachers from students."""
+    def own_problems(self, stage: Stage) -> Iterator[str]:
+        """Check that this source is outermost and that the stage has a loss for students.
+
+        Guidance that wrapped it could separate students from their teachers.
+        """
         if stage.source is not self:
-            yield f"{type(stage.source).__name__} stands around Privileged; it must be the outermost source"
-        yield from needs_origin(self, stage)
+            yield f"{type(stage.source).__name__} wraps Privileged; Privileged must be the outermost source"
+        yield from loss_problems(self, stage)
 
     async def collect(
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
-        """Collect the teacher's groups, and add the students'."""
-        told = replace(ground, host=WithPreamble(ground.host, self._tell))
-        collected = await self.source.collect(told, payment, name=name, update=update, min_group=min_group)
-        untold_episodes = [
-            scored for group in collected.groups for scored in group if not self._told(scored.trajectory)
-        ]
-        if collected.groups and len(untold_episodes) == sum(map(len, collected.groups)):
+        """Collect the teachers' groups, and add the students' group after each."""
+        informed = replace(ground, host=WithPreamble(ground.host, self._preamble))
+        collected = await self.source.collect(
+            informed, payment, name=name, update=update, min_group=min_group
+        )
+        teachers = [scored for group in collected.groups for scored in group]
+        uninformed = [scored for scored in teachers if not self._preamble_of(scored.trajectory)]
+        if teachers and len(uninformed) == len(teachers):
             raise ConfigError(
-                f"there is no information for any episode of update {update}, such as of task {untold_episodes[0].trajectory.task.id!r}: "
-                "its observations carry no plan; switch the environment's expert on, or give Privileged another information"
+                f"there is no information for any episode of update {update}, for example of task "
+                f"{uninformed[0].trajectory.task.id!r}: its observations carry no plan; switch on the "
+                "environment's expert, or set Privileged.information to another function"
             )
-        collected.counts["guidance/untold"] = float(len(untold_episodes))
-        collected.groups = [
-            each
-            for group in collected.groups
-            for each in (group, tuple(self._student(scored, ground.renderer) for scored in group))
-        ]
+        collected.counts["guidance/untold"] = float(len(uninformed))
+        groups: list[ScoredGroup] = []
+        for group in collected.groups:
+            students = tuple(self._student(scored, ground.renderer) for scored in group)
+            groups += [group, students]
+        collected.groups = groups
         return collected
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Add nothing: what is told here is told from the start."""
+        """Return the groups as they are: ``collect`` gives the information before an episode is played."""
         return list(groups)
 
-    def _tell(self, task: Task, observation: Observation) -> str:
+    def _preamble(self, task: Task, observation: Observation) -> str:
+        """Return the information for an episode of which only the first observation is known."""
         return self.information(Trajectory(task, (Turn(observation, Action("")),), End.TRUNCATED))
 
-    def _told(self, trajectory: Trajectory) -> str:
-        return self._tell(trajectory.task, trajectory.turns[0].observation) if trajectory.turns else ""
+    def _preamble_of(self, trajectory: Trajectory) -> str:
+        """Return the information that the episode was played with; empty if the episode has no turns."""
+        if not trajectory.turns:
+            return ""
+        return self._preamble(trajectory.task, trajectory.turns[0].observation)
 
     def _student(self, scored: Scored, renderer: Renderer) -> Scored:
-        trajectory = untold(scored.trajectory, self._told(scored.trajectory), renderer)
+        """Return the student of a teacher's episode."""
+        preamble = self._preamble_of(scored.trajectory)
+        trajectory = without_preamble(scored.trajectory, preamble, renderer)
         return replace(scored, trajectory=replace(trajectory, sample=stand_in(trajectory.sample)))

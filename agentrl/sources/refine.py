@@ -1,67 +1,84 @@
-"""Refinements: a failure is criticised, and played again with the critique in the prompt."""
+"""Refinements: a failed episode is criticised, and its task played again with the critique in the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from agentrl.learner.spec import Information
 from agentrl.recipe import Stage
-from agentrl.sources.guided import Guided, Lesson, again, needs_origin, place, untold
+from agentrl.sources.guided import (
+    Guided,
+    Lesson,
+    draw_again,
+    episode_key,
+    loss_problems,
+    without_preamble,
+)
 from agentrl.types import ScoredGroup, Trajectory, stand_in
 
 
 def last_attempt(trajectory: Trajectory) -> str:
-    """Criticise by the environment's own signals alone: what was done, what of it was refused, and that it failed."""
-    said = [
-        turn.action.text + (" (refused)" if turn.info.get("valid", 1.0) <= 0.0 else "")
-        for turn in trajectory.turns
-    ]
-    return "failed before: " + "; ".join(said) + "\n" if said else ""
+    """Return a critique from the environment's signals alone: the actions, and which of them were refused."""
+    actions = []
+    for turn in trajectory.turns:
+        refused = turn.info.get("valid", 1.0) <= 0.0
+        actions.append(turn.action.text + (" (refused)" if refused else ""))
+    if not actions:
+        return ""
+    return "failed before: " + "; ".join(actions) + "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refined(Guided):
-    """Add refinements to each group: failures played again with a critique in the prompt (Critique-GRPO, Zhang et al. 2025).
+    """Play failures again with a critique in the prompt, and add them to their groups (Critique-GRPO).
 
-    A refinement is trained in the context *without* the critique: it is given, off-policy, and its loss is ``CritiqueShaped``:
-    ``ByOrigin(own=Clip(), given=CritiqueShaped())``. It is compared within its group like any other; the published groups are seven
-    episodes and one refinement. ``critique`` makes a text of a failed trajectory, such as a judge's words; empty: no refinement.
+    Critique-GRPO is Zhang et al. 2025. A refinement is trained in the context *without* the critique: it is
+    given and off-policy, and its loss is ``CritiqueShaped``: ``ByOrigin(own=Clip(),
+    given=CritiqueShaped())``. Credit compares it with the other episodes of its group; the published groups
+    hold seven episodes and one refinement.
 
-    Counted: ``guidance/refined`` refinements, ``guidance/refined_success`` of them that solved the task.
+    Metrics: ``guidance/refined`` counts the refinements, ``guidance/refined_success`` those of them that
+    solved the task.
     """
 
     critique: Information = last_attempt
+    """A function from a failed trajectory to its critique, such as a judge's words; empty text: no
+    refinement."""
     refinements: int = 1
-    """Most failures of a group that are refined."""
+    """The largest number of failures of a group that are refined."""
 
-    def misfits(self, stage: Stage) -> Iterator[str]:
-        """Ask for a loss of its own for refinements."""
+    def own_problems(self, stage: Stage) -> Iterator[str]:
+        """Check ``refinements``, and that the stage has a loss for them."""
         if self.refinements < 1:
             yield f"source.refinements is {self.refinements}; at least 1 is needed"
-        yield from needs_origin(self, stage)
+        yield from loss_problems(self, stage)
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Add them at the end of their groups."""
-        failed = [
+        """Add the refinements at the end of their groups."""
+        failures = [
             [scored for scored in group if not scored.trajectory.success][: self.refinements]
             for group in groups
         ]
-        texts = {place(scored): self.critique(scored.trajectory) for chosen in failed for scored in chosen}
-        draws = [
-            again(scored, told=texts[place(scored)])
-            for chosen in failed
-            for scored in chosen
-            if texts[place(scored)]
-        ]
+        critiques = {}
+        draws = []
+        for failure in chain.from_iterable(failures):
+            critique = self.critique(failure.trajectory)
+            critiques[episode_key(failure)] = critique
+            if critique:
+                draws.append(draw_again(failure, preamble=critique))
         found = await lesson.play(draws)
         result = []
-        for group, chosen in zip(groups, failed, strict=True):
+        for group, chosen in zip(groups, failures, strict=True):
             refined = []
-            for task, sample in map(place, chosen):
-                if (scored := found.get((task, stand_in(sample)))) is not None:
-                    trajectory = untold(scored.trajectory, texts[task, sample], lesson.ground.renderer)
-                    refined.append(replace(scored, trajectory=trajectory))
+            for task, sample in map(episode_key, chosen):
+                refinement = found.get((task, stand_in(sample)))
+                if refinement is not None:
+                    trajectory = without_preamble(
+                        refinement.trajectory, critiques[task, sample], lesson.ground.renderer
+                    )
+                    refined.append(replace(refinement, trajectory=trajectory))
             result.append((*group, *refined))
             lesson.count("guidance/refined", len(refined))
             lesson.count("guidance/refined_success", sum(scored.trajectory.success for scored in refined))
