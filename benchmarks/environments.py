@@ -1,17 +1,19 @@
-"""The environment side: what the path through a worker costs beside the bare engine, and how it scales.
+"""The cost and the scaling of environments: playing through a worker compared with the bare engine.
 
-    python benchmarks/environments.py                       # the compiled game; games are made and compiled first
-    python benchmarks/environments.py --backend facts       # the game's logic: a far cheaper step
+    python benchmarks/environments.py                  # the compiled game; games are generated and compiled
+    first python benchmarks/environments.py --backend facts  # the game's logic, with much cheaper steps
 
-Random play with admissible commands, the same games throughout, each loaded before the clock starts. A ratio is taken between runs that
-stand next to each other in time and is the median over the repeats; times are the least of them, for other work on the machine only adds.
+Every measurement is random play with admissible commands on the same games, each loaded before the clock
+starts. A ratio compares two runs made right after each other, and is the median over the repeats. Times are
+the minimum over the repeats, because other work on the machine only adds time.
 
-- *the package's loop*: CPU per turn of everything (parent, contract, signals, worker) over the package's own loop, which requests the same
-  infos, starts each game once and resets it for each episode;
-- *our engine's loop*: the same, over this environment's own episodes in a plain loop: what the path itself adds, whatever the engine gains;
-- *one core*: turns per second of the whole path with two workers on two cores, over the whole path with one worker confined to one core
-  (parent and worker share it), 64 episodes side by side;
-- *one worker*: the same over one worker with two cores, where the parent already works on the second;
+- *the package's loop*: CPU per turn of everything (parent, contract, signals, worker), over the package's own
+  loop, which requests the same infos, starts each game once and resets it for each episode;
+- *our engine's loop*: the same, over a plain loop of this environment's own episodes. It shows what the path
+  through a worker adds, without the gain of our engine;
+- *one core*: turns per second of the whole path with two workers on two cores, over the whole path with one
+  worker confined to one core (parent and worker share it), with 64 episodes at the same time;
+- *one worker*: the same, over one worker with two cores, where the parent already uses the second core;
 - *idle*: latency of one active episode with 256 idle ones open in the same worker, over its latency alone.
 """
 
@@ -57,11 +59,11 @@ def package_ms(env: TextWorld, tasks: Sequence[Task]) -> float:
     infos = textworld.EnvInfos(admissible_commands=True, moves=True)
     players = {
         file: textworld.start(str((folder / file).with_suffix(suffix)), infos)
-        for file in {str(task.data["file"]) for task in tasks}
+        for file in {task.data["file"] for task in tasks}
     }
     num_turns, started = 0, time.process_time()
     for task in tasks:
-        player = players[str(task.data["file"])]
+        player = players[task.data["file"]]
         dice, state = random.Random(task.id), player.reset()
         for _ in range(TURNS):
             state, _, over = player.step(dice.choice(state["admissible_commands"]))
@@ -75,9 +77,9 @@ def package_ms(env: TextWorld, tasks: Sequence[Task]) -> float:
 
 
 async def engine_ms(env: TextWorld, tasks: Sequence[Task]) -> float:
-    """Return CPU ms per turn of random play in the environment's own episodes, in this process, with nothing around them."""
+    """Return CPU ms per turn of random play in a plain loop of the environment's own episodes."""
     async with env.shared() as shared:
-        for _ in range(2):  # the first time to know the games
+        for _ in range(2):  # the first round loads the games
             num_turns, started = 0, time.process_time()
             for task in tasks:
                 dice, over = random.Random(task.id), False
@@ -95,7 +97,7 @@ async def engine_ms(env: TextWorld, tasks: Sequence[Task]) -> float:
 
 
 def on(cores: set[int], env: TextWorld, tasks: Sequence[Task], num_workers: int) -> tuple[float, float]:
-    """Return what `through_workers` returns where this process and its workers may use no other cores."""
+    """Return the result of `through_workers`, with this process and its workers confined to some cores."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -105,7 +107,7 @@ def on(cores: set[int], env: TextWorld, tasks: Sequence[Task], num_workers: int)
 
 
 async def through_workers(env: TextWorld, tasks: Sequence[Task], num_workers: int) -> tuple[float, float]:
-    """Return CPU ms per turn, all processes together, and turns per second, of random play in workers that know the games."""
+    """Return CPU ms per turn of all processes, and turns per second, in workers that know the games."""
     limits = Limits(max_turns=TURNS, concurrency=64, env_deadline_s=DEADLINE_S)
     draws = [Draw(task, 1, sample) for sample, task in enumerate(tasks)]
     async with Workers(env, num_workers, DEADLINE_S) as host:

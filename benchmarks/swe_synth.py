@@ -1,11 +1,12 @@
-"""Making SWE tasks: valid bugs per CPU-minute, how many there are to be had, and whether the shipped rows hold.
+"""Making SWE tasks: valid bugs per CPU-minute, how many are available, and whether the shipped rows hold.
 
     python benchmarks/swe_synth.py                        # h11, voluptuous, semver: 60 valid bugs each
-    python benchmarks/swe_synth.py --packages cachetools  # others
-    python benchmarks/swe_synth.py --sample               # prove every shipped row by the official rule
+    python benchmarks/swe_synth.py --packages cachetools  # other packages
+    python benchmarks/swe_synth.py --sample               # verify every shipped row by the official rule
 
-CPU time is that of everything: syntax trees, sandboxes, the suites without bugs, both runs of every candidate. Rows are not written or
-graded here. The number to be had is the number of candidates times the share that is valid, single bugs only; combinations come on top.
+CPU time includes everything: syntax trees, sandboxes, the suites without bugs, both runs of every candidate.
+Rows are neither written nor graded. The number of available bugs is the number of candidates times the share
+that is valid, for single bugs only; combined bugs come on top.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ import resource
 from collections import Counter
 
 from agentrl_environments.swe import SAMPLE, rows
-from agentrl_environments.swe.cli import prove
+from agentrl_environments.swe.cli import verify_all
 from agentrl_environments.swe.synth import mutate, packages, validate
-from agentrl_environments.swe.synth.validate import Outcome
+from agentrl_environments.swe.synth.candidates import CandidateOutcome
 from agentrl_sandboxes.local import Local
 from rich.console import Console
 from rich.table import Table
 
 TARGET = 25.0
-"""Valid bugs per CPU-minute that are asked for."""
+"""Required valid bugs per CPU-minute."""
 
 
 def cpu_s() -> float:
-    """Return the processor time of this process and of all it has waited for."""
+    """Return the processor time of this process and of all children that it has waited for."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 async def search(name: str, target: int, workers: int) -> Counter[str]:
-    """Find valid bugs of a package, from nothing, and end everything that was started."""
+    """Find valid bugs of a package, without earlier results; count the candidates by outcome."""
     tree = packages.fetch(packages.named(name))
     async with Local().serve(run="benchmark") as sandboxes:
         found = validate.search(
@@ -45,7 +46,7 @@ async def search(name: str, target: int, workers: int) -> Counter[str]:
 def measure(names: list[str], target: int, workers: int) -> None:
     """Print the table."""
     table = Table(
-        "package", "tried", "valid", "CPU s", "valid / CPU-min", f"x {TARGET:.0f}", "candidates", "to be had"
+        "package", "tried", "valid", "CPU s", "valid / CPU-min", f"x {TARGET:.0f}", "candidates", "available"
     )
     total = 0.0
     for name in names:
@@ -53,29 +54,29 @@ def measure(names: list[str], target: int, workers: int) -> None:
         before = cpu_s()
         counts = asyncio.run(search(name, target, workers))
         spent = cpu_s() - before
-        available = sum(1 for _ in mutate.candidates(tree, seed=0, per_function=10**9))
-        tried, valid = sum(counts.values()), counts[Outcome.VALID]
-        rate, to_be_had = 60 * valid / spent, available * valid / tried
-        total += to_be_had
+        num_candidates = sum(1 for _ in mutate.candidates(tree, seed=0, per_function=10**9))
+        tried, valid = sum(counts.values()), counts[CandidateOutcome.VALID]
+        rate, available = 60 * valid / spent, num_candidates * valid / tried
+        total += available
         cells = (
             tried,
             valid,
             f"{spent:.0f}",
             f"{rate:.0f}",
             f"{rate / TARGET:.1f}",
-            available,
-            f"{to_be_had:.0f}",
+            num_candidates,
+            f"{available:.0f}",
         )
         table.add_row(name, *map(str, cells))
     Console().print(table)
-    Console().print(f"{total:.0f} valid single bugs to be had from {len(names)} packages")
+    Console().print(f"{total:.0f} valid single bugs available from {len(names)} packages")
 
 
-async def prove_sample(workers: int) -> None:
-    """Print which shipped rows do not hold."""
+async def verify_sample(workers: int) -> None:
+    """Print the shipped rows that fail verification."""
     sample = rows.load(SAMPLE)
     async with Local().serve(run="benchmark") as sandboxes:
-        failed = await prove(sandboxes, sample, workers=workers)
+        failed = await verify_all(sandboxes, sample, workers=workers)
     for problem in failed.values():
         Console().print(problem)
     Console().print(f"{len(sample) - len(failed)} of {len(sample)} shipped rows hold")
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--sample", action="store_true")
     options = parser.parse_args()
     if options.sample:
-        asyncio.run(prove_sample(options.workers))
+        asyncio.run(verify_sample(options.workers))
     else:
         measure(options.packages, options.target, options.workers)
 

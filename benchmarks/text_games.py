@@ -1,12 +1,13 @@
-"""Text games: who wins how often without learning, and what a step costs beside the package's own player.
+"""Text games: success without learning, and the cost of a step compared with the package's own player.
 
-    python benchmarks/text_games.py                                   # the table of environments/README.md, and the cost of a step
+    python benchmarks/text_games.py             # the table of environments/README.md, and the cost of a step
     python benchmarks/text_games.py --games coin-r8-q4 --test 50 --z8 4
 
-Baselines: one episode per game of the test panel; success with its 95% interval, and turns. Random play draws uniformly from all
-admissible commands. Cost: CPU ms per step of uniform random play with admissible commands, resets included, against the package's own
-player in a plain loop: ``TextWorldEnv`` for the game's logic, ``textworld.start`` for the compiled game (``--z8`` games are compiled for
-it, seconds each; 0 leaves it out). Games are loaded before the clock starts, on both sides.
+Baselines: one episode per game of the test panel; success with its 95% interval, and turns. Random play draws
+uniformly from all admissible commands. Cost: CPU ms per step of uniform random play with admissible commands,
+resets included, compared with the package's own player in a plain loop: ``TextWorldEnv`` for the game's
+logic, ``textworld.start`` for the compiled game. ``--z8`` is the number of games to compile for that, which
+takes seconds each; 0 leaves the compiled game out. Games are loaded before the clock starts, on both sides.
 """
 
 from __future__ import annotations
@@ -31,9 +32,17 @@ from agentrl.rollout import Limits
 from agentrl.types import Task
 
 GAMES = (
-    "coin-r6-q4", "coin-r8-q4", "coin-r12-q6", "w2-o3-q4", "w4-o6-q4", "w4-o6-q8", "treasure-l5", "treasure-l12",
-    "cooking-r1-t1-g1", "cooking-r2-t1-g6-open-cook-cut",
-)  # fmt: skip
+    "coin-r6-q4",
+    "coin-r8-q4",
+    "coin-r12-q6",
+    "w2-o3-q4",
+    "w4-o6-q4",
+    "w4-o6-q8",
+    "treasure-l5",
+    "treasure-l12",
+    "cooking-r1-t1-g1",
+    "cooking-r2-t1-g6-open-cook-cut",
+)
 PLAIN_COST = ("coin-r8-q4", "w2-o3-q4", "w4-o6-q8", "cooking-r2-t1-g6-open-cook-cut")
 REPEATS = 3
 TURNS = 20
@@ -64,10 +73,10 @@ def baselines(games: Sequence[str], num_test: int) -> Table:
 
 
 async def ours(env: TextWorld, tasks: Sequence[Task]) -> float:
-    """Return CPU ms per step of random play through the contract, on games that nobody has played yet in this process."""
+    """Return CPU ms per step of random play through the contract, on games not yet played in this process."""
     num_steps = 0
     async with env.shared() as shared:
-        for task in tasks:  # loading a game is not playing it
+        for task in tasks:  # loading a game is not part of the measurement
             async with env.open(task, None, shared):
                 pass
         started = time.process_time()
@@ -97,12 +106,12 @@ def bare(env: TextWorld, tasks: Sequence[Task]) -> float:
 
     def logic(task: Task) -> textworld.Environment:
         player = TextWorldEnv(infos)
-        player._game = engine.load(games.load(str(task.data["file"])))
+        player._game = engine.load(games.load(task.data["file"]))
         player._inform7 = Inform7Game(player._game)
         return player
 
     def compiled(task: Task) -> textworld.Environment:
-        return textworld.start(str(Path(games.folder, str(task.data["file"])).with_suffix(".z8")), infos)
+        return textworld.start(str(Path(games.folder, task.data["file"]).with_suffix(".z8")), infos)
 
     make = logic if env.backend == "facts" else compiled
     players = {task.id: make(task) for task in tasks}
@@ -122,7 +131,7 @@ def bare(env: TextWorld, tasks: Sequence[Task]) -> float:
 
 
 def costs(games: Sequence[str], num_z8: int) -> Table:
-    """Measure steps and return them as a table; the least of a few repeats, for other work only ever adds."""
+    """Measure steps and return a table; times are the minimum of a few repeats (other work only adds)."""
     table = Table("game", "back end", "observation", "package ms", "ours ms", "ratio")
     for game in games:
         modes = [TextWorld(game=game, test=40, max_turns=TURNS)]

@@ -1,4 +1,4 @@
-"""Two real bugs in real packages, made by hand, and the sandboxes that tests of the swe environment run in."""
+"""Two real bugs in real packages, made by hand, and the sandboxes in which the swe tests run."""
 
 import ast
 import asyncio
@@ -92,7 +92,7 @@ def trees(instance: Instance) -> Trees:
 @asynccontextmanager
 async def sandbox(instance: Instance) -> AsyncIterator[Sandbox]:
     """Open a sandbox for an instance."""
-    task = Swe(image=IMAGE)._task(instance)
+    task = Swe(image=IMAGE).task_of(instance)
     assert task.sandbox
     async with PROVIDER.serve() as served, served.open(task.sandbox) as opened:
         yield opened
@@ -108,10 +108,10 @@ def _instance(
     passes: tuple[str, ...],
     statement: str,
 ) -> Instance:
-    """Return the instance of a bug: in ``path``, where the right text became a wrong one; the failing tests are hidden."""
+    """Return the instance of a bug in ``path``; ``change`` has the right and the wrong text."""
     try:
         tree = packages.fetch(packages.named(name))
-    except packages.Refused as problem:
+    except packages.UnusablePackage as problem:
         pytest.skip(f"{name} cannot be had here: {problem}")
     solved, whole = tree.files[path].decode(), tree.files[tests].decode()
     right, wrong = change

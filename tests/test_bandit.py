@@ -95,7 +95,7 @@ def played_reset(task) -> str:
 
 
 class Table:
-    """A softmax policy over the last observation, by its text: the smallest thing that can learn by reinforcement."""
+    """A softmax policy over the text of the last observation: a smallest policy that can learn."""
 
     def __init__(self):
         self.logits = defaultdict(lambda: np.zeros(3))

@@ -1,6 +1,6 @@
 import pytest
 from agentrl_environments.swe import actions, diffs, expert
-from agentrl_environments.swe.actions import OPTIONAL, PARAMETERS, Call, Refused, parse, render
+from agentrl_environments.swe.actions import OPTIONAL, PARAMETERS, Call, InvalidAction, parse, render
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,13 +108,13 @@ def test_every_form_is_understood(text, call):
     ],
 )
 def test_what_is_no_call_is_answered_with_the_reason(text, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidAction, match=message):
         parse(text)
 
 
 def test_where_commands_are_all_there_is_nothing_else_is_a_call():
     assert parse("```bash\nls\n```", bash_only=True).tool == "bash"
-    with pytest.raises(Refused, match="no tool 'submit' here"):
+    with pytest.raises(InvalidAction, match="no tool 'submit' here"):
         parse("submit", bash_only=True)
 
 

@@ -1,4 +1,4 @@
-"""Rows of every format of the field, graded by their own rule on a real package; the image is stood in for by its tree."""
+"""Rows of every format of the field, graded by their own rule on a real package instead of an image."""
 
 import asyncio
 import io
@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import swe_tasks
 from agentrl_environments.swe import diffs, rows, sources
-from agentrl_environments.swe.grade import Outcome, Verdict, grade
+from agentrl_environments.swe.grade import GradingOutcome, Verdict, grade
 from agentrl_environments.swe.rows import Instance
-from agentrl_environments.swe.workspace import Trees, lay, tools_folder
+from agentrl_environments.swe.workspace import Trees, lay_out, tools_folder
 
 from agentrl.sandbox import Sandbox
 from agentrl.types import SandboxSpec
@@ -107,9 +107,9 @@ def test_a_swe_bench_row_is_graded_on_its_image():
         USELESS,
         diffs.unified("conftest.py", "", "import os\nos._exit(0)\n") + bug.patch,
     )
-    assert right.outcome is Outcome.RESOLVED
-    assert (useless.outcome, useless.fixed, useless.kept) == (Outcome.UNRESOLVED, 0.0, 1.0)
-    assert (cheat.outcome, cheat.restored) == (Outcome.RESOLVED, ("conftest.py",))
+    assert right.outcome is GradingOutcome.RESOLVED
+    assert (useless.outcome, useless.fixed, useless.kept) == (GradingOutcome.UNRESOLVED, 0.0, 1.0)
+    assert (cheat.outcome, cheat.restored) == (GradingOutcome.RESOLVED, ("conftest.py",))
 
 
 def test_a_swe_smith_row_starts_from_its_bug_and_is_solved_by_the_reverse():
@@ -129,8 +129,8 @@ def test_a_swe_smith_row_starts_from_its_bug_and_is_solved_by_the_reverse():
     assert "--verbose" in instance.command
     instance = replace(instance, command=f"{COMMAND.replace('-q -rA', '--verbose')} h11/tests/test_util.py")
     right, useless = graded(instance, image(solved=True), instance.patch, USELESS)
-    assert right.outcome is Outcome.RESOLVED
-    assert (useless.outcome, useless.fixed, useless.kept) == (Outcome.UNRESOLVED, 0.0, 1.0)
+    assert right.outcome is GradingOutcome.RESOLVED
+    assert (useless.outcome, useless.fixed, useless.kept) == (GradingOutcome.UNRESOLVED, 0.0, 1.0)
 
 
 def test_an_r2e_gym_row_hides_its_tests_and_is_graded_by_its_exact_map():
@@ -159,14 +159,14 @@ def test_an_r2e_gym_row_hides_its_tests_and_is_graded_by_its_exact_map():
     }
     instance = rows.from_row(row)
     right, useless = graded(instance, files, instance.patch, USELESS)
-    assert (right.outcome, right.fixed) == (Outcome.RESOLVED, 1.0)
-    assert (useless.outcome, useless.fixed) == (Outcome.UNRESOLVED, 0.5)
+    assert (right.outcome, right.fixed) == (GradingOutcome.RESOLVED, 1.0)
+    assert (useless.outcome, useless.fixed) == (GradingOutcome.UNRESOLVED, 0.5)
 
     async def seen() -> str:
         async with swe_tasks.PROVIDER.serve() as served, served.open(SPEC) as opened:
             box = Imaged(opened, files)
             await box.fill()
-            await lay(opened, instance, Trees())
+            await lay_out(opened, instance, Trees())
             found = await opened.exec(
                 ["bash", "-c", "ls / /testbed /r2e_tests 2>/dev/null; git tag; git log --oneline | wc -l"]
             )
@@ -180,8 +180,10 @@ def test_an_r2e_gym_row_hides_its_tests_and_is_graded_by_its_exact_map():
 
 
 def test_unittest_is_run_and_read():
-    test = "import unittest\nfrom h11._util import validate\nimport re\n\n\nclass T(unittest.TestCase):\n    def test_all(self):\n"
-    test += "        self.assertRaises(Exception, validate, re.compile(b'a'), b'ab')\n\n    def test_some(self):\n        'It is kept.'\n"
+    test = "import unittest\nfrom h11._util import validate\nimport re\n\n\n"
+    test += "class T(unittest.TestCase):\n    def test_all(self):\n"
+    test += "        self.assertRaises(Exception, validate, re.compile(b'a'), b'ab')\n\n"
+    test += "    def test_some(self):\n        'It is kept.'\n"
     bug = swe_tasks.h11()
     instance = replace(
         bug,
@@ -193,8 +195,8 @@ def test_unittest_is_run_and_read():
         pass_to_pass=("It is kept.",),
     )
     right, useless = graded(instance, image(solved=False), bug.patch, USELESS)
-    assert right.outcome is Outcome.RESOLVED
-    assert (useless.outcome, useless.fixed, useless.kept) == (Outcome.UNRESOLVED, 0.0, 1.0)
+    assert right.outcome is GradingOutcome.RESOLVED
+    assert (useless.outcome, useless.fixed, useless.kept) == (GradingOutcome.UNRESOLVED, 0.0, 1.0)
 
 
 def test_rows_of_other_tools_read_ours_as_swe_bench(tmp_path):

@@ -7,8 +7,8 @@ from agentrl_environments.swe import rows, sources
 from agentrl_environments.swe.repair import Repair, menu
 from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.synth import build
-from agentrl_environments.swe.synth.mutate import Candidate
-from agentrl_environments.swe.synth.validate import SPEC, Failure, Finding, Outcome
+from agentrl_environments.swe.synth.candidates import Candidate, CandidateOutcome, CheckedCandidate, Failure
+from agentrl_environments.swe.synth.validate import SPEC
 
 from agentrl.types import Observation, Step
 
@@ -25,7 +25,10 @@ BASE = BUG.apply({"toy/calc.py": toy.CALC})["toy/calc.py"]
 def row(bug: Candidate = BUG) -> Instance:
     failures = {test: Failure(type="AssertionError", message="") for test in FAILING}
     made = build.instance(
-        toy.tree(), Finding(candidate=bug, outcome=Outcome.VALID, fail_to_pass=FAILING, failures=failures)
+        toy.tree(),
+        CheckedCandidate(
+            candidate=bug, outcome=CandidateOutcome.VALID, fail_to_pass=FAILING, failures=failures
+        ),
     )
     return dataclasses.replace(
         build.narrowed(build.completed(made, "", (*FAILING, "tests/test_calc.py::test_total"))), repo="toolz"

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from agentrl_environments.swe import diffs, rows
-from agentrl_environments.swe.rows import Instance, Source
+from agentrl_environments.swe.rows import Instance, SourceDistribution
 
 from agentrl.errors import ConfigError
 
@@ -81,7 +81,7 @@ OURS = Instance(
     problem_statement="it is broken",
     patch=FIX,
     fail_to_pass=("tests/test_a.py::test_x",),
-    source=Source("h11", "0.16.0", "0" * 64),
+    source=SourceDistribution("h11", "0.16.0", "0" * 64),
     command=rows.PYTEST,
     site="pkg/a.py:f",
     kind="operator",
@@ -173,10 +173,10 @@ def test_every_missing_field_is_named_with_its_file_and_line(name, tmp_path):
         ("FAIL_TO_PASS", [1], "field 'FAIL_TO_PASS' must be a list of test names"),
         ("FAIL_TO_PASS", [], "field 'FAIL_TO_PASS' is empty"),
         ("patch", "", "field 'patch' is empty"),
-        ("patch", "hello", "field 'patch' is no unified diff"),
-        ("patch", FIX[: FIX.index("+x")], "field 'patch' is no unified diff: .* short"),
+        ("patch", "hello", "field 'patch' is not a unified diff"),
+        ("patch", FIX[: FIX.index("+x")], "field 'patch' is not a unified diff: .* short"),
         ("instance_id", 3, "field 'instance_id' must be text, found int"),
-        ("agentrl", {"imaeg": "x"}, "field 'agentrl' holds imaeg"),
+        ("agentrl", {"imaeg": "x"}, "field 'agentrl' has unknown entries imaeg"),
         ("agentrl", {"command": "pytest", "parser": "nose"}, "parser is 'nose'"),
         ("agentrl", {"command": ""}, "command is empty"),
         ("agentrl", {"command": "pytest", "source": {"package": "x"}}, "field 'agentrl'"),
@@ -195,10 +195,10 @@ def test_a_wrong_field_is_named(field, value, message):
         ("a.jsonl", b"", r"a.jsonl has no rows"),
         ("a.jsonl", b"\xff\xfe", r"is not UTF-8"),
         ("a.json", b"{}", r"must hold a list of rows, found dict"),
-        ("a.parquet", b"nothing", r"is no Parquet file"),
+        ("a.parquet", b"nothing", r"is not a Parquet file"),
         ("a.jsonl.gz", b"no archive", r"cannot read .*a\.jsonl\.gz: Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], r"cannot read .*a\.jsonl\.gz: Compressed file ended"),
-        ("a.csv", b"a,b", r"is no .json, .jsonl, .jsonl.gz or .parquet file"),
+        ("a.csv", b"a,b", r"is not a .json, .jsonl, .jsonl.gz or .parquet file"),
         ("missing.jsonl", None, r"cannot read .*missing.jsonl"),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(name, content, message, t
 
 def test_ids_are_unique_in_a_file(tmp_path):
     rows.write(tmp_path / "a.jsonl", [OURS, OURS])
-    with pytest.raises(ConfigError, match=r":2: instance_id 'h11-1' is there already"):
+    with pytest.raises(ConfigError, match=r":2: instance_id 'h11-1' occurs twice"):
         rows.load(tmp_path / "a.jsonl")
 
 

@@ -11,7 +11,7 @@ from agentrl_environments.swe import SAMPLE, Swe, diffs, rows
 from agentrl_environments.swe.repair import Repair
 from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.synth import packages
-from agentrl_environments.swe.synth.mutate import COMBINED
+from agentrl_environments.swe.synth.candidates import COMBINED
 from agentrl_environments.swe.synth.statements import leaks
 
 from agentrl.errors import ConfigError
@@ -75,19 +75,19 @@ def test_the_licences_of_all_quoted_packages_are_named() -> None:
 
 @pytest.mark.slow
 def test_a_random_part_of_the_shipped_rows_stands_the_official_rule(shipped: tuple[Instance, ...]) -> None:
-    from agentrl_environments.swe.cli import prove
+    from agentrl_environments.swe.cli import verify_all
     from agentrl_sandboxes.local import Local
 
     chosen = random.Random().sample(shipped, 5)
     try:
         for row in chosen:
             packages.fetch(packages.named(f"{row.repo}"))
-    except packages.Refused as problem:
+    except packages.UnusablePackage as problem:
         pytest.skip(f"source distributions are not at hand: {problem}")
 
     async def work() -> dict[str, str]:
         async with Local().serve(run="test") as sandboxes:
-            return await prove(sandboxes, chosen, workers=2)
+            return await verify_all(sandboxes, chosen, workers=2)
 
     try:
         failed = asyncio.run(work())

@@ -1,6 +1,6 @@
 import pytest
-from agentrl_environments.swe import diffs, hacks, rows, scan
-from agentrl_environments.swe.rows import Instance, Source
+from agentrl_environments.swe import attacks, diffs, rows, scan
+from agentrl_environments.swe.rows import Instance, SourceDistribution
 
 from agentrl.types import Action, End, Observation, Task, Trajectory, Turn
 
@@ -10,7 +10,7 @@ INSTANCE = Instance(
     problem_statement="x",
     patch=diffs.unified("pkg/a.py", "x = 1\n", "x = 2\n"),
     fail_to_pass=("tests/test_a.py::t",),
-    source=Source("pkg", "1.0", "0" * 64),
+    source=SourceDistribution("pkg", "1.0", "0" * 64),
     command=rows.PYTEST,
 )
 
@@ -27,10 +27,10 @@ def trajectory(*actions: str, patch: str = "", success: float = 0.0, rejected: f
     return Trajectory(Task("x"), turns, End.TERMINATED, 3, final=final)
 
 
-@pytest.mark.parametrize("commands_only", [True, False])
-def test_every_attack_but_doing_nothing_leaves_a_trace(commands_only):
-    attacks = hacks.attacks(INSTANCE, commands_only=commands_only)
-    unseen = [name for name, actions in attacks.items() if not list(scan.scan([trajectory(*actions)]))]
+@pytest.mark.parametrize("bash_only", [True, False])
+def test_every_attack_but_doing_nothing_leaves_a_trace(bash_only):
+    scripts = attacks.attacks_on(INSTANCE, bash_only=bash_only)
+    unseen = [name for name, actions in scripts.items() if not list(scan.scan([trajectory(*actions)]))]
     assert unseen == ["no patch", "empty the tests", "a process left behind"]
 
 

@@ -3,7 +3,7 @@ import tarfile
 
 import pytest
 from agentrl_environments.swe import sources
-from agentrl_environments.swe.rows import Source
+from agentrl_environments.swe.rows import SourceDistribution
 from agentrl_environments.swe.synth import packages
 
 from agentrl.errors import ConfigError
@@ -18,15 +18,16 @@ def test_an_archive_is_a_function_of_its_files_alone():
 
 
 @pytest.mark.parametrize(
-    "get", [lambda cache: sources.archive(Source("nowhere", "1.0", "0" * 64), cache), sources.tools]
+    "get",
+    [lambda cache: sources.archive(SourceDistribution("nowhere", "1.0", "0" * 64), cache), sources.tools],
 )
 def test_what_cannot_be_had_is_a_mistake_that_its_owner_can_mend(get, tmp_path, monkeypatch):
     def refuse(*_: object) -> bytes:
-        raise packages.Refused("download", "pip could not fetch it: no network")
+        raise packages.UnusablePackage("download", "pip could not fetch it: no network")
 
     monkeypatch.setattr(packages, "_download", refuse)
     with pytest.raises(
-        ConfigError, match=r"no network; give this machine's pip a network .* or copy the cache folder"
+        ConfigError, match=r"no network; give pip access to a network .* or copy the cache folder"
     ):
         get(str(tmp_path))
 
@@ -35,8 +36,8 @@ def test_a_cached_archive_of_another_content_is_not_used(tmp_path, monkeypatch):
     (tmp_path / "nowhere-1.0.tar.gz").write_bytes(b"something else")
 
     def refuse(*_: object) -> bytes:
-        raise packages.Refused("download", "it was asked for again")
+        raise packages.UnusablePackage("download", "it was asked for again")
 
     monkeypatch.setattr(packages, "_download", refuse)
     with pytest.raises(ConfigError, match="asked for again"):
-        sources.archive(Source("nowhere", "1.0", "0" * 64), str(tmp_path))
+        sources.archive(SourceDistribution("nowhere", "1.0", "0" * 64), str(tmp_path))

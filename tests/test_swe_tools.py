@@ -5,7 +5,7 @@ import pytest
 import swe_tasks
 from agentrl_environments.swe.actions import parse
 from agentrl_environments.swe.tools import QUIET, Result, Tools, clip
-from agentrl_environments.swe.workspace import Trees, extract, lay, tree
+from agentrl_environments.swe.workspace import Trees, extract_patch, lay_out, tree_hash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,22 +135,23 @@ def test_the_patch_is_what_differs_from_the_base_whatever_the_agent_does_with_gi
 
     async def body() -> None:
         async with swe_tasks.sandbox(instance) as box:
-            base = await lay(box, instance, swe_tasks.trees(instance))
-            before = await tree(box)
-            assert await extract(box, base) == b""
+            base = await lay_out(box, instance, swe_tasks.trees(instance))
+            before = await tree_hash(box)
+            assert await extract_patch(box, base) == b""
             history = await box.exec(["git", "log", "--all", "--oneline"])
             assert history.stdout.count(b"\n") == 1
-            script = "echo x >new.py; rm README.rst; git add -A; git commit -qm mine; mkdir __pycache__; touch __pycache__/a.pyc; "
+            script = "echo x >new.py; rm README.rst; git add -A; git commit -qm mine; "
+            script += "mkdir __pycache__; touch __pycache__/a.pyc; "
             script += "echo y >>new.py"
             assert (await box.exec(["bash", "-c", script])).exit_code == 0
-            assert await tree(box) not in ("", before)
-            patch = await extract(box, base)
+            assert await tree_hash(box) not in ("", before)
+            patch = await extract_patch(box, base)
             assert b"+++ b/new.py\n@@ -0,0 +1,2 @@\n+x\n+y\n" in patch
             assert b"deleted file mode 100644" in patch
             assert b"pycache" not in patch
             await box.exec(["rm", "-rf", ".git"])
-            assert await extract(box, base) == b""
-            assert await tree(box) == ""
+            assert await extract_patch(box, base) == b""
+            assert await tree_hash(box) == ""
 
     swe_tasks.provider()
     asyncio.run(body())
@@ -161,13 +162,14 @@ def test_an_edit_that_keeps_a_files_length_is_seen_however_young_the_file_is():
 
     async def body() -> None:
         async with swe_tasks.sandbox(instance) as box:
-            await lay(box, instance, swe_tasks.trees(instance))
+            await lay_out(box, instance, swe_tasks.trees(instance))
             script = (
-                "while [ $(date +%N | cut -c1) != 0 ]; do sleep 0.01; done; echo 1 >x; "  # all of it within a second
+                # all of it within a second
+                "while [ $(date +%N | cut -c1) != 0 ]; do sleep 0.01; done; echo 1 >x; "
                 "git add -A && git write-tree; echo 2 >x; sleep 1"
             )
             before = await box.exec(["bash", "-c", script])
-            assert before.stdout.decode().strip() != await tree(box) != ""
+            assert before.stdout.decode().strip() != await tree_hash(box) != ""
 
     swe_tasks.provider()
     asyncio.run(body())
@@ -178,9 +180,9 @@ def test_the_base_is_the_same_commit_every_time():
 
     async def body() -> tuple[str, str]:
         async with swe_tasks.sandbox(instance) as box:
-            first = await lay(box, instance, swe_tasks.trees(instance))
+            first = await lay_out(box, instance, swe_tasks.trees(instance))
             await box.reset()
-            return first, await lay(box, instance, swe_tasks.trees(instance))
+            return first, await lay_out(box, instance, swe_tasks.trees(instance))
 
     swe_tasks.provider()
     first, second = asyncio.run(body())
@@ -195,19 +197,16 @@ def test_an_image_with_a_history_is_laid_out_without_it_and_without_what_is_hidd
     async def body() -> None:
         async with swe_tasks.PROVIDER.serve() as served, served.open(SPEC) as box:
             script = (
-                "git init -q . && git config user.name x && git config user.email x@x && echo '*.so' >.gitignore && echo 1 >a.py && "
-                "echo kept >ignored.so && git add -A && git add -f ignored.so && git commit -qm fix && git tag later && "
-                "echo 2 >a.py && git commit -qam base && touch secret.py run_tests.sh built.so 'built [1]' && mkdir .venv && touch .venv/x"
+                "git init -q . && git config user.name x && git config user.email x@x && "
+                "echo '*.so' >.gitignore && echo 1 >a.py && echo kept >ignored.so && "
+                "git add -A && git add -f ignored.so && git commit -qm fix && git tag later && "
+                "echo 2 >a.py && git commit -qam base && "
+                "touch secret.py run_tests.sh built.so 'built [1]' && mkdir .venv && touch .venv/x"
             )
             assert (await box.exec(["bash", "-c", script])).exit_code == 0
-            await lay(box, image, Trees())
-            listed = await box.exec(
-                [
-                    "bash",
-                    "-c",
-                    "git ls-files; git tag; git log --all --oneline | wc -l; git cat-file -e HEAD~1; git status -s; ls",
-                ]
-            )
+            await lay_out(box, image, Trees())
+            script = "git ls-files; git tag; git log --all --oneline | wc -l; git cat-file -e HEAD~1; "
+            listed = await box.exec(["bash", "-c", script + "git status -s; ls"])
             assert listed.stdout.decode().split() == [
                 ".gitignore",
                 "a.py",

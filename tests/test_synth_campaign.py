@@ -8,14 +8,13 @@ from agentrl_environments.swe import Swe, rows, sources
 from agentrl_environments.swe.cli import app
 from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.synth import build, campaign, packages
-from agentrl_environments.swe.synth.mutate import COMBINED
-from agentrl_environments.swe.synth.packages import Package
+from agentrl_environments.swe.synth.candidates import COMBINED, CandidateOutcome, CheckedCandidate, Failure
+from agentrl_environments.swe.synth.packages import PinnedPackage
 from agentrl_environments.swe.synth.statements import leaks
-from agentrl_environments.swe.synth.validate import Failure, Finding, Outcome
 from typer.testing import CliRunner
 
 pytest.importorskip("libcst", reason="making tasks needs libcst")
-TOY = Package(name="toy", version="1.0")
+TOY = PinnedPackage(name="toy", version="1.0")
 
 
 @pytest.fixture
@@ -31,8 +30,8 @@ def cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     return folder
 
 
-def run(plan: campaign.Plan, folder) -> campaign.Report:
-    async def work() -> campaign.Report:
+def run(plan: campaign.CampaignPlan, folder) -> campaign.CampaignReport:
+    async def work() -> campaign.CampaignReport:
         async with toy.CleanProvider().serve() as sandboxes:
             return await campaign.run(sandboxes, plan, folder)
 
@@ -43,12 +42,14 @@ def run(plan: campaign.Plan, folder) -> campaign.Report:
 def test_a_campaign_makes_rows_that_stand_the_official_rule_and_goes_on_where_it_was_stopped(
     cache, tmp_path
 ) -> None:
-    plan = campaign.Plan(packages=(TOY, Package(name="absent", version="1.0")), per_package=8, workers=2)
+    plan = campaign.CampaignPlan(
+        packages=(TOY, PinnedPackage(name="absent", version="1.0")), per_package=8, workers=2
+    )
     first = run(plan, tmp_path / "findings")
     assert len(first.rows) >= 7
     assert first.unverified == {}
-    assert first.refused["absent"].reason == "download"
-    assert first.outcomes["toy"][Outcome.VALID] >= 8
+    assert first.unusable["absent"].reason == "download"
+    assert first.outcomes["toy"][CandidateOutcome.VALID] >= 8
     assert COMBINED in {row.kind for row in first.rows}
     for row in first.rows:
         assert row.patch.startswith("diff --git a/toy/calc.py")
@@ -113,15 +114,17 @@ def test_the_command_line_makes_and_proves_rows_and_says_which_do_not_hold(
     assert "toy-lying: without the fix" in " ".join(proved.output.split())
 
 
-def finding(kind: str, number: int, *, tests: int = 1, function: str = "f", complexity: int = 1) -> Finding:
+def finding(
+    kind: str, number: int, *, tests: int = 1, function: str = "f", complexity: int = 1
+) -> CheckedCandidate:
     bug = toy.bug("if value < low:", f"if value < low + {number}:", kind=kind, function=function)
     names = tuple(f"t.py::test_{index}" for index in range(tests))
     failures = {
         name: Failure(type="KeyError", message="", frames=(("toy/calc.py", 10, "clamp"),)) for name in names
     }
-    return Finding(
+    return CheckedCandidate(
         candidate=dataclasses.replace(bug, complexity=complexity),
-        outcome=Outcome.VALID,
+        outcome=CandidateOutcome.VALID,
         fail_to_pass=names,
         failures=failures,
     )
@@ -160,7 +163,12 @@ def test_a_row_hides_the_tests_that_its_bug_breaks_and_names_nothing_of_the_fix(
     )
     row = build.instance(
         tree,
-        Finding(candidate=bug, outcome=Outcome.VALID, fail_to_pass=failing, failures={failing[0]: failure}),
+        CheckedCandidate(
+            candidate=bug,
+            outcome=CandidateOutcome.VALID,
+            fail_to_pass=failing,
+            failures={failing[0]: failure},
+        ),
     )
     assert "+def test_clamp_high" in row.test_patch
     assert "+def test_clamp_inside" in row.test_patch
@@ -189,9 +197,9 @@ def test_no_function_is_in_two_splits() -> None:
 
 def test_rows_are_packed_to_the_same_bytes_and_read_back(tmp_path) -> None:
     failure = Failure(type="AssertionError", message="assert 500 == 100")
-    bug = Finding(
+    bug = CheckedCandidate(
         candidate=toy.bug("if value > high:", "if value < high:"),
-        outcome=Outcome.VALID,
+        outcome=CandidateOutcome.VALID,
         fail_to_pass=("tests/test_calc.py::test_clamp_high",),
         failures={"tests/test_calc.py::test_clamp_high": failure},
     )

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 import toy
-from agentrl_environments.swe.synth import mutate
-from agentrl_environments.swe.synth.mutate import COMBINED, Candidate, candidates, combinations
+from agentrl_environments.swe.synth.candidates import COMBINED, Candidate
+from agentrl_environments.swe.synth.mutate import candidates, combinations
 from agentrl_environments.swe.synth.packages import Tree
 
 from agentrl.errors import ConfigError
@@ -161,14 +161,17 @@ def test_combined_bugs_are_in_different_functions_and_hold_all_their_parts() -> 
 
 
 def test_complexity_counts_decisions() -> None:
+    from agentrl_environments.swe.synth.sites import complexity
+
     function = ast.parse(
-        "def f(x):\n  for y in x:\n    if y and x or y:\n      return 1\n  try:\n    pass\n  except ValueError:\n    pass"
+        "def f(x):\n  for y in x:\n    if y and x or y:\n      return 1\n"
+        "  try:\n    pass\n  except ValueError:\n    pass"
     )
-    assert mutate.complexity(function) == 6
+    assert complexity(function) == 6
 
 
 def test_an_unknown_kind_is_a_mistake_that_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no kind of bug is named spelling; there are change_operator"):
+    with pytest.raises(ConfigError, match=r"no kind of bug is named spelling; choose from change_operator"):
         next(iter(candidates(toy.tree(), seed=0, kinds=("spelling",))))
 
 
@@ -189,7 +192,8 @@ def test_the_places_of_one_function_are_those_of_the_whole_module_in_it(function
 def test_a_function_inside_a_function_and_one_below_a_condition_are_found() -> None:
     from agentrl_environments.swe.synth.sites import find_in
 
-    text = "if x:\n    def f(a):\n        b = 1\n        def g(c):\n            nonlocal b\n            b = c + 2\n        return g\n"
+    text = "if x:\n    def f(a):\n        b = 1\n        def g(c):\n"
+    text += "            nonlocal b\n            b = c + 2\n        return g\n"
     (site, *_) = find_in("m.py", text, "m.py::f.g", ("change_operator",))
     one = site.candidate()
     assert one is not None

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 import toy
-from agentrl_environments.swe.rows import Source
+from agentrl_environments.swe.rows import SourceDistribution
 from agentrl_environments.swe.synth import packages
-from agentrl_environments.swe.synth.packages import PACKAGES, Package, Refused, arrange, fetch, named, unpack
+from agentrl_environments.swe.synth.packages import (
+    PACKAGES,
+    PinnedPackage,
+    UnusablePackage,
+    arrange,
+    fetch,
+    named,
+    unpack,
+)
 
 from agentrl.errors import ConfigError
 
-TOY = Package(name="toy", version="1.0")
+TOY = PinnedPackage(name="toy", version="1.0")
 
 
 def archive(*members: tuple[str, bytes]) -> bytes:
@@ -29,7 +37,7 @@ def test_an_archive_is_unpacked_without_what_was_made_when_it_was_built() -> Non
     data = toy.sdist()
     tree = unpack(TOY, data)
     assert tree.files == dict(sorted(toy.FILES.items()))
-    assert tree.source == Source("toy", "1.0", hashlib.sha256(data).hexdigest())
+    assert tree.source == SourceDistribution("toy", "1.0", hashlib.sha256(data).hexdigest())
     assert tree.modules == ("toy/__init__.py", "toy/calc.py")
     assert tree.root == "."
 
@@ -62,14 +70,14 @@ def test_members_that_leave_the_folder_and_links_are_left_out() -> None:
     ],
 )
 def test_an_archive_that_no_task_can_be_made_of_is_refused_with_the_reason(data: bytes, why: str) -> None:
-    with pytest.raises(Refused, match=why) as refused:
+    with pytest.raises(UnusablePackage, match=why) as refused:
         unpack(TOY, data)
     assert refused.value.reason == "layout"
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "MAX_BYTES", 1000)
-    with pytest.raises(Refused, match="unpacks to more than"):
+    with pytest.raises(UnusablePackage, match="unpacks to more than"):
         unpack(TOY, archive(("toy-1.0/toy/__init__.py", bytes(2000))))
 
 
@@ -85,10 +93,12 @@ def test_layouts_are_recognised_and_scripts_tests_and_documents_are_no_modules()
             "src/a/tests/test_c.py",
         )
     }
-    tree = arrange(TOY, Source("toy", "1.0", ""), files)
+    tree = arrange(TOY, SourceDistribution("toy", "1.0", ""), files)
     assert (tree.root, tree.modules) == ("src", ("src/a/__init__.py", "src/a/b.py"))
     single = arrange(
-        TOY, Source("toy", "1.0", ""), {"one.py": b"", "test_one.py": b"", "benchmarks/speed.py": b""}
+        TOY,
+        SourceDistribution("toy", "1.0", ""),
+        {"one.py": b"", "test_one.py": b"", "benchmarks/speed.py": b""},
     )
     assert (single.root, single.modules) == (".", ("one.py",))
     assert single.command.startswith("PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} ")
@@ -103,7 +113,7 @@ def test_known_packages_are_pinned_by_hash_and_others_by_version() -> None:
     assert named("h11==0.16.0") is named("h11")
     assert named("six==1.16.0:" + "a" * 64).sha256 == "a" * 64
     with pytest.raises(
-        ConfigError, match=r"package 'six' is not known here .* pin a version, as in six==1\.0"
+        ConfigError, match=r"no version is known for package 'six' .* pin one, as in six==1\.0"
     ):
         named("six")
 
@@ -113,11 +123,11 @@ def test_what_is_in_the_cache_needs_no_network_and_what_was_altered_is_not_used(
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     data = toy.sdist()
-    pinned = Package(name="toy", version="1.0", sha256=hashlib.sha256(data).hexdigest())
+    pinned = PinnedPackage(name="toy", version="1.0", sha256=hashlib.sha256(data).hexdigest())
     (tmp_path / "toy-1.0.tar.gz").write_bytes(data)
     assert fetch(pinned, tmp_path).files == dict(sorted(toy.FILES.items()))
     (tmp_path / "toy-1.0.tar.gz").write_bytes(data + b"x")
-    with pytest.raises(Refused, match=r"pip could not fetch toy==1\.0") as refused:
+    with pytest.raises(UnusablePackage, match=r"pip could not fetch toy==1\.0") as refused:
         fetch(pinned, tmp_path)
     assert refused.value.reason == "download"
 

@@ -1,8 +1,7 @@
 import pytest
 import toy
-from agentrl_environments.swe.synth.mutate import REMOVED
-from agentrl_environments.swe.synth.statements import example, leaks, outcome, statement, without
-from agentrl_environments.swe.synth.validate import Failure, Finding, Outcome
+from agentrl_environments.swe.synth.candidates import REMOVE_BODY, CandidateOutcome, CheckedCandidate, Failure
+from agentrl_environments.swe.synth.statements import describe, example, leaks, statement, without_functions
 
 TESTS = {"tests/test_calc.py": toy.TESTS}
 
@@ -12,16 +11,16 @@ def finding(
     old: str = "if value > high:",
     new: str = "if value < high:",
     kind: str = "change_operator",
-) -> Finding:
-    return Finding(
+) -> CheckedCandidate:
+    return CheckedCandidate(
         candidate=toy.bug(old, new, kind=kind),
-        outcome=Outcome.VALID,
+        outcome=CandidateOutcome.VALID,
         fail_to_pass=tuple(failures),
         failures=failures,
     )
 
 
-def told(one: Finding) -> str:
+def told(one: CheckedCandidate) -> str:
     files = {"toy/calc.py": toy.CALC}
     return statement("toy", one, TESTS, one.candidate.fix(files), one.candidate.apply(files))
 
@@ -60,7 +59,7 @@ def line_of(text: str) -> int:
     ],
 )
 def test_what_happened_is_said_in_words(failure: Failure, words: str) -> None:
-    assert outcome(failure) == words
+    assert describe(failure) == words
 
 
 def test_an_example_is_the_failing_line_and_what_it_depends_on() -> None:
@@ -119,8 +118,10 @@ def test_a_statement_that_would_hold_a_line_of_the_fix_is_written_with_less() ->
 
 def test_a_missing_function_is_described_by_its_signature_and_its_own_words() -> None:
     failure = Failure(type="NotImplementedError", message="")
-    removed = toy.bug("if value > high:", "raise NotImplementedError", kind=REMOVED)
-    one = Finding(candidate=removed, outcome=Outcome.VALID, fail_to_pass=("a",), failures={"a": failure})
+    removed = toy.bug("if value > high:", "raise NotImplementedError", kind=REMOVE_BODY)
+    one = CheckedCandidate(
+        candidate=removed, outcome=CandidateOutcome.VALID, fail_to_pass=("a",), failures={"a": failure}
+    )
     files = {"toy/calc.py": toy.CALC}
     text = statement("toy", one, TESTS, one.candidate.fix(files), files)
     assert "`clamp` in `toy/calc.py` is not implemented" in text
@@ -136,18 +137,19 @@ def test_lines_that_say_nothing_do_not_leak() -> None:
 
 
 def test_test_functions_are_taken_out_with_their_decorators_and_classes_stay_whole() -> None:
-    text = without(toy.TESTS, [["test_clamp_inside"], ["TestStack", "test_empty"]])
+    text = without_functions(toy.TESTS, [["test_clamp_inside"], ["TestStack", "test_empty"]])
     assert "test_clamp_inside" not in text
     assert "parametrize" not in text
     assert "test_empty" not in text
     assert "test_push_and_pop" in text
     compile(text, "x", "exec")
-    empty = without(toy.TESTS, [["TestStack", "test_empty"], ["TestStack", "test_push_and_pop"]])
+    empty = without_functions(toy.TESTS, [["TestStack", "test_empty"], ["TestStack", "test_push_and_pop"]])
     assert "class TestStack:\n    pass\n" in empty
     compile(empty, "x", "exec")
 
 
 def test_an_inherited_test_is_found_in_the_base_class() -> None:
-    text = "class Base:\n    def test_a(self):\n        pass\n\n    def test_b(self):\n        pass\n\n\nclass TestX(Base):\n    x = 1\n"
-    assert "test_a" not in without(text, [["TestX", "test_a"]])
-    assert "test_b" in without(text, [["TestX", "test_a"]])
+    text = "class Base:\n    def test_a(self):\n        pass\n\n    def test_b(self):\n        pass\n\n\n"
+    text += "class TestX(Base):\n    x = 1\n"
+    assert "test_a" not in without_functions(text, [["TestX", "test_a"]])
+    assert "test_b" in without_functions(text, [["TestX", "test_a"]])

@@ -4,17 +4,17 @@ import pytest
 import toy
 from agentrl_environments.swe import sources
 from agentrl_environments.swe.synth import validate
-from agentrl_environments.swe.synth.mutate import Candidate
-from agentrl_environments.swe.synth.packages import Refused, Tree
-from agentrl_environments.swe.synth.validate import Baseline, Finding, Outcome
+from agentrl_environments.swe.synth.candidates import Candidate, CandidateOutcome, CheckedCandidate
+from agentrl_environments.swe.synth.packages import Tree, UnusablePackage
+from agentrl_environments.swe.synth.validate import SuiteBaseline
 
 BUGS = {
-    Outcome.VALID: toy.bug("if value < low:", "if value < low + 60:"),
-    Outcome.SURVIVED: toy.bug("return x + 1", "return x - 1", function="unused"),
-    Outcome.DEAD: toy.bug("LIMIT = 100", "LIMIT = 1 / 0", function=""),
-    Outcome.HUNG: toy.bug("return result", "while True:\n    pass", function="total"),
-    Outcome.BROAD: toy.bug("return self.items.pop()", "import os\nos.abort()", function="Stack.pop"),
-    Outcome.FLAKY: toy.bug(
+    CandidateOutcome.VALID: toy.bug("if value < low:", "if value < low + 60:"),
+    CandidateOutcome.SURVIVED: toy.bug("return x + 1", "return x - 1", function="unused"),
+    CandidateOutcome.DEAD: toy.bug("LIMIT = 100", "LIMIT = 1 / 0", function=""),
+    CandidateOutcome.HUNG: toy.bug("return result", "while True:\n    pass", function="total"),
+    CandidateOutcome.BROAD: toy.bug("return self.items.pop()", "import os\nos.abort()", function="Stack.pop"),
+    CandidateOutcome.FLAKY: toy.bug(
         "return high", 'return 100 if sorted({"a", "b", "c", "d"}, key=lambda _: 0)[0] == FIRST else 0'
     ),
 }
@@ -28,8 +28,8 @@ def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def found(
     candidates: list[Candidate], tree: Tree | None = None, workers: int = 1, target: int = 99
-) -> tuple[list[Finding], Baseline]:
-    async def work() -> list[Finding]:
+) -> tuple[list[CheckedCandidate], SuiteBaseline]:
+    async def work() -> list[CheckedCandidate]:
         async with toy.CleanProvider().serve() as sandboxes:
             searching = validate.search(
                 sandboxes,
@@ -41,13 +41,13 @@ def found(
             )
             return [finding async for finding in searching]
 
-    clean: list[Baseline] = []
+    clean: list[SuiteBaseline] = []
     return asyncio.run(work()), clean[0]
 
 
 def test_a_bug_that_a_test_finds_is_valid_and_says_how_it_fails() -> None:
     (finding,), clean = found([toy.bug("if value > high:", "if value < high:")])
-    assert finding.outcome is Outcome.VALID
+    assert finding.outcome is CandidateOutcome.VALID
     assert finding.fail_to_pass == (
         "tests/test_calc.py::test_clamp_high",
         "tests/test_calc.py::test_clamp_inside[0]",
@@ -63,30 +63,38 @@ def test_a_bug_that_a_test_finds_is_valid_and_says_how_it_fails() -> None:
 
 def test_what_is_no_task_is_told_by_its_kind() -> None:
     bugs = [
-        BUGS[Outcome.SURVIVED],
-        BUGS[Outcome.DEAD],
-        BUGS[Outcome.HUNG],
+        BUGS[CandidateOutcome.SURVIVED],
+        BUGS[CandidateOutcome.DEAD],
+        BUGS[CandidateOutcome.HUNG],
         toy.bug("if value > high:", "if value < high:"),
     ]
     (survived, dead, hung, after), clean = found(
         bugs, toy.tree({"tests/test_calc.py": (toy.TESTS + toy.LITTER).encode()})
     )
     assert len(clean.tests) == 11, "a test that passes only in a clean folder passes again and again"
-    assert [survived.outcome, dead.outcome, hung.outcome] == [Outcome.SURVIVED, Outcome.DEAD, Outcome.HUNG]
-    assert after.outcome is Outcome.VALID, "what stood before must leave nothing behind"
+    assert [survived.outcome, dead.outcome, hung.outcome] == [
+        CandidateOutcome.SURVIVED,
+        CandidateOutcome.DEAD,
+        CandidateOutcome.HUNG,
+    ]
+    assert after.outcome is CandidateOutcome.VALID, "what stood before must leave nothing behind"
 
 
 def test_a_bug_that_ends_the_process_or_kills_the_runner_ends_nothing_else() -> None:
     aborts = toy.bug("return self.items.pop()", "import os\nos.abort()", function="Stack.pop")
     murders = toy.bug("return self.items.pop()", "import os\nos.kill(os.getppid(), 9)", function="Stack.pop")
-    first, second, after = found([aborts, murders, BUGS[Outcome.VALID]])[0]
-    assert (first.outcome, second.outcome, after.outcome) == (Outcome.DEAD, Outcome.DEAD, Outcome.VALID)
+    first, second, after = found([aborts, murders, BUGS[CandidateOutcome.VALID]])[0]
+    assert (first.outcome, second.outcome, after.outcome) == (
+        CandidateOutcome.DEAD,
+        CandidateOutcome.DEAD,
+        CandidateOutcome.VALID,
+    )
 
 
 def test_a_bug_that_breaks_most_tests_is_too_broad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validate, "MAX_FAILING", 2)
     (finding,), _ = found([toy.bug("if value > high:", "if value < high:")])
-    assert finding.outcome is Outcome.BROAD
+    assert finding.outcome is CandidateOutcome.BROAD
 
 
 def test_a_bug_that_depends_on_the_order_of_a_set_is_flaky() -> None:
@@ -95,16 +103,16 @@ def test_a_bug_that_depends_on_the_order_of_a_set_is_flaky() -> None:
         for letter in "abcd"
     ]
     outcomes = {finding.outcome for finding in found(bugs)[0]}
-    assert outcomes <= {Outcome.FLAKY, Outcome.VALID, Outcome.SURVIVED}
-    assert Outcome.FLAKY in outcomes
+    assert outcomes <= {CandidateOutcome.FLAKY, CandidateOutcome.VALID, CandidateOutcome.SURVIVED}
+    assert CandidateOutcome.FLAKY in outcomes
 
 
 def test_the_number_of_workers_changes_nothing_and_the_target_ends_the_search() -> None:
     bugs = [
-        BUGS[Outcome.SURVIVED],
-        BUGS[Outcome.VALID],
+        BUGS[CandidateOutcome.SURVIVED],
+        BUGS[CandidateOutcome.VALID],
         toy.bug("if value > high:", "if value < high:"),
-        BUGS[Outcome.DEAD],
+        BUGS[CandidateOutcome.DEAD],
     ]
     one, two = (found(bugs, workers=workers, target=2)[0] for workers in (1, 2))
     plain = [
@@ -112,37 +120,41 @@ def test_the_number_of_workers_changes_nothing_and_the_target_ends_the_search() 
         for findings in (one, two)
     ]
     assert plain[0] == plain[1]
-    assert [finding.outcome for finding in one] == [Outcome.SURVIVED, Outcome.VALID, Outcome.VALID]
+    assert [finding.outcome for finding in one] == [
+        CandidateOutcome.SURVIVED,
+        CandidateOutcome.VALID,
+        CandidateOutcome.VALID,
+    ]
 
 
 def test_what_is_known_is_not_run_again() -> None:
-    bug = BUGS[Outcome.VALID]
-    known = {bug.id: Finding(candidate=BUGS[Outcome.DEAD], outcome=Outcome.BROAD)}
+    bug = BUGS[CandidateOutcome.VALID]
+    known = {bug.id: CheckedCandidate(candidate=BUGS[CandidateOutcome.DEAD], outcome=CandidateOutcome.BROAD)}
 
-    async def work() -> list[Finding]:
+    async def work() -> list[CheckedCandidate]:
         async with toy.CleanProvider().serve() as sandboxes:
             return [
                 finding
                 async for finding in validate.search(
-                    sandboxes, toy.tree(), [bug], target=1, known=known, on_finding=made.append
+                    sandboxes, toy.tree(), [bug], target=1, known=known, on_checked=made.append
                 )
             ]
 
-    made: list[Finding] = []
+    made: list[CheckedCandidate] = []
     (finding,) = asyncio.run(work())
-    assert (finding.candidate, finding.outcome, made) == (bug, Outcome.BROAD, [])
+    assert (finding.candidate, finding.outcome, made) == (bug, CandidateOutcome.BROAD, [])
 
 
 @pytest.mark.parametrize(
     ("tests", "why"),
     [
         ("def test_a():\n    assert False\n", "1 of 1 tests of toy==1.0 fail"),
-        ("import no_such_module\n", "do not run as they are: tests/test_calc.py"),
-        ("x = 1\n", "do not run as they are"),
+        ("import no_such_module\n", "do not run without any bug: tests/test_calc.py"),
+        ("x = 1\n", "do not run without any bug"),
     ],
 )
 def test_a_package_whose_suite_does_not_pass_is_refused(tests: str, why: str) -> None:
-    with pytest.raises(Refused, match=why) as refused:
+    with pytest.raises(UnusablePackage, match=why) as refused:
         found([], toy.tree({"tests/test_calc.py": tests.encode()}))
     assert refused.value.reason == "suite"
 
@@ -159,7 +171,8 @@ def test_tests_that_pass_now_and_then_are_left_out() -> None:
 
 
 def test_names_that_no_log_can_carry_are_left_out() -> None:
-    odd = b"import pytest\n@pytest.mark.parametrize('x', ['a b', 'c] - d', 'e'], ids=str)\ndef test_x(x):\n    pass\n"
+    odd = b"import pytest\n@pytest.mark.parametrize('x', ['a b', 'c] - d', 'e'], ids=str)\n"
+    odd += b"def test_x(x):\n    pass\n"
     _, clean = found([], toy.tree({"tests/test_calc.py": odd}))
     assert "tests/test_calc.py::test_x[e]" in clean.tests
     assert len(clean.tests) == 2

@@ -119,13 +119,13 @@ def test_the_largest_worlds_have_no_larger_one(family):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"game": "w2-o3"}, ["no family", "w2-o3", "coin-r8-q4"]),
-        ({"game": "coin-r4-q8"}, ["8 rooms on the path, 4 in all"]),
-        ({"game": "coin-r20-q4-simple"}, ["room for 16"]),
+        ({"game": "w2-o3"}, ["not the name of a family", "w2-o3", "coin-r8-q4"]),
+        ({"game": "coin-r4-q8"}, ["path", "more rooms (8)", "in all (4)"]),
+        ({"game": "coin-r20-q4-simple"}, ["at most 16 rooms", "found 20", "-simple"]),
         ({"game": "treasure-l31"}, ["level is 31", "1 to 30"]),
         ({"game": "cooking-r1-t2-g1"}, ["take is 2", "0 to 1"]),
         ({"game": "cooking-r1-t1-g5"}, ["go is 5", "1, 6, 9, 12"]),
-        ({"game": "cooking-r1-t1-g1-drop", "intermediate": True}, ["no plan", "-drop"]),
+        ({"game": "cooking-r1-t1-g1-drop", "intermediate": True}, ["needs a plan", "-drop"]),
         ({"observation": "raw"}, ["raw", "facts", "backend='z8'"]),
         ({"backend": "zmachine"}, ["zmachine", "facts, z8"]),
         ({"observation": "full"}, ["full", "brief, raw"]),
@@ -170,7 +170,7 @@ def test_a_larger_panel_begins_with_the_smaller_one(cache):
 
 
 def test_the_panel_is_the_one_recorded_here(cache):
-    """A change of these values is a change of every published number: raise ``_FORMAT`` of the cache with it."""
+    """If these values change, every published number changes: then increase ``_FORMAT`` of the cache, too."""
     assert {name: panel_hash(spec(name, cache).tasks("test")) for name in FAMILIES} == {
         "coin-r8-q4": "5aced6e882efb5b7",
         "w2-o3-q4": "e963d8b9fdb2e931",
@@ -204,13 +204,13 @@ def test_the_out_of_distribution_panel_is_the_test_panel_of_the_larger_world(cac
 
 
 def test_a_largest_world_asks_for_the_name_of_its_out_of_distribution_world(cache):
-    with pytest.raises(ConfigError, match=r"no larger world than 'treasure-l21'.*ood_game"):
+    with pytest.raises(ConfigError, match=r"no larger size of 'treasure-l21'.*ood_game"):
         spec("treasure-l21", cache, ood=3).tasks("ood")
 
 
 def test_a_world_with_too_few_games_says_how_many_there_are(cache):
     with pytest.raises(
-        ConfigError, match=r"too few different games for train=20: \d in \d+ seeds; set train=\d,"
+        ConfigError, match=r"too few different games for train=20, found \d in \d+ seeds; set train=\d,"
     ):
         spec("coin-r2-q2", cache, train=20).tasks("train")
 
@@ -221,7 +221,8 @@ def test_shares_of_the_splits_are_eighths_that_do_not_overlap():
 
 @pytest.mark.slow
 def test_makers_at_the_same_time_and_killed_ones_do_no_harm(cache, tmp_path):
-    program = f"from agentrl_environments.textworld import TextWorld; TextWorld(cache={str(tmp_path)!r}, workers=1).tasks('train')"
+    program = "from agentrl_environments.textworld import TextWorld; "
+    program += f"TextWorld(cache={str(tmp_path)!r}, workers=1).tasks('train')"
     killed = subprocess.Popen([sys.executable, "-c", program])
     with contextlib.suppress(subprocess.TimeoutExpired):
         killed.wait(3)
@@ -349,7 +350,10 @@ def test_a_refused_command_changes_nothing_and_says_so(cache):
 def test_case_and_spaces_do_not_matter(cache, spelling):
     env = spec("coin-r8-q4", cache)
     task = env.tasks("test")[0]
-    shout = lambda first, observation, turn: spelling.format(first.plan[turn].upper().replace(" ", "  "))  # noqa: E731
+
+    def shout(first, observation, turn):
+        return spelling.format(first.plan[turn].upper().replace(" ", "  "))
+
     assert [step for _, step in run(env, task, shout)[1]] == [step for _, step in run(env, task, expert)[1]]
 
 
@@ -408,9 +412,10 @@ def test_a_cookbook_tells_its_recipe_and_a_meal_needs_all_of_it(cache):
     _, steps = run(env, env.tasks("test")[0], scripted("examine cookbook", "prepare meal"))
     assert steps[0][1].observation.messages[0].content.startswith("recipe ")
     assert steps[0][1].observation.messages[0].content.split(" ; ")[0].endswith("prepare meal")
-    eager = lambda first, observation, turn: (
-        "prepare meal" if "prepare meal" in observation.actions else first.plan[turn]
-    )  # noqa: E731
+
+    def eager(first, observation, turn):
+        return "prepare meal" if "prepare meal" in observation.actions else first.plan[turn]
+
     for task in env.tasks("test"):
         _, steps = run(env, task, eager)
         tries = [step for action, step in steps if action == "prepare meal"]
@@ -456,12 +461,16 @@ def test_a_brief_observation_shows_what_a_player_sees():
     }
     labels |= {"k_0": "key", "k_1": "coin", "f_0": "red apple", "P": "", "I": ""}
     facts = [
-        fact("at", "P", "r_0"), fact("north_of", "r_1", "r_0"), fact("south_of", "r_0", "r_1"), fact("free", "r_0", "r_1"),
-        fact("west_of", "r_2", "r_0"), fact("link", "r_0", "d_0", "r_2"), fact("closed", "d_0"), fact("at", "c_0", "r_0"),
-        fact("locked", "c_0"), fact("in", "k_0", "c_0"), fact("at", "c_1", "r_0"), fact("open", "c_1"), fact("in", "k_1", "c_1"),
-        fact("at", "s_0", "r_0"), fact("on", "f_0", "s_0"), fact("raw", "f_0"), fact("edible", "f_0"), fact("match", "k_0", "c_0"),
+        fact("at", "P", "r_0"), fact("north_of", "r_1", "r_0"), fact("south_of", "r_0", "r_1"),
+        fact("free", "r_0", "r_1"), fact("west_of", "r_2", "r_0"), fact("link", "r_0", "d_0", "r_2"),
+        fact("closed", "d_0"), fact("at", "c_0", "r_0"), fact("locked", "c_0"), fact("in", "k_0", "c_0"),
+        fact("at", "c_1", "r_0"), fact("open", "c_1"), fact("in", "k_1", "c_1"), fact("at", "s_0", "r_0"),
+        fact("on", "f_0", "s_0"), fact("raw", "f_0"), fact("edible", "f_0"), fact("match", "k_0", "c_0"),
     ]  # fmt: skip
-    shown = "kitchen ; exits north , west (closed red door) ; see box (open) , chest (locked) , coin in box , red apple on table (raw) , table"
+    shown = (
+        "kitchen ; exits north , west (closed red door) ; see box (open) , chest (locked) , coin in box , "
+    )
+    shown += "red apple on table (raw) , table"
     assert Scene(facts, labels).render() == shown
     assert (
         Scene(reversed([*facts, fact("in", "k_2", "I")]), {**labels, "k_2": "pin"}).render()
@@ -498,7 +507,7 @@ def test_the_structural_key_sees_through_room_names_and_ids_but_not_through_maps
 
 def test_a_library_forgets_the_games_played_longest_ago(cache):
     env = spec("coin-r8-q4", cache)
-    library = engine.Library(max_places=3)
+    library = engine.Library(max_nodes=3)
     first, second, third = env.tasks("test")[:3]
     for task in (first, second):
         run(env, task, expert, library)
@@ -539,7 +548,10 @@ def assert_both_back_ends_play_the_same(env: TextWorld, task: Task, num_walks: i
 
 
 def assert_the_package_plays_the_same(env: TextWorld, task: Task, num_walks: int):
-    """Play the same commands here and in the package's own loop; episodes here share interpreters, each of the package's starts its own."""
+    """Play the same commands here and in the package's own loop.
+
+    Episodes here share interpreters; each of the package's starts its own.
+    """
     library, game = engine.Library(), engine.load(Games(env.game, 0, env.cache).load(task.data["file"]))
     path = (Games(env.game, 0, env.cache).folder / task.data["file"]).with_suffix(".z8")
     infos = EnvInfos(admissible_commands=True, moves=True, policy_commands=env.intermediate)
@@ -603,9 +615,17 @@ def test_the_compiled_game_and_its_logic_play_the_same(cache):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["w2-o3-q4", "w4-o6-q8", "coin-r8-q4-simple", "treasure-l5", "treasure-l12", "cooking-r2-t1-g6-open-cook-cut",
-     "cooking-r1-t0-g1", "cooking-r2-t1-g6-open-cook-cut-drop"],
-)  # fmt: skip
+    [
+        "w2-o3-q4",
+        "w4-o6-q8",
+        "coin-r8-q4-simple",
+        "treasure-l5",
+        "treasure-l12",
+        "cooking-r2-t1-g6-open-cook-cut",
+        "cooking-r1-t0-g1",
+        "cooking-r2-t1-g6-open-cook-cut-drop",
+    ],
+)
 def test_the_compiled_game_and_its_logic_play_the_same_in_every_family(cache, name):
     env = spec(name, cache, intermediate="drop" not in name, test=2)
     for task in env.tasks("test"):

@@ -1,4 +1,4 @@
-"""A small package that bugs can be put into, and a test runner for it that needs no download: this interpreter's own pytest."""
+"""A small package for bugs, and a test runner that needs no download: this interpreter's own pytest."""
 
 import importlib.util
 import io
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from agentrl_environments.swe import sources
-from agentrl_environments.swe.rows import Source
-from agentrl_environments.swe.synth.mutate import Candidate, Edit
-from agentrl_environments.swe.synth.packages import Package, Tree, arrange
+from agentrl_environments.swe.rows import SourceDistribution
+from agentrl_environments.swe.synth.candidates import Candidate, Edit
+from agentrl_environments.swe.synth.packages import PinnedPackage, Tree, arrange
 from agentrl_environments.swe.workspace import tools_folder
 from agentrl_sandboxes.backend import Handle, Lease
 from plain import Plain, PlainProvider
@@ -127,8 +127,8 @@ FILES = {
 
 
 def tree(files: dict[str, bytes] | None = None) -> Tree:
-    package = Package(name="toy", version="1.0")
-    return arrange(package, Source("toy", "1.0", "0" * 64), FILES | (files or {}))
+    package = PinnedPackage(name="toy", version="1.0")
+    return arrange(package, SourceDistribution("toy", "1.0", "0" * 64), FILES | (files or {}))
 
 
 def sdist(files: dict[str, bytes] | None = None) -> bytes:

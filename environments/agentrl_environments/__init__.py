@@ -1,1 +1,1 @@
-"""Environments that ship with agentrl; each registers under the entry-point group ``agentrl.environments``."""
+"""Environments that ship with agentrl, registered under the entry-point group ``agentrl.environments``."""

@@ -1,11 +1,13 @@
 """A conversational multi-armed bandit: pull arms, read what they paid, end on the best one.
 
-Which arm pays well is hidden and differs from task to task, and a pull tells only about the arm that was pulled. So there is nothing to
-memorise: a policy scores above chance only by trying arms and by acting on what it read. The vocabulary is a dozen words and an
-action is one letter, so a tiny model learns it from scratch in a minute.
+Which arm pays well is hidden and differs from task to task, and a pull gives information only about the arm
+that was pulled. There is nothing to memorise: a policy scores above chance only by trying arms and acting on
+what it read. The vocabulary is a dozen words and an action is one letter, so a tiny model learns the game
+from scratch in a minute.
 
-With the defaults a random policy ends on the best arm in 0.33 of the episodes, the best policy that looks at the last observation only in
-0.82, and Bayes-optimal play (dynamic programming over what each arm paid) in 0.953: the rest is luck.
+With the default options a random policy ends on the best arm in 0.33 of the episodes, the best policy that
+sees only the last observation in 0.82, and Bayes-optimal play (dynamic programming over what each arm paid)
+in 0.953. The rest is luck.
 """
 
 from __future__ import annotations
@@ -28,32 +30,33 @@ SIZES = {"train": 512, "valid": 64, "test": 256}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandit(EnvSpec):
-    """``arms`` arms, of which one pays with probability ``good`` and the others with ``bad``; a pull a turn."""
+    """``arms`` arms: one pays with probability ``good``, the others with ``bad``. One pull per turn."""
 
     signals: ClassVar = {
         **STANDARD_SIGNALS,
         "payout": "1 where the pull paid, else 0",
-        "regret": "how much likelier the best arm would have paid than what was pulled; an action that is no arm pays never",
+        "regret": "payout probability of the best arm minus that of the pulled one (0 for an invalid action)",
     }
 
     arms: int = 3
     good: float = 0.9
     bad: float = 0.1
     max_turns: int = 6
-    """Pulls in an episode. The last one decides: it succeeds where it is the best arm."""
+    """Number of pulls in an episode. The episode succeeds if the last pull is of the best arm."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.arms <= len(NAMES):
             raise ConfigError(f"arms must be from 2 to {len(NAMES)}, found {self.arms}")
         if not 0 <= self.bad < self.good <= 1:
             raise ConfigError(
-                f"payout probabilities must satisfy 0 <= bad < good <= 1, found bad {self.bad} and good {self.good}"
+                f"payout probabilities must satisfy 0 <= bad < good <= 1, "
+                f"found bad {self.bad} and good {self.good}"
             )
         if self.max_turns < 1:
             raise ConfigError(f"max_turns must be at least 1, found {self.max_turns}")
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the split's tasks; best arms are equally frequent."""
+        """Return the split's tasks. Every arm is the best one equally often (up to rounding)."""
         if split not in SIZES:
             raise ConfigError(f"bandit has no split {split!r}; it has {', '.join(SIZES)}")
         return [
@@ -66,13 +69,13 @@ class Bandit(EnvSpec):
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open one episode; it holds nothing."""
-        yield _Pulls(self, int(str(task.data["best"])), int(str(task.data["luck"])))
+        """Open one episode."""
+        yield _Pulls(self, best=task.data["best"], luck=task.data["luck"])
 
 
 @dataclass(slots=True)
 class _Pulls:
-    """One episode. The n-th pull of an arm pays the same whatever was pulled before it."""
+    """One episode. What the n-th pull of an arm pays does not depend on the pulls of other arms."""
 
     spec: Bandit
     best: int
@@ -96,12 +99,13 @@ class _Pulls:
             "payout": float(paid),
             "regret": self.spec.good - chance,
         }
-        told = "no such arm" if arm < 0 else f"{NAMES[arm]} paid {'gold' if paid else 'nothing'}"
-        return Step(self._show(told), float(paid), terminated=over, info=info)
+        result = "no such arm" if arm < 0 else f"{NAMES[arm]} paid {'gold' if paid else 'nothing'}"
+        return Step(self._show(result), float(paid), terminated=over, info=info)
 
-    def _show(self, told: str) -> Observation:
+    def _show(self, result: str) -> Observation:
         arms = tuple(NAMES[: self.spec.arms])
         left = max(self.spec.max_turns - self.turn, 0)
-        named = "" if self.turn else f"arms {' '.join(arms)} . "
-        text = f"{named}{left} pulls left . {told}"  # what was just told stands last, beside the next action: easiest to learn from
+        names = "" if self.turn else f"arms {' '.join(arms)} . "
+        # The result comes last, next to the action that follows it: that order is the easiest to learn from.
+        text = f"{names}{left} pulls left . {result}"
         return Observation.text(text, actions=arms, plan=(NAMES[self.best],) * left)

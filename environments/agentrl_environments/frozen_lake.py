@@ -1,9 +1,10 @@
-"""Gymnasium's FrozenLake as text: cross the ice to the goal, and fall into no hole.
+"""Gymnasium's FrozenLake as text: cross the ice to the goal without falling into a hole.
 
-Every task has a map of its own. The splits are disjoint by map, so what is learned on the training maps is how to walk on ice, not
-where to walk. The ``local`` view says what lies around and where the goal is: short texts of a dozen words that a tiny model learns
-from scratch; the ``grid`` view shows the whole map. On 4 by 4 lakes the best policy that looks at the local view only, and remembers
-nothing, crosses about 0.85 of them: it cannot see a dead end before it is in it.
+Every task has its own map, and no map is in two splits: a policy can learn how to walk on ice, but not where
+to walk. The ``local`` view describes the four neighbouring tiles and the direction of the goal, in short
+texts of a dozen words that a tiny model learns from scratch. The ``grid`` view shows the whole map. On 4 by 4
+lakes the best memoryless policy that sees only the local view crosses about 0.85 of them: it cannot see a
+dead end before it is in it.
 """
 
 from __future__ import annotations
@@ -33,25 +34,26 @@ Map = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenLake(EnvSpec):
-    """Lakes of ``size`` by ``size`` tiles, of which the share ``holes`` are holes."""
+    """Lakes of ``size`` by ``size`` tiles. Each tile is a hole with probability ``holes``."""
 
     signals: ClassVar = {
         **STANDARD_SIGNALS,
-        "progress": "tiles by which the shortest safe way to the goal became shorter; falling into a hole makes no progress",
+        "progress": "tiles by which the shortest safe path to the goal became shorter; 0 on falling",
         "fell": "1 on the turn that ended in a hole, else 0",
     }
 
     size: int = 4
     holes: float = 0.2
     slippery: bool = False
-    """Whether two moves of three slip to a side; then nobody knows a plan."""
+    """Whether two of three moves slip sideways. There is no expert plan for slippery lakes."""
     view: Literal["local", "grid"] = "local"
     max_turns: int = 16
 
     def __post_init__(self) -> None:
         if not 4 <= self.size <= 16:
             raise ConfigError(
-                f"size must be from 4 to 16 (smaller lakes have too few maps for three splits), found {self.size}"
+                f"size must be from 4 to 16 (smaller lakes have too few maps for three splits), "
+                f"found {self.size}"
             )
         if not 0.05 <= self.holes <= 0.4:
             raise ConfigError(f"holes must be from 0.05 to 0.4, found {self.holes}")
@@ -59,11 +61,12 @@ class FrozenLake(EnvSpec):
             raise ConfigError(f"view must be 'local' or 'grid', found {self.view!r}")
         if self.max_turns < 2 * (self.size - 1):
             raise ConfigError(
-                f"max_turns must be at least {2 * (self.size - 1)}, the shortest way across, found {self.max_turns}"
+                f"max_turns must be at least {2 * (self.size - 1)}, the shortest path across, "
+                f"found {self.max_turns}"
             )
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the split's tasks: different maps, each with a way to its goal within ``max_turns``."""
+        """Return the split's tasks: distinct maps with a safe path to the goal within ``max_turns`` moves."""
         if split not in SIZES:
             raise ConfigError(f"frozen-lake has no split {split!r}; it has {', '.join(SIZES)}")
         return [
@@ -77,48 +80,48 @@ class FrozenLake(EnvSpec):
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
         """Open one episode."""
-        rows = task.data["map"]
-        assert isinstance(rows, Sequence)
-        env: GymEnv = FrozenLakeEnv(desc=[str(row) for row in rows], is_slippery=self.slippery)
+        rows: Sequence[str] = task.data["map"]
+        env: GymEnv = FrozenLakeEnv(desc=list(rows), is_slippery=self.slippery)
         try:
-            yield _Walk(self, env, tuple(map(str, rows)), int(str(task.data["seed"])))
+            yield _LakeEpisode(self, env, tuple(rows), task.data["seed"])
         finally:
             env.close()
 
 
-class _Walk:
-    """One episode: gymnasium's, with the way to the goal measured before and after each move."""
+class _LakeEpisode:
+    """One episode of the Gymnasium environment; measures the path to the goal around each move."""
 
     def __init__(self, spec: FrozenLake, env: GymEnv, lake: Map, seed: int) -> None:
         self._spec, self._lake = spec, lake
-        self._left = 0
-        self._ways = _ways(lake)
+        self._distance = 0
+        self._paths = _shortest_paths(lake)
         self._episode = GymEpisode(env, seed, ACTIONS, self._render, self._plan, self._measure)
 
     async def reset(self) -> Observation:
         observation = await self._episode.reset()
-        self._left = len(self._ways[0, 0])
+        self._distance = len(self._paths[0, 0])
         return observation
 
     async def step(self, action: str) -> Step:
         return await self._episode.step(action)
 
-    def _place(self) -> tuple[int, int]:
+    def _position(self) -> tuple[int, int]:
         return divmod(int(self._episode.state), self._spec.size)
 
     def _measure(self, env: GymEnv, reward: float, terminated: bool) -> Mapping[str, float]:
         fell = terminated and reward <= 0
-        left = self._left if fell else len(self._ways[self._place()])
-        progress, self._left = self._left - left, left
+        distance = self._distance if fell else len(self._paths[self._position()])
+        progress, self._distance = self._distance - distance, distance
         return {"success": float(terminated and reward > 0), "progress": float(progress), "fell": float(fell)}
 
     def _plan(self, env: GymEnv) -> tuple[str, ...]:
-        return () if self._spec.slippery else self._ways.get(self._place(), ())
+        return () if self._spec.slippery else self._paths.get(self._position(), ())
 
     def _render(self, env: GymEnv, state: Any) -> str:
-        row, column = self._place()
-        if (under := self._tile(row, column)) != "ice":
-            return f"you are in a {under}" if under == "hole" else "you are at the goal"
+        row, column = self._position()
+        tile = self._tile(row, column)
+        if tile != "ice":
+            return "you are in a hole" if tile == "hole" else "you are at the goal"
         if self._spec.view == "grid":
             rows = [list(line) for line in self._lake]
             rows[row][column] = "@"
@@ -137,37 +140,37 @@ class _Walk:
 
 @cache
 def _maps(size: int, holes: float, max_turns: int) -> Mapping[str, tuple[Map, ...]]:
-    """Return the maps of each split, all different."""
-    stream = _stream(size, holes, max_turns)
+    """Return the maps of each split; no map occurs twice."""
+    stream = _distinct_maps(size, holes, max_turns)
     return {split: tuple(next(stream) for _ in range(count)) for split, count in SIZES.items()}
 
 
-def _stream(size: int, holes: float, max_turns: int) -> Iterator[Map]:
-    """Yield different maps with a way from the upper left to the goal of at most ``max_turns`` moves."""
+def _distinct_maps(size: int, holes: float, max_turns: int) -> Iterator[Map]:
+    """Yield distinct maps with a safe path of at most ``max_turns`` moves from the upper left to the goal."""
     source = random.Random(seed_of("frozen-lake", size, holes))
     seen: set[Map] = set()
     while True:
         tiles = ["H" if source.random() < holes else "F" for _ in range(size * size)]
         tiles[0], tiles[-1] = "S", "G"
         lake = tuple("".join(tiles[start : start + size]) for start in range(0, size * size, size))
-        way = _ways(lake).get((0, 0))
-        if way is not None and len(way) <= max_turns and lake not in seen:
+        path = _shortest_paths(lake).get((0, 0))
+        if path is not None and len(path) <= max_turns and lake not in seen:
             seen.add(lake)
             yield lake
 
 
-def _ways(lake: Map) -> Mapping[tuple[int, int], tuple[str, ...]]:
-    """Return a shortest safe way to the goal from every tile that has one, by breadth-first search from the goal."""
+def _shortest_paths(lake: Map) -> Mapping[tuple[int, int], tuple[str, ...]]:
+    """Return a shortest safe path to the goal from every tile that has one (breadth-first search)."""
     size = len(lake)
     goal = (size - 1, size - 1)
-    ways: dict[tuple[int, int], tuple[str, ...]] = {goal: ()}
+    paths: dict[tuple[int, int], tuple[str, ...]] = {goal: ()}
     frontier = deque([goal])
     while frontier:
         row, column = frontier.popleft()
         for action, (down, right) in zip(ACTIONS, MOVES, strict=True):
             before = (row - down, column - right)
             inside = 0 <= before[0] < size and 0 <= before[1] < size
-            if inside and before not in ways and lake[before[0]][before[1]] != "H":
-                ways[before] = (action, *ways[row, column])
+            if inside and before not in paths and lake[before[0]][before[1]] != "H":
+                paths[before] = (action, *paths[row, column])
                 frontier.append(before)
-    return ways
+    return paths

@@ -1,7 +1,8 @@
-"""Software engineering: mend a bug in a real repository, with a shell and an editor in a sandbox; graded by the repository's tests.
+"""Software engineering: fix a bug in a real repository, with a shell and an editor in a sandbox.
 
-Tasks come from files in the formats of the field (see ``rows``), or are made here from source distributions (see ``synth``). Grading is the
-official rule, in a fresh sandbox (see ``grade``). What an agent may write is in ``actions``.
+The repository's tests grade the result, by the official rule, in a fresh sandbox (see ``grade``). Tasks come
+from files in the formats of the field (see ``rows``), or are made from source distributions (see ``synth``).
+The actions that an agent may write are described in ``actions``.
 """
 
 from __future__ import annotations
@@ -17,52 +18,53 @@ from agentrl.errors import ConfigError, EnvError
 from agentrl.sandbox import Sandbox
 from agentrl.types import SandboxSpec, Task
 from agentrl_environments.swe import rows, sources
-from agentrl_environments.swe.episode import SIGNALS, Episode, Rules
-from agentrl_environments.swe.hacks import attacks
+from agentrl_environments.swe.attacks import attacks_on
+from agentrl_environments.swe.episode import SIGNALS, Rules, SweEpisode
 from agentrl_environments.swe.rows import Instance
+from agentrl_environments.swe.splits import HELD_OUT, SHARES, split_of
 from agentrl_environments.swe.workspace import Trees, tools_folder
 
 __all__ = ["Instance", "Swe"]
 
-Tools = Literal["editor", "bash"]
+ToolSet = Literal["editor", "bash"]
 Prompt = Literal["full", "brief"]
 SAMPLE = Path(__file__).parent / "sample.jsonl.gz"
-"""The rows that are shipped."""
-SHARES = {"train": range(800), "valid": range(800, 850), "test": range(850, 1000)}
-"""Thousandths of the instances that are not held out, by the hash of what they teach (``Instance.split_key``)."""
+"""The rows that ship with the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swe(EnvSpec):
-    """Bugs to mend.
+    """Bugs to fix.
 
-    Splits: ``train``, ``valid`` and ``test`` by hash, so that no broken function is in two of them; ``held-out``: repositories that are in
-    no other split. A step waits for a command or, on submission, for a test run: give `Limits.env_deadline_s` more than
-    ``command_s + tests_s``, and some 20 s for making two sandboxes.
+    The splits ``train``, ``valid`` and ``test`` are by hash, so that no broken function is in two of them;
+    the split ``held-out`` has the repositories that are in no other split. A step waits for a command or, on
+    submission, for a test run. Set `Limits.env_deadline_s` to at least ``command_s + tests_s``, plus about
+    20 seconds for two new sandboxes.
     """
 
     rows: str = ""
-    """File of rows (.json, .jsonl, .parquet) in any format of the field; empty for the sample that is shipped."""
-    held_out: tuple[str, ...] = ("xmltodict", "toolz")
+    """File of rows (.json, .jsonl, .parquet) in any format of the field; empty for the shipped sample."""
+    held_out: tuple[str, ...] = HELD_OUT
     """Repositories that are not trained on."""
-    tools: Tools = "editor"
-    """``editor``: a shell that lives, an editor and a search. ``bash``: single commands in blocks, as mini-swe-agent has them."""
+    tools: ToolSet = "editor"
+    """``editor``: a persistent shell, an editor and a search. ``bash``: single commands in blocks, as in
+    mini-swe-agent."""
     prompt: Prompt = "full"
-    """``full`` explains the tools, and its plans are function calls. ``brief`` is for policies that were taught: the problem only, and
-    plans of one line each."""
+    """``full``: the prompt explains the tools, and plans are function calls. ``brief``, for policies taught
+    from demonstrations: the prompt is only the problem, and plans are one-line calls."""
     image: str = ""
-    """Image of the instances that name none; empty for the provider's base image."""
+    """Image of instances that name no image; empty for the provider's base image."""
     max_turns: int = 50
     command_s: float = 30.0
-    """Longest command, in seconds."""
+    """Time limit of one command."""
     total_s: float = 1800.0
-    """Seconds that the commands of an episode may take together."""
+    """Time limit of all commands of an episode together."""
     tests_s: float = 60.0
-    """Longest test run of a grading."""
+    """Time limit of the test run when grading."""
     max_output: int = 10_000
-    """Characters of a tool's answer; of longer ones the middle is left out."""
+    """Largest number of characters in a tool's answer; the middle of longer answers is left out."""
     max_stopped: int = 3
-    """Commands in a row that reach their limit before the episode is ended."""
+    """Number of commands in a row that reach their time limit, after which the episode is truncated."""
     cpus: float = 1.0
     memory_mib: int = 2048
     disk_mib: int = 512
@@ -74,7 +76,7 @@ class Swe(EnvSpec):
     signals: ClassVar[Mapping[str, str]] = {**STANDARD_SIGNALS, **SIGNALS}
 
     def __post_init__(self) -> None:
-        for name, known in (("tools", get_args(Tools)), ("prompt", get_args(Prompt))):
+        for name, known in (("tools", get_args(ToolSet)), ("prompt", get_args(Prompt))):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"swe: {name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
@@ -100,14 +102,12 @@ class Swe(EnvSpec):
         if split not in self.splits:
             raise ConfigError(f"swe has no split {split!r}; it has {', '.join(self.splits)}")
         return tuple(
-            self._task(instance) for instance in self._instances() if self.split_of(instance) == split
+            self.task_of(instance) for instance in self._instances() if self.split_of(instance) == split
         )
 
     def split_of(self, instance: Instance) -> str:
         """Return the split that an instance belongs to."""
-        if instance.repo in self.held_out:
-            return "held-out"
-        return next(split for split, share in SHARES.items() if instance.split_key in share)
+        return split_of(instance, self.held_out)
 
     def prepare(self, progress: Progress) -> None:
         """Fetch the source distributions that are not in the cache yet."""
@@ -119,12 +119,12 @@ class Swe(EnvSpec):
             sources.tools(self.cache)
 
     def attacks(self, task: Task) -> Mapping[str, Sequence[str]]:
-        """Return known ways to be graded well without mending anything: none may work."""
-        return attacks(self._instance(task), commands_only=self.tools == "bash")
+        """Return known ways to be graded well without fixing the bug; none may work."""
+        return attacks_on(self._instance(task), bash_only=self._bash_only)
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open an episode. The sandbox is made anew for grading, once the patch is out of it."""
+        """Open an episode. A submitted patch is read from the sandbox, which is then reset for grading."""
         if sandbox is None:
             raise EnvError(f"{task.id} needs a sandbox and was opened without one")
         instance = self._instance(task)
@@ -132,15 +132,20 @@ class Swe(EnvSpec):
         if instance.source is not None:
             trees = Trees(sources.archive(instance.source, self.cache), sources.tools(self.cache))
         async with AsyncExitStack() as stack:
-            yield Episode(instance, sandbox, trees, self._rules, stack)
+            yield SweEpisode(instance, sandbox, trees, self._rules, stack)
+
+    @property
+    def _bash_only(self) -> bool:
+        """Whether the only tool is a single command."""
+        return self.tools == "bash"
 
     @property
     def _rules(self) -> Rules:
-        commands_only, told = self.tools == "bash", self.prompt == "full"
+        explain_tools = self.prompt == "full"
         return Rules(
-            commands_only=commands_only,
-            style="block" if commands_only else "function" if told else "line",
-            told=told,
+            bash_only=self._bash_only,
+            style="block" if self._bash_only else "function" if explain_tools else "line",
+            explain_tools=explain_tools,
             max_turns=self.max_turns,
             command_s=self.command_s,
             total_s=self.total_s,
@@ -153,16 +158,20 @@ class Swe(EnvSpec):
         return rows.load(self.rows or self.sample)
 
     def _instance(self, task: Task) -> Instance:
-        """Return a task's instance, if the file still holds the one that the task was made of."""
-        instance = rows.index(self.rows or self.sample).get(str(task.data.get("instance")))
+        """Return a task's instance, if the file still holds the row from which the task was made."""
+        instance = rows.index(self.rows or self.sample).get(task.data.get("instance", ""))
         if instance is None or instance.digest != task.data.get("digest"):
             raise ConfigError(
-                f"{self.rows or self.sample} does not hold the row that task {task.id!r} was made of; the file was changed"
+                f"{self.rows or self.sample} does not hold the row of task {task.id!r}; "
+                "the file has changed: restore it, or list the tasks again"
             )
         return instance
 
-    def _task(self, instance: Instance) -> Task:
-        """Return the task of an instance. It names the row and its hash: what is privileged stays in the file."""
+    def task_of(self, instance: Instance) -> Task:
+        """Return the task of an instance.
+
+        It holds only the id and the hash of the row; privileged content such as the fix stays in the file.
+        """
         writable = tuple(path for path in instance.hidden if path.startswith("/"))
         sandbox = SandboxSpec(
             image=instance.image or self.image,

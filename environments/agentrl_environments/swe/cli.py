@@ -1,34 +1,35 @@
-"""``agentrl swe``: make tasks, prove them, and look through what policies did with them."""
+"""``agentrl swe``: make tasks, verify them, and scan trajectories for exploits."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from agentrl.env import Progress
 from agentrl.errors import ConfigError, EnvError
 
 if TYPE_CHECKING:
     from agentrl.sandbox import Sandboxes
     from agentrl_environments.swe.rows import Instance
-    from agentrl_environments.swe.synth.campaign import Report
+    from agentrl_environments.swe.synth.campaign import CampaignReport
 
 app = typer.Typer(
-    no_args_is_help=True, help="Software-engineering tasks: make them, prove them, look for exploits."
+    no_args_is_help=True, help="Software-engineering tasks: make them, verify them, look for exploits."
 )
-"""What is registered in the entry-point group ``agentrl.commands``."""
+"""The application that is registered in the entry-point group ``agentrl.commands``."""
 
-Told = Callable[[str, int, int], None]
 SandboxName = Annotated[
-    str, typer.Option(help="Where code runs: a sandbox provider, NAME or NAME,OPTION=VALUE.")
+    str, typer.Option(help="Sandbox provider that runs the code: NAME or NAME,OPTION=VALUE.")
 ]
 
 
@@ -36,34 +37,37 @@ SandboxName = Annotated[
 def synth(
     out: Annotated[
         Path,
-        typer.Argument(help="Folder for the rows; a stopped campaign goes on there.", show_default=False),
+        typer.Argument(help="Folder for the rows; a stopped campaign is resumed.", show_default=False),
     ],
     package: Annotated[
         list[str] | None,
         typer.Option(
-            help="name, or name==version[:sha256]; may be repeated. Default: all known.", show_default=False
+            help="Name, or name==version[:sha256]; may be repeated. Default: all known.", show_default=False
         ),
     ] = None,
-    per_package: Annotated[int, typer.Option(min=1, help="Rows of each package.")] = 40,
+    per_package: Annotated[int, typer.Option(min=1, help="Rows per package.")] = 40,
     kind: Annotated[
         list[str] | None, typer.Option(help="Kind of bug; may be repeated. Default: all.", show_default=False)
     ] = None,
-    max_failing: Annotated[int, typer.Option(min=1, help="Most tests that a bug may break.")] = 30,
+    max_failing: Annotated[
+        int, typer.Option(min=1, help="Largest number of tests that a bug may break.")
+    ] = 30,
     narrow: Annotated[
-        bool, typer.Option("--narrow", help="Grade by the broken test files alone: faster rows.")
+        bool, typer.Option("--narrow", help="Grade only by the test files that a bug breaks; faster.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Sandboxes at once.")] = 2,
     sandbox: SandboxName = "local",
 ) -> None:
-    """Make tasks from real packages: bugs that their own tests find, proved by the official rule. Writes SWE-bench JSON lines.
+    """Make tasks from real packages: bugs that their own tests find, verified by the official rule.
 
-    Needs a network, or pip's cache, for source distributions that were never used; nothing else leaves this machine.
+    Writes SWE-bench JSON lines. Fetching new source distributions needs a network or pip's cache; everything
+    else is local.
     """
     from agentrl.commands.targets import sandbox as provider_of
     from agentrl_environments.swe.synth import campaign, packages
 
-    plan = campaign.Plan(
+    plan = campaign.CampaignPlan(
         packages=tuple(packages.named(name) for name in package) if package else packages.PACKAGES,
         per_package=per_package,
         seed=seed,
@@ -73,16 +77,16 @@ def synth(
         workers=workers,
     )
 
-    async def work() -> Report:
+    async def work() -> CampaignReport:
         async with provider_of(sandbox).serve(run="swe-synth") as sandboxes:
             with _bar() as progress:
                 return await campaign.run(sandboxes, plan, out / "findings", progress=progress)
 
     report = asyncio.run(work())
     console = Console()
-    _tell(console, report)
+    _print_report(console, report)
     if not report.rows:
-        raise ConfigError("no task was made; see the reasons above, and name other packages or kinds")
+        raise ConfigError("no task was made; see the reasons above, and choose other packages or kinds")
     written = _write(out, report.rows)
     console.print(_balance(report.rows))
     console.print(f"{len(report.rows)} rows in {out}: {written}")
@@ -91,13 +95,13 @@ def synth(
 @app.command()
 def verify(
     file: Annotated[
-        Path | None, typer.Argument(help="File of rows; without one the shipped sample.", show_default=False)
+        Path | None, typer.Argument(help="File of rows. Default: the shipped sample.", show_default=False)
     ] = None,
-    number: Annotated[int, typer.Option(min=0, help="Rows to prove, spread over the file; 0: all.")] = 0,
+    number: Annotated[int, typer.Option(min=0, help="Rows to verify, spread over the file; 0: all.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Sandboxes at once.")] = 2,
     sandbox: SandboxName = "local",
 ) -> None:
-    """Prove rows: the untouched tree scores 0, the fix scores 1. Exit code 1 where one does not."""
+    """Verify rows: the tree scores 0 without the fix and 1 with it. Exits with code 1 if a row fails."""
     from agentrl.commands.targets import sandbox as provider_of
     from agentrl_environments.swe import SAMPLE, rows
 
@@ -107,7 +111,7 @@ def verify(
     async def work() -> dict[str, str]:
         async with provider_of(sandbox).serve(run="swe-verify") as sandboxes:
             with _bar() as progress:
-                return await prove(sandboxes, chosen, workers=workers, progress=progress)
+                return await verify_all(sandboxes, chosen, workers=workers, progress=progress)
 
     failed = asyncio.run(work())
     console = Console()
@@ -124,17 +128,20 @@ def scan(
         Path, typer.Argument(help="A run folder, or a file of trajectories.", show_default=False)
     ],
     submitted: Annotated[
-        bool, typer.Option("--submitted", help="Only what is in a submitted patch.")
+        bool, typer.Option("--submitted", help="Only findings in a submitted patch.")
     ] = False,
 ) -> None:
-    """Look through stored trajectories for known exploits. A finding is a reason to read an episode, not a verdict."""
+    """Scan stored trajectories for known exploits.
+
+    A finding is a reason to read an episode, not a verdict.
+    """
     from agentrl.records.store import read_trajectories
     from agentrl_environments.swe.scan import scan as scan_trajectories
 
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise ConfigError(
-            f"no trajectories in {path}: it holds no .parquet file; name a run folder or a file of trajectories"
+            f"no trajectories in {path}, it has no .parquet file; name a run folder or a file of trajectories"
         )
     counts: Counter[str] = Counter()
     console, episodes = Console(), 0
@@ -146,7 +153,8 @@ def scan(
                 counts[found.exploit] += 1
                 solved = " [bold](solved)[/]" if found.success else ""
                 console.print(
-                    f"{file.name} {found.task} sample {found.sample} turn {found.turn}: {found.exploit}{solved}"
+                    f"{file.name} {found.task} sample {found.sample} turn {found.turn}: "
+                    f"{found.exploit}{solved}"
                 )
                 console.print(f"  {found.excerpt}", style="dim", markup=False)
     table = Table("exploit", "findings")
@@ -156,10 +164,10 @@ def scan(
     console.print(f"{sum(counts.values())} findings in {episodes} episodes")
 
 
-async def prove(
-    sandboxes: Sandboxes, instances: Sequence[Instance], *, workers: int, progress: Told = lambda *_: None
+async def verify_all(
+    sandboxes: Sandboxes, instances: Sequence[Instance], *, workers: int, progress: Progress = lambda *_: None
 ) -> dict[str, str]:
-    """Return, by id, what is wrong with the rows that do not hold."""
+    """Verify rows by the official rule; return, by id, the problems of those that fail."""
     from agentrl_environments.swe import Swe
     from agentrl_environments.swe.synth import build
 
@@ -171,16 +179,15 @@ async def prove(
         nonlocal done
         while queue:
             row = queue.pop()
-            task = Swe()._task(row)
-            if task.sandbox is None:
-                raise EnvError(f"{row.id} asks for no sandbox")
+            task = Swe().task_of(row)
+            assert task.sandbox is not None
             async with sandboxes.open(task.sandbox) as sandbox:
                 try:
                     await build.verify(sandbox, row)
                 except EnvError as problem:
                     failed[row.id] = str(problem)
             done += 1
-            progress("proving rows", done, len(instances))
+            progress("verifying rows", done, len(instances))
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(workers):
@@ -189,27 +196,29 @@ async def prove(
 
 
 def _write(out: Path, made: Sequence[Instance]) -> str:
-    """Write all rows, and those of each split; return what was written, in words."""
+    """Write all rows, and the rows of each split; return a text that lists the files."""
     from agentrl_environments.swe import Swe, rows
 
     spec = Swe()
     rows.write(out / "tasks.jsonl", made)
-    told = ["tasks.jsonl"]
+    written = ["tasks.jsonl"]
     for split in spec.splits:
         some = [row for row in made if spec.split_of(row) == split]
         rows.write(out / f"{split}.jsonl", some)
-        told.append(f"{split}.jsonl ({len(some)})")
-    return ", ".join(told)
+        written.append(f"{split}.jsonl ({len(some)})")
+    return ", ".join(written)
 
 
-def _tell(console: Console, report: Report) -> None:
-    from agentrl_environments.swe.synth.validate import Outcome
+def _print_report(console: Console, report: CampaignReport) -> None:
+    from agentrl_environments.swe.synth.candidates import CandidateOutcome
 
-    table = Table("package", "candidates", *(str(outcome) for outcome in Outcome))
+    table = Table("package", "candidates", *(str(outcome) for outcome in CandidateOutcome))
     for name, counts in report.outcomes.items():
-        table.add_row(name, str(sum(counts.values())), *(str(counts[outcome]) for outcome in Outcome))
+        table.add_row(
+            name, str(sum(counts.values())), *(str(counts[outcome]) for outcome in CandidateOutcome)
+        )
     console.print(table)
-    for name, problem in report.refused.items():
+    for name, problem in report.unusable.items():
         console.print(f"[yellow]{name} was left out ({problem.reason})[/]: {problem}")
     for why in report.unverified.values():
         console.print(f"[yellow]a row was left out[/]: {why}")
@@ -227,15 +236,15 @@ def _balance(made: Sequence[Instance]) -> Table:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress under the name of whatever goes on."""
+def _bar() -> Iterator[Progress]:
+    """Show a progress bar for each activity."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with ProgressBar(*columns, console=Console(stderr=True)) as bar:
         known = {}
 
-        def told(what: str, done: int, total: int) -> None:
+        def progress(what: str, done: int, total: int) -> None:
             if what not in known:
                 known[what] = bar.add_task(what, total=total)
             bar.update(known[what], completed=done, total=total)
 
-        yield told
+        yield progress

@@ -1,6 +1,7 @@
-r"""Unified diffs as data: what a patch touches, its reverse, and the lines it turns into which others.
+r"""Unified diffs as data: the files that a patch touches, its reverse, and the lines that it changes.
 
-Hunks are read by the line counts of their headers, so that a removed line ``-- x`` (``--- x`` in the patch) is not taken for a file header.
+Hunks are read by the line counts in their headers, so that a removed line ``-- x`` (``--- x`` in the patch)
+is not mistaken for a file header.
 
 >>> patch = "--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,2 @@\n-old\n+new\n same\n"
 >>> paths(patch), parse(reverse(patch))[0].hunks[0].lines
@@ -20,8 +21,6 @@ _SWAPPED = {
     "+++ ": "--- ",
     "new file mode ": "deleted file mode ",
     "deleted file mode ": "new file mode ",
-}
-_SWAPPED |= {
     "old mode ": "new mode ",
     "new mode ": "old mode ",
     "rename from ": "rename to ",
@@ -45,7 +44,10 @@ _COPIES = ("copy from", "copy to", "dissimilarity")
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    r"""One change. ``lines`` keep their first character (space, ``-``, ``+``, ``\``) and newline; ``start`` counts old lines, from 1."""
+    r"""One change. ``start`` and ``new_start`` are line numbers, from 1.
+
+    ``lines`` include their first character (space, ``-``, ``+`` or ``\``) and their newline.
+    """
 
     start: int
     new_start: int
@@ -54,18 +56,21 @@ class Hunk:
 
     @property
     def old(self) -> tuple[str, ...]:
-        """The lines before, the last one without its newline where the file has none."""
+        """The lines before the change; the last one has no newline if the file has none there."""
         return _side(self.lines, "-")
 
     @property
     def new(self) -> tuple[str, ...]:
-        """The lines after."""
+        """The lines after the change."""
         return _side(self.lines, "+")
 
 
 @dataclass(frozen=True, slots=True)
 class FileDiff:
-    """What a patch does to one file. ``old`` is empty for a new file, ``new`` for a deleted one; lines of no known kind are not kept."""
+    """The changes of one file. ``old`` is empty for a new file, and ``new`` for a deleted one.
+
+    ``header`` holds only lines of known kinds.
+    """
 
     old: str
     new: str
@@ -75,7 +80,7 @@ class FileDiff:
 
     @property
     def plain(self) -> bool:
-        """Whether all it does is to change lines of one file, or to make or delete it."""
+        """Whether it only changes lines of a file, or creates or deletes it."""
         special = ("rename ", "copy ", "old mode ", "new mode ")
         return not self.binary and not any(line.startswith(special) for line in self.header)
 
@@ -116,12 +121,12 @@ def paths(patch: str) -> tuple[str, ...]:
 
 
 def reverse(patch: str) -> str:
-    """Return the patch that takes ``patch`` back."""
+    """Return the patch that undoes ``patch``."""
     return "".join(_reversed(file) for file in parse(patch))
 
 
 def keep(patch: str, wanted: Sequence[str]) -> str:
-    """Return the part of a patch that touches none but the ``wanted`` paths."""
+    """Return the part of a patch that touches only the ``wanted`` paths."""
     return "".join(text(file) for file in parse(patch) if {file.old, file.new} - {""} <= set(wanted))
 
 
@@ -129,13 +134,13 @@ def text(file: FileDiff) -> str:
     """Return a file's diff as text: the inverse of `parse`."""
     body = []
     for hunk in file.hunks:
-        old, new = (sum(line[0] in f" {sign}" for line in hunk.lines) for sign in "-+")
+        old, new = (sum(line[0] in (" ", sign) for line in hunk.lines) for sign in "-+")
         body += [f"@@ -{hunk.start},{old} +{hunk.new_start},{new} @@{hunk.section}\n", *hunk.lines]
     return "".join([*file.header, *body])
 
 
 def unified(path: str, old: str, new: str) -> str:
-    r"""Return the unified diff of a file in git's form; an empty ``old`` or ``new`` means that there is no such file.
+    r"""Return the unified diff of a file in git's form; empty ``old`` or ``new`` means that it is missing.
 
     >>> print(unified("x.py", "a\n", "b\n"), end="")
     diff --git a/x.py b/x.py
@@ -147,11 +152,11 @@ def unified(path: str, old: str, new: str) -> str:
     """
     if old == new:
         return ""
-    header = (
-        f"diff --git a/{path} b/{path}\n"
-        + "new file mode 100644\n" * (not old)
-        + "deleted file mode 100644\n" * (not new)
-    )
+    header = f"diff --git a/{path} b/{path}\n"
+    if not old:
+        header += "new file mode 100644\n"
+    if not new:
+        header += "deleted file mode 100644\n"
     before, after = (
         f"{side}/{path}" if content else "/dev/null" for side, content in (("a", old), ("b", new))
     )
@@ -162,12 +167,12 @@ def unified(path: str, old: str, new: str) -> str:
 
 
 def lines(content: str) -> list[str]:
-    """Split at line feeds, and at nothing else, as diffs do (``splitlines`` also splits at form feeds)."""
+    """Split a text at line feeds only, as diffs do (``splitlines`` also splits at form feeds)."""
     return re.findall(r"[^\n]*\n|[^\n]+$", content)
 
 
 def _starts(lines: Sequence[str], index: int, header: Sequence[str] = ()) -> bool:
-    """Whether the diff of a file starts here; ``header`` is what the one before has so far."""
+    """Whether the diff of a file starts at ``index``; ``header`` has the header lines of the file before."""
     if lines[index].startswith("diff --git "):
         return True
     if not lines[index].startswith("--- ") or not "".join(lines[index + 1 : index + 2]).startswith("+++ "):
@@ -176,7 +181,7 @@ def _starts(lines: Sequence[str], index: int, header: Sequence[str] = ()) -> boo
 
 
 def _hunk(lines: Sequence[str], index: int, found: re.Match[str]) -> tuple[Hunk, int]:
-    """Read the hunk whose header is at ``index``; also return where it ends."""
+    """Return the hunk whose header is at ``index``, and the index after its last line."""
     start, old, new_start, new = (
         int(number) if number is not None else 1 for number in found.group(1, 2, 3, 4)
     )
@@ -186,9 +191,8 @@ def _hunk(lines: Sequence[str], index: int, found: re.Match[str]) -> tuple[Hunk,
     while old > 0 or new > 0 or (index < len(lines) and lines[index].startswith("\\")):
         if index == len(lines):
             raise ValueError(f"line {first} of the patch starts a hunk that is {max(old, new)} lines short")
-        line = (
-            lines[index] if lines[index] != "\n" else " \n"
-        )  # editors strip the space of an empty context line
+        # Editors strip the space of an empty context line.
+        line = lines[index] if lines[index] != "\n" else " \n"
         if line[0] not in " -+\\":
             raise ValueError(f"line {index + 1} of the patch is inside a hunk and starts with {line[0]!r}")
         old -= line[0] in " -"
@@ -199,7 +203,7 @@ def _hunk(lines: Sequence[str], index: int, found: re.Match[str]) -> tuple[Hunk,
 
 
 def _file(header: Sequence[str], hunks: tuple[Hunk, ...]) -> FileDiff:
-    """Make sense of a header."""
+    """Return the changes of a file from its header and hunks."""
     named = {
         mark: line[len(mark) :].rstrip("\n") for line in header for mark in _SWAPPED if line.startswith(mark)
     }
@@ -233,12 +237,13 @@ def _path(name: str) -> str:
 
 
 def _side(lines: Sequence[str], sign: str) -> tuple[str, ...]:
+    """Return the lines of a hunk before (sign ``-``) or after (``+``) the change."""
     kept: list[str] = []
     before = ""
     for line in lines:
-        if line[0] == "\\" and before and before in f" {sign}":
+        if line[0] == "\\" and before in (" ", sign):
             kept[-1] = kept[-1].removesuffix("\n")
-        elif line[0] in f" {sign}":
+        elif line[0] in (" ", sign):
             kept.append(line[1:])
         before = line[0]
     return tuple(kept)
@@ -246,7 +251,7 @@ def _side(lines: Sequence[str], sign: str) -> tuple[str, ...]:
 
 def _reversed(file: FileDiff) -> str:
     if file.binary:
-        raise ValueError(f"a binary patch of {file.old or file.new} cannot be taken back")
+        raise ValueError(f"a binary patch of {file.old or file.new} cannot be reversed")
     header = sorted((_swap(line) for line in file.header), key=_rank)
     hunks = tuple(
         Hunk(hunk.new_start, hunk.start, tuple(_flip(hunk.lines)), hunk.section) for hunk in file.hunks
@@ -255,7 +260,7 @@ def _reversed(file: FileDiff) -> str:
 
 
 def _swap(line: str) -> str:
-    """Return a header line of the patch's reverse."""
+    """Return the header line of the reverse patch that corresponds to a header line."""
     for mark, other in _SWAPPED.items():
         if line.startswith(mark):
             rest = line[len(mark) :]
@@ -273,7 +278,7 @@ def _rank(line: str) -> int:
 
 
 def _flip(lines: Sequence[str]) -> Iterator[str]:
-    """Yield a hunk's lines the other way round, removed ones first, each with its "no newline" note."""
+    """Yield the lines of the reversed hunk: removed before added ones, each with its "no newline" note."""
     removed: list[str] = []
     added: list[str] = []
     last = added
@@ -285,7 +290,7 @@ def _flip(lines: Sequence[str]) -> Iterator[str]:
             yield from removed
             yield from added
             removed, added = [], []
-            last = added  # a note after a context line belongs behind it
+            last = added  # a note after a context line comes directly behind it
             yield line
             continue
         last = removed if line[0] == "+" else added

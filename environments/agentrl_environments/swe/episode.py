@@ -1,4 +1,4 @@
-"""One episode: an agent, its tools, and the measurement of what it did."""
+"""One episode: an agent with its tools, and the measurement of what it does."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from agentrl.errors import EnvError
 from agentrl.sandbox import Sandbox
 from agentrl.types import Message, Observation, Step
 from agentrl_environments.swe import actions, diffs, expert, prompts
-from agentrl_environments.swe.grade import Outcome, Verdict, grade
+from agentrl_environments.swe.grade import GradingOutcome, Verdict, grade
 from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.tools import QUIET, Tools, clip
-from agentrl_environments.swe.workspace import Trees, environment, extract, lay, tree
+from agentrl_environments.swe.workspace import Trees, environment, extract_patch, lay_out, tree_hash
 
 SIGNALS: Mapping[str, str] = {
-    "ran": "1 where the tool did what was asked, whatever a command's exit code; 0 where it refused or was stopped",
+    "ran": "1 where the tool did what was asked, whatever the exit code; 0 where it refused or was stopped",
     "stopped": "1 where a command was stopped at its time limit",
     "modified": "1 where the turn changed files of the repository",
-    "nonempty": "1 where, after the turn, the repository differs from what it was: there is a patch",
-    "submitted": "1 on the turn that handed the work in",
-    "applied": "1 on that turn where the patch is not empty and could be applied for grading",
-    "fixed": "share of FAIL_TO_PASS that passes, on that turn",
-    "kept": "share of PASS_TO_PASS that passes or is skipped, on that turn",
-    "restored": "1 on that turn where the patch changed what steers the tests, which was put back",
-    "rejected": "1 on that turn where the results contradict each other, as those of a patch that fakes them do",
+    "nonempty": "1 where, after the turn, the repository differs from its base: there is a patch",
+    "submitted": "1 on the turn that submits the patch",
+    "applied": "1 on submission if the patch is not empty and could be applied for grading",
+    "fixed": "share of FAIL_TO_PASS that passes, on submission",
+    "kept": "share of PASS_TO_PASS that passes or is skipped, on submission",
+    "restored": "1 on submission if the patch changed files that control the tests, which were restored",
+    "rejected": "1 on submission if the results contradict each other, as they do when a patch forges them",
 }
-_CHANGES = frozenset(["bash", "create", "str_replace", "insert", "undo_edit"])
+_EDITING_TOOLS = frozenset(["bash", "create", "str_replace", "insert", "undo_edit"])
 _MAX_PATCH = 1 << 18
-"""Longest patch, in characters, that the last observation quotes whole."""
+"""Longest patch, in characters, that the last observation quotes in full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How an episode goes: the options of `Swe` that matter while playing."""
+    """The options of `Swe` that matter while playing."""
 
-    commands_only: bool
+    bash_only: bool
+    """Whether the only tool is a single command."""
     style: actions.Style
-    told: bool
+    explain_tools: bool
     """Whether the first observation explains the tools."""
     max_turns: int
     command_s: float
@@ -49,34 +50,29 @@ class Rules:
     max_stopped: int
 
 
-class Episode:
-    """An agent at work on an instance. ``stack`` holds the shell; who opened it closes it."""
+class SweEpisode:
+    """An episode of one instance. The shell is opened on ``stack``, and the owner of ``stack`` closes it."""
 
     def __init__(
         self, instance: Instance, sandbox: Sandbox, trees: Trees, rules: Rules, stack: AsyncExitStack
     ) -> None:
-        self._instance, self._sandbox, self._trees, self._rules, self._stack = (
-            instance,
-            sandbox,
-            trees,
-            rules,
-            stack,
-        )
+        self._instance, self._sandbox, self._trees = instance, sandbox, trees
+        self._rules, self._stack = rules, stack
         self._base = self._base_tree = self._tree = ""
         self._turns = self._stopped = 0
         self._spent_s = 0.0
         self._tools: Tools
 
     async def reset(self) -> Observation:
-        """Lay out the repository and state the problem."""
-        self._base = await lay(self._sandbox, self._instance, self._trees)
-        self._base_tree = self._tree = await tree(self._sandbox)
+        """Set up the repository and state the problem."""
+        self._base = await lay_out(self._sandbox, self._instance, self._trees)
+        self._base_tree = self._tree = await tree_hash(self._sandbox)
         if not self._tree:
             raise EnvError(f"{self._instance.id}: the tree of the base cannot be read")
         plan = expert.plan(self._instance.patch, await self._files(), self._rules.style)
         env = {**environment(self._instance, self._sandbox.spec.workdir), **QUIET}
         shell = None
-        if not self._rules.commands_only:
+        if not self._rules.bash_only:
             shell = await self._stack.enter_async_context(self._sandbox.shell(env=env))
         self._tools = Tools(
             self._sandbox,
@@ -86,20 +82,22 @@ class Episode:
             command_s=self._rules.command_s,
             max_output=self._rules.max_output,
         )
-        told = prompts.system(
-            commands_only=self._rules.commands_only,
-            folder=self._sandbox.spec.workdir,
-            command_s=self._rules.command_s,
-        )
-        messages = (Message("system", told),) if self._rules.told else ()
-        return Observation((*messages, Message("user", prompts.problem(self._instance))), plan=plan)
+        messages = [Message("user", prompts.problem(self._instance))]
+        if self._rules.explain_tools:
+            instructions = prompts.system(
+                bash_only=self._rules.bash_only,
+                folder=self._sandbox.spec.workdir,
+                command_s=self._rules.command_s,
+            )
+            messages.insert(0, Message("system", instructions))
+        return Observation(tuple(messages), plan=plan)
 
     async def step(self, action: str) -> Step:
-        """Make one call, and measure what it did; a submission is graded."""
+        """Make one call and measure its effect; a submission is graded."""
         self._turns += 1
         try:
-            call = actions.parse(action, bash_only=self._rules.commands_only)
-        except actions.Refused as refusal:
+            call = actions.parse(action, bash_only=self._rules.bash_only)
+        except actions.InvalidAction as refusal:
             return self._step(f"not understood: {refusal}", valid=0.0)
         started = monotonic()
         result = await self._tools.run(call)
@@ -108,8 +106,8 @@ class Episode:
         if result.submitted:
             return await self._submit()
         before = self._tree
-        if call.tool in _CHANGES:
-            self._tree = await tree(self._sandbox)
+        if call.tool in _EDITING_TOOLS:
+            self._tree = await tree_hash(self._sandbox)
         return self._step(
             result.text,
             ran=float(result.ran),
@@ -118,25 +116,24 @@ class Episode:
         )
 
     async def _submit(self) -> Step:
-        """Grade what was submitted, in a sandbox that the agent has not touched."""
-        patch = await extract(self._sandbox, self._base)
+        """Grade the patch, in a sandbox that the agent has not touched."""
+        patch = await extract_patch(self._sandbox, self._base)
         verdict = await grade(self._sandbox, self._instance, self._trees, patch, tests_s=self._rules.tests_s)
         info = {
             **dict.fromkeys(SIGNALS, 0.0),
-            **{
-                "valid": 1.0,
-                "ran": 1.0,
-                "submitted": 1.0,
-                "nonempty": float(bool(patch.strip())),
-                "success": float(verdict.resolved),
-            },
-            **{"applied": float(verdict.applied), "fixed": verdict.fixed, "kept": verdict.kept},
-            **{
-                "restored": float(bool(verdict.restored)),
-                "rejected": float(verdict.outcome is Outcome.REJECTED),
-            },
+            "valid": 1.0,
+            "ran": 1.0,
+            "submitted": 1.0,
+            "nonempty": float(bool(patch.strip())),
+            "success": float(verdict.resolved),
+            "applied": float(verdict.applied),
+            "fixed": verdict.fixed,
+            "kept": verdict.kept,
+            "restored": float(bool(verdict.restored)),
+            "rejected": float(verdict.outcome is GradingOutcome.REJECTED),
         }
-        return Step(Observation.text(_told(verdict, patch)), info["success"], terminated=True, info=info)
+        record = Observation.text(_grading_record(verdict, patch))
+        return Step(record, info["success"], terminated=True, info=info)
 
     def _step(self, text: str, *, valid: float = 1.0, **measured: float) -> Step:
         info = {
@@ -155,20 +152,20 @@ class Episode:
         return Step(Observation.text(text), truncated=over, info=info)
 
     async def _files(self) -> Mapping[str, str]:
-        """Return the texts of the base that the fix touches: what the expert needs to see."""
+        """Return the texts of the base's files that the fix touches, for the expert's plan."""
         files: dict[str, str] = {}
         for path in diffs.paths(self._instance.patch):
             try:
                 files[path] = (await self._sandbox.read(f"{self._sandbox.spec.workdir}/{path}")).decode()
             except (OSError, UnicodeDecodeError):
-                continue  # made by the fix, or no text
+                continue  # created by the fix, or not a text file
         return files
 
 
-def _told(verdict: Verdict, patch: bytes) -> str:
-    """Return the record of the grading: nobody acts on it, and whoever reads the trajectory wants to know."""
-    lines = [f"submitted: {verdict.outcome}" + f" ({verdict.detail})" * bool(verdict.detail)]
-    lines.append(f"fixed {verdict.fixed:.3f}, kept {verdict.kept:.3f}")
+def _grading_record(verdict: Verdict, patch: bytes) -> str:
+    """Return the text of the last observation. No action follows it; it is for readers of the trajectory."""
+    detail = f" ({verdict.detail})" if verdict.detail else ""
+    lines = [f"submitted: {verdict.outcome}{detail}", f"fixed {verdict.fixed:.3f}, kept {verdict.kept:.3f}"]
     if verdict.restored:
         lines.append(f"put back before the tests: {', '.join(verdict.restored)}")
     return "\n".join([*lines, "", clip(patch.decode(errors="replace"), _MAX_PATCH)]).rstrip()

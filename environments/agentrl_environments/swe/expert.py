@@ -1,7 +1,7 @@
-"""The expert: the fix, as the calls of somebody who knows where it belongs. Serves demonstrations, and proves that a task can be solved.
+"""The expert's plan: the fix as calls. It serves demonstrations, and shows that a task can be solved.
 
-Each changed place is looked at and then edited, so that what a demonstration writes stands in what it has seen. What an editor cannot do
-(a rename, a mode, a binary file) is done by ``git apply``.
+Each changed place is viewed and then edited, so that the text which a demonstration replaces has been seen
+before. Changes that an editor cannot make (a rename, a mode, a binary file) are made by ``git apply``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from agentrl_environments.swe.actions import Call, Style, render
 from agentrl_environments.swe.tools import SUBMIT
 
 LOOK = 8
-"""Lines looked at around a place before it is edited."""
+"""Lines viewed on each side of a place before it is edited."""
 
 
 def plan(patch: str, files: Mapping[str, str], style: Style) -> tuple[str, ...]:
-    r"""Return the actions that make the fix and submit it; ``files``: what the base holds, as far as it is text.
+    r"""Return the actions that make the fix and submit it; ``files`` are the text files of the base.
 
     >>> patch = diffs.unified("a.py", "x = 1\n", "x = 2\n")
     >>> plan(patch, {"a.py": "x = 1\n"}, "line")
@@ -45,7 +45,11 @@ def _apply(patch: str) -> Call:
 
 
 def _calls(file: diffs.FileDiff, files: Mapping[str, str]) -> list[Call]:
-    """Return the editor's calls for one file; ``ValueError`` where it cannot make them."""
+    """Return the editor calls that make the changes of one file.
+
+    Raises:
+        ValueError: the editor cannot make these changes.
+    """
     if not file.plain:
         raise ValueError("not a change of lines")
     new = "".join(line for hunk in file.hunks for line in hunk.new)
@@ -74,7 +78,10 @@ def _calls(file: diffs.FileDiff, files: Mapping[str, str]) -> list[Call]:
 
 
 def _changes(hunk: diffs.Hunk, place: int) -> list[tuple[int, int, list[str]]]:
-    """Return a hunk's runs of changed lines: where each begins once those before are made, how many lines go, and what comes."""
+    """Return the runs of changed lines in a hunk: first line, number of removed lines, added lines.
+
+    The first line's number assumes that the runs before have been changed already.
+    """
     new = list(hunk.new)
     changes: list[tuple[int, int, list[str]]] = []
     at, taken, open_run = place, 0, False
@@ -97,11 +104,10 @@ def _changes(hunk: diffs.Hunk, place: int) -> list[tuple[int, int, list[str]]]:
 
 
 def _replace(path: str, lines: Sequence[str], at: int, count: int, put: Sequence[str]) -> Call:
-    """Return the replacement of ``count`` lines by others, with as many lines around as make it unique."""
+    """Return the call that replaces ``count`` lines, with as much context as makes the old text unique."""
     whole = "".join(lines)
-    for before, after in (
-        (around, below) for around in range(len(lines) + 1) for below in sorted({0, around})
-    ):
+    contexts = ((above, below) for above in range(len(lines) + 1) for below in sorted({0, above}))
+    for before, after in contexts:
         first, last = max(0, at - before), min(len(lines), at + count + after)
         old, new = "".join(lines[first:last]), "".join([*lines[first:at], *put, *lines[at + count : last]])
         if old.endswith("\n") and new.endswith("\n"):

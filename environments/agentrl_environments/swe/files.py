@@ -1,4 +1,4 @@
-"""Files of task rows, and rows whose mistakes are told with their place: file, row and field."""
+"""Reads files of task rows. Errors name the file, the row and the field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any  # what a file holds, before it is checked
+from typing import Any  # the content of a file before it is checked
 
 from agentrl.errors import ConfigError
 from agentrl_environments.swe import diffs
@@ -18,35 +18,31 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A row that says which of its fields is missing or wrong."""
+    """A row with checked access: errors name ``where`` and the field that is missing or wrong."""
 
     row: Row
     where: str
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a field that is text; without a ``default`` it must be there and not empty."""
+        """Return a text field; without a ``default`` it must be present and not empty."""
         value = self.row.get(name)
         if value is None and default is not None:
             return default
-        if name not in self.row or value is None:
-            raise ConfigError(
-                f"{self.where}: field {name!r} is missing; the row has {', '.join(sorted(self.row)) or 'no fields'}"
-            )
+        if value is None:
+            raise self._missing(name)
         if default is None and value == "":
             raise ConfigError(f"{self.where}: field {name!r} is empty")
         if not isinstance(value, str):
-            if default is not None and hasattr(value, "isoformat"):  # a date of Parquet
+            if default is not None and hasattr(value, "isoformat"):  # a date in a Parquet file
                 return str(value.isoformat())
             raise ConfigError(f"{self.where}: field {name!r} must be text, found {type(value).__name__}")
         return value
 
     def names(self, name: str) -> tuple[str, ...]:
-        """Return a field that is a list of texts, or the JSON of one."""
+        """Return a field that is a list of texts, or a list of texts encoded as JSON."""
         value = self.json(name) if isinstance(self.row.get(name), str) else self.row.get(name)
         if value is None:
-            raise ConfigError(
-                f"{self.where}: field {name!r} is missing; the row has {', '.join(sorted(self.row)) or 'no fields'}"
-            )
+            raise self._missing(name)
         if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
             raise ConfigError(
                 f"{self.where}: field {name!r} must be a list of test names, found {str(value)[:60]!r}"
@@ -54,7 +50,7 @@ class Fields:
         return tuple(value)
 
     def json(self, name: str) -> Any:
-        """Return a field that is JSON inside a text."""
+        """Return the value of a field that holds JSON as text."""
         try:
             return json.loads(self.text(name))
         except json.JSONDecodeError as problem:
@@ -65,9 +61,9 @@ class Fields:
         value = self.text(name, default)
         try:
             if value and not diffs.parse(value):
-                raise ValueError("no file is changed in it")
+                raise ValueError("it changes no file")
         except ValueError as problem:
-            raise ConfigError(f"{self.where}: field {name!r} is no unified diff: {problem}") from None
+            raise ConfigError(f"{self.where}: field {name!r} is not a unified diff: {problem}") from None
         return value
 
     def reversed_patch(self, name: str) -> str:
@@ -77,12 +73,16 @@ class Fields:
         except ValueError as problem:
             raise ConfigError(f"{self.where}: field {name!r}: {problem}") from None
 
+    def _missing(self, name: str) -> ConfigError:
+        present = ", ".join(sorted(self.row)) or "no fields"
+        return ConfigError(f"{self.where}: field {name!r} is missing; the row has {present}")
+
 
 def read(file: Path) -> Iterator[tuple[str, Row]]:
-    """Yield each row of a JSON, JSON lines or Parquet file, with the words that name its place.
+    """Yield each row of a JSON, JSON lines or Parquet file, with a text that names its place.
 
     Raises:
-        ConfigError: it cannot be read, or is not what its name says.
+        ConfigError: the file cannot be read, or its content does not match its extension.
     """
     readers: Mapping[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
         ".json": _json,
@@ -91,11 +91,11 @@ def read(file: Path) -> Iterator[tuple[str, Row]]:
         ".parquet": _parquet,
     }
     if file.suffix not in readers:
-        raise ConfigError(f"task rows: {file} is no .json, .jsonl, .jsonl.gz or .parquet file")
+        raise ConfigError(f"task rows: {file} is not a .json, .jsonl, .jsonl.gz or .parquet file")
     try:
         yield from readers[file.suffix](file)
     except UnicodeDecodeError as problem:
-        raise ConfigError(f"{file}: is not UTF-8: {problem}") from None
+        raise ConfigError(f"task rows: {file} is not UTF-8: {problem}") from None
     except (OSError, EOFError, zlib.error) as problem:
         raise ConfigError(
             f"task rows: cannot read {file}: {getattr(problem, 'strerror', None) or problem}"
@@ -107,7 +107,7 @@ def _json(file: Path) -> Iterator[tuple[str, Row]]:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as problem:
         raise ConfigError(
-            f"{file}:{problem.lineno}: is not JSON: {problem.msg}; JSON lines belong into a .jsonl file"
+            f"{file}:{problem.lineno}: is not JSON: {problem.msg}; a file of JSON lines must be named .jsonl"
         ) from None
     if not isinstance(rows, list):
         raise ConfigError(f"{file}: must hold a list of rows, found {type(rows).__name__}")
@@ -138,6 +138,6 @@ def _parquet(file: Path) -> Iterator[tuple[str, Row]]:
     try:
         table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowException as problem:
-        raise ConfigError(f"{file}: is no Parquet file: {problem}") from None
+        raise ConfigError(f"{file}: is not a Parquet file: {problem}") from None
     for index, row in enumerate(table.to_pylist()):
         yield f"{file}, row {index}", row

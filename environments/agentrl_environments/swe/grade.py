@@ -1,20 +1,26 @@
-"""Grading, by the official rule of SWE-bench, always in a fresh sandbox from the extracted patch.
+"""Grades a patch by the official rule of SWE-bench, always in a fresh sandbox.
 
-1. A fresh base; the patch is applied by ``git apply``, then with ``--3way``, then ``--reject``, then by ``patch --fuzz=5``, the tree
-   cleaned between tries; a patch that is there already counts as applied.
-2. What steers the tests is as it was: files of the test patch, the folders of the graded tests, ``conftest.py``, pytest's configuration,
-   start-up files of Python, compiled files, new modules that would shadow the runner or the standard library, unless the fix itself
-   touches them. (The official harness restores the test files only. The rest is what policies learn to exploit.)
+1. The patch is applied to a fresh base: by ``git apply``, else with ``--3way``, else with ``--reject``, else
+   by ``patch --fuzz=5``. The tree is cleaned between attempts. A patch that is already in the base counts as
+   applied.
+2. Files that control the tests are restored: the files of the test patch, the folders of the graded tests,
+   ``conftest.py``, pytest's configuration, start-up files of Python, compiled files, and new modules that
+   would shadow the test runner or the standard library; except those that the fix itself touches. (The
+   official harness restores only the test files. Policies learn to exploit the rest.)
 3. The test patch is applied and the tests run, with a deadline.
-4. ``FAIL_TO_PASS`` counts as fixed for PASSED and XFAIL, ``PASS_TO_PASS`` as kept for these and SKIPPED; a missing test is neither.
-   Truncated parametrised ids are matched by prefix. A log without failures of a command that failed is rejected. *Resolved*: all of both.
-   R2E-Gym's rule instead, where the instance has an ``expected`` map: the same tests with the same statuses, and no other.
+4. A test of ``FAIL_TO_PASS`` counts as fixed if it has the status PASSED or XFAIL; a test of ``PASS_TO_PASS``
+   counts as kept if it has one of these or SKIPPED; a missing test is neither. Truncated parametrised ids are
+   matched by prefix. A log without failures of a command that failed is rejected. *Resolved* means that all
+   tests are fixed and kept. If the instance has an ``expected`` map, R2E-Gym's rule applies instead: the same
+   tests with the same statuses, and no others.
 
-A test that must fail, under a name that nobody can know (the *canary*), runs in the same process as the graded ones of instances made
-from sources: a patch that makes everything pass makes it pass too, and is rejected.
+For instances made from source distributions, a test that must fail (the *canary*) runs in the same process as
+the graded tests. Its name is random. A patch that makes every test pass makes the canary pass too, and is
+rejected.
 
-Sources: SWE-bench 5.0, ``harness/grading.py``; R2E-Gym, ``execution_log_parser.py``. Where the agent's patch makes the tests hang, print
-nothing or kill the sandbox's processes, that is an outcome. Where the sandbox itself breaks, ``SandboxError`` passes: nobody is graded.
+Sources: SWE-bench 5.0, ``harness/grading.py``; R2E-Gym, ``execution_log_parser.py``. If the agent's patch
+makes the tests hang, print nothing or kill the sandbox's processes, that is an outcome. If the sandbox itself
+breaks, ``SandboxError`` is raised and there is no grade.
 """
 
 from __future__ import annotations
@@ -31,17 +37,17 @@ from agentrl.errors import EnvError
 from agentrl.sandbox import Sandbox
 from agentrl_environments.swe import diffs, logs
 from agentrl_environments.swe.rows import Instance
-from agentrl_environments.swe.workspace import GIT, SETUP_S, Trees, environment, lay, must
+from agentrl_environments.swe.workspace import GIT, SETUP_S, Trees, environment, lay_out, require_success
 
 MAX_LOG = 32 << 20
-"""Most bytes of a test run's output that are read."""
+"""Largest number of bytes to read from a test run's output."""
 ATTEMPTS = (
     ("git", "apply", "--verbose", "-"),
     ("git", "apply", "--verbose", "--3way", "-"),
     ("git", "apply", "--verbose", "--reject", "-"),
     ("patch", "--batch", "--forward", "--fuzz=5", "-p1"),
 )
-_STEERING = frozenset(
+_CONTROL_FILES = frozenset(
     [
         "conftest.py",
         "pytest.ini",
@@ -60,8 +66,8 @@ _OUTSIDE = re.compile(r"[\s/\"](?:\.git|\.\.)[\s/\"]")
 _TEST_FOLDERS = frozenset(["test", "tests", "testing"])
 
 
-class Outcome(StrEnum):
-    """How grading went, for one patch."""
+class GradingOutcome(StrEnum):
+    """The outcome of grading one patch."""
 
     RESOLVED = "resolved"
     UNRESOLVED = "unresolved"
@@ -74,26 +80,26 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The result. ``fixed`` and ``kept`` are shares of FAIL_TO_PASS and PASS_TO_PASS; 0 and 0 where nothing ran."""
+    """The result of grading. ``fixed`` and ``kept`` are shares of FAIL_TO_PASS and PASS_TO_PASS, or 0."""
 
-    outcome: Outcome
+    outcome: GradingOutcome
     fixed: float = 0.0
     kept: float = 0.0
     detail: str = ""
     restored: tuple[str, ...] = ()
-    """Paths of the patch that were put back before the tests ran."""
+    """Paths that the patch changed and that were restored before the tests ran."""
     statuses: Mapping[str, str] = field(default_factory=dict)
     log: str = ""
 
     @property
     def resolved(self) -> bool:
         """Whether the task is solved."""
-        return self.outcome is Outcome.RESOLVED
+        return self.outcome is GradingOutcome.RESOLVED
 
     @property
     def applied(self) -> bool:
-        """Whether the patch was not empty and could be applied."""
-        return self.outcome not in (Outcome.EMPTY, Outcome.NOT_APPLIED)
+        """Whether the patch is not empty and could be applied."""
+        return self.outcome not in (GradingOutcome.EMPTY, GradingOutcome.NOT_APPLIED)
 
 
 async def grade(
@@ -103,40 +109,45 @@ async def grade(
 
     Raises:
         SandboxError: the sandbox broke.
-        EnvError: the instance is broken: its base, or its test patch on top of it, cannot be made.
+        EnvError: the instance is broken: its base cannot be made, or its test patch cannot be applied.
     """
     if not patch.strip():
-        return Verdict(outcome=Outcome.EMPTY)
+        return Verdict(outcome=GradingOutcome.EMPTY)
     await sandbox.reset()
-    base = await lay(sandbox, instance, trees, show_hidden=True)
+    base = await lay_out(sandbox, instance, trees, show_hidden=True)
     if problem := await apply(sandbox, patch):
-        return Verdict(outcome=Outcome.NOT_APPLIED, detail=problem)
+        return Verdict(outcome=GradingOutcome.NOT_APPLIED, detail=problem)
     restored = await _restore(sandbox, instance, base, patch)
     if instance.test_patch:
         argv = ["git", "apply", "--whitespace=nowarn", "-"]
-        must(
+        require_success(
             await sandbox.exec(argv, stdin=instance.test_patch.encode(), env=GIT, timeout_s=SETUP_S),
             f"{instance.id}: its test patch",
         )
-    canary = await _plant(sandbox, instance)
+    canary = await _add_canary(sandbox, instance)
     command = f"exec 2>&1\n{instance.setup}\n{instance.command}\n"
     env = environment(instance, sandbox.spec.workdir)
     ran = await sandbox.exec(["bash", "-c", command], env=env, timeout_s=tests_s, max_output=MAX_LOG)
     text = ran.stdout.decode(errors="replace")
     if ran.timed_out:
-        return Verdict(outcome=Outcome.HUNG, detail=f"after {tests_s:g} s", restored=restored, log=text)
+        return Verdict(
+            outcome=GradingOutcome.HUNG, detail=f"after {tests_s:g} s", restored=restored, log=text
+        )
     return judge(instance, text, ran.exit_code, canary=canary, restored=restored)
 
 
 def judge(
     instance: Instance, text: str, exit_code: int, *, canary: str = "", restored: tuple[str, ...] = ()
 ) -> Verdict:
-    """Return the verdict on the output of a test run that ended; ``canary`` is the name of the test that must have failed."""
+    """Return the verdict on the output of a test run that ended.
+
+    ``canary`` is the name of the test that must have failed, if there is one.
+    """
     log = logs.read(instance.parser, text)
     caught = {test: status for test, status in log.statuses.items() if canary and canary in test}
     statuses = {test: status for test, status in log.statuses.items() if test not in caught}
 
-    def verdict(outcome: Outcome, detail: str = "", fixed: float = 0.0, kept: float = 0.0) -> Verdict:
+    def verdict(outcome: GradingOutcome, detail: str = "", fixed: float = 0.0, kept: float = 0.0) -> Verdict:
         return Verdict(
             outcome=outcome,
             detail=detail,
@@ -148,38 +159,46 @@ def judge(
         )
 
     if not log.ran:
-        return verdict(Outcome.SILENT, f"the command ended with exit code {exit_code}")
+        return verdict(GradingOutcome.SILENT, f"the command ended with exit code {exit_code}")
     if instance.expected:
         share = _agreement(dict(instance.expected), logs.summary_names(text))
-        return verdict(Outcome.RESOLVED if share == 1.0 else Outcome.UNRESOLVED, fixed=share, kept=share)
+        return verdict(
+            GradingOutcome.RESOLVED if share == 1.0 else GradingOutcome.UNRESOLVED, fixed=share, kept=share
+        )
     fixed = share_of(instance.fail_to_pass, statuses, {"PASSED", "XFAIL"})
     kept = share_of(instance.pass_to_pass, statuses, {"PASSED", "XFAIL", "SKIPPED"})
     if not {"FAILED", "ERROR"} & set(log.statuses.values()) and exit_code != 0:
-        return verdict(Outcome.REJECTED, f"no test failed, and the command ended with exit code {exit_code}")
+        return verdict(
+            GradingOutcome.REJECTED, f"no test failed, and the command ended with exit code {exit_code}"
+        )
     complete = fixed == kept == 1.0
     if complete and canary and (set(caught.values()) != {"FAILED"} or exit_code == 0):
         return verdict(
-            Outcome.REJECTED,
+            GradingOutcome.REJECTED,
             f"a test that must fail: {', '.join(caught.values()) or 'missing'}, exit code {exit_code}",
         )
-    return verdict(Outcome.RESOLVED if complete else Outcome.UNRESOLVED, fixed=fixed, kept=kept)
+    return verdict(GradingOutcome.RESOLVED if complete else GradingOutcome.UNRESOLVED, fixed=fixed, kept=kept)
 
 
 def share_of(tests: Collection[str], statuses: Mapping[str, logs.Status], good: Collection[str]) -> float:
-    """Return the share of ``tests`` with a good status; 1 where there are none. A missing test is not good."""
+    """Return the share of ``tests`` with a good status, 1 if there are none. A missing test is not good."""
     return sum(_status(test, statuses) in good for test in tests) / len(tests) if tests else 1.0
 
 
 def _status(test: str, statuses: Mapping[str, logs.Status]) -> logs.Status | None:
-    """Return a test's status. An id that breaks off inside its parameters stands for all that begin with it: the worst counts."""
+    """Return a test's status.
+
+    An id that is truncated within its parameters matches every test that begins with it; the worst status
+    counts.
+    """
     if test in statuses or "[" not in test or test.endswith("]"):
         return statuses.get(test)
-    begun = [status for known, status in statuses.items() if known.startswith(test)]
-    return logs.worst(*begun) if begun else None
+    matching = [status for known, status in statuses.items() if known.startswith(test)]
+    return logs.worst(*matching) if matching else None
 
 
 def _agreement(expected: Mapping[str, str], found: Mapping[str, str]) -> float:
-    """Return the share of names, expected or found, on which both agree."""
+    """Return the share of all names, expected or found, whose statuses agree."""
     expected, found = (
         {re.sub(r"\x1b\[\d+m", "", name).split(" - ")[0]: status for name, status in side.items()}
         for side in (expected, found)
@@ -189,19 +208,17 @@ def _agreement(expected: Mapping[str, str], found: Mapping[str, str]) -> float:
 
 
 async def apply(sandbox: Sandbox, patch: bytes) -> str:
-    """Apply a patch to the sandbox's clean tree; return why it cannot be, empty where it was."""
+    """Apply a patch to the sandbox's clean tree; return the reason if that fails, else an empty text."""
     try:
         files = diffs.parse(patch.decode("utf-8", "surrogateescape"))
     except ValueError as problem:
         return str(problem)
-    heads = [line for file in files for line in file.header]
-    if odd := [line for line in heads if _OUTSIDE.search(line)] + [
-        path for file in files for path in (file.old, file.new) if path[:1] == "/"
-    ]:
-        return f"it writes outside the repository: {odd[0].strip()}"
-    plain = "".join(map(diffs.text, files)).encode(
-        "utf-8", "surrogateescape"
-    )  # nothing between the diffs reaches a tool
+    outside = [line for file in files for line in file.header if _OUTSIDE.search(line)]
+    outside += [path for file in files for path in (file.old, file.new) if path[:1] == "/"]
+    if outside:
+        return f"it writes outside the repository: {outside[0].strip()}"
+    # The text is written anew from the parsed files, so that text between the diffs reaches no tool.
+    plain = "".join(map(diffs.text, files)).encode("utf-8", "surrogateescape")
     why = ""
     for argv in ATTEMPTS:
         tried = await sandbox.exec(argv, stdin=plain, env=GIT, timeout_s=SETUP_S)
@@ -209,39 +226,52 @@ async def apply(sandbox: Sandbox, patch: bytes) -> str:
             return ""
         why = why or tried.stderr.decode(errors="replace").strip()[-400:]
         clean = "git reset -q --hard && git clean -fdq"
-        must(await sandbox.exec(["bash", "-c", clean], env=GIT, timeout_s=SETUP_S), "cleaning the tree")
-    there = await sandbox.exec(
+        require_success(
+            await sandbox.exec(["bash", "-c", clean], env=GIT, timeout_s=SETUP_S), "cleaning the tree"
+        )
+    reverse = await sandbox.exec(
         ["git", "apply", "--reverse", "--check", "-"], stdin=plain, env=GIT, timeout_s=SETUP_S
     )
-    return "" if there.exit_code == 0 else why or "it changes nothing"
+    already_applied = reverse.exit_code == 0
+    return "" if already_applied else why or "it changes nothing"
 
 
 async def _restore(sandbox: Sandbox, instance: Instance, base: str, patch: bytes) -> tuple[str, ...]:
-    """Put back what steers the tests, whoever changed it, by what really differs from the base; return the paths."""
-    script = f"git ls-tree -r -z --name-only {base}; printf '\\0'; git add -A && git diff --cached --no-renames --name-only -z {base}"
-    listed = must(
+    """Restore files that control the tests, if they differ from the base or the patch names them.
+
+    Return their paths.
+    """
+    script = (
+        f"git ls-tree -r -z --name-only {base}; printf '\\0'; "
+        f"git add -A && git diff --cached --no-renames --name-only -z {base}"
+    )
+    listed = require_success(
         await sandbox.exec(["bash", "-c", script], env=GIT, timeout_s=SETUP_S, max_output=MAX_LOG),
         f"{instance.id}: comparing",
     )
-    there, _, changed = listed.stdout.decode("utf-8", "surrogateescape").partition("\0\0")
-    ours = frozenset(there.split("\0"))
-    touched = {path for path in changed.split("\0") if path} | set(
-        diffs.paths(patch.decode("utf-8", "surrogateescape"))
-    )  # ignored ones too
-    restored = tuple(sorted(steering(instance, touched, ours)))
+    in_base, _, changed = listed.stdout.decode("utf-8", "surrogateescape").partition("\0\0")
+    base_paths = frozenset(in_base.split("\0"))
+    touched = {path for path in changed.split("\0") if path}
+    touched |= set(diffs.paths(patch.decode("utf-8", "surrogateescape")))  # git add leaves out ignored files
+    restored = tuple(sorted(control_files(instance, touched, base_paths)))
     if restored:
-        must(
+        require_success(
             await sandbox.exec(["rm", "-rf", "--", *restored], timeout_s=SETUP_S),
-            f"{instance.id}: putting back {restored[0]}",
+            f"{instance.id}: removing {restored[0]}",
         )
-    if kept := [path for path in restored if path in ours]:
+    if kept := [path for path in restored if path in base_paths]:
         argv = ["git", "checkout", "-q", base, "--", *kept]
-        must(await sandbox.exec(argv, env=GIT, timeout_s=SETUP_S), f"{instance.id}: putting back {kept[0]}")
+        require_success(
+            await sandbox.exec(argv, env=GIT, timeout_s=SETUP_S), f"{instance.id}: restoring {kept[0]}"
+        )
     return restored
 
 
-def steering(instance: Instance, changed: Collection[str], base: Collection[str]) -> Iterator[str]:
-    """Yield the changed paths that steer the tests and that the fix does not touch; ``base``: all paths there were."""
+def control_files(instance: Instance, changed: Collection[str], base: Collection[str]) -> Iterator[str]:
+    """Yield the changed paths that control the tests and that the fix does not touch.
+
+    ``base`` holds all paths of the base.
+    """
     fix = set(diffs.paths(instance.patch))
     tests = set(instance.test_files)
     folders = {
@@ -253,20 +283,18 @@ def steering(instance: Instance, changed: Collection[str], base: Collection[str]
     old = {str(parent) for path in base for parent in PurePosixPath(path).parents}
     for path in set(changed) - fix:
         pure = PurePosixPath(path)
-        named = (
-            pure.name in _STEERING or pure.suffix in (".pth", ".pyc", ".so") or "__pycache__" in pure.parts
+        by_name = (
+            pure.name in _CONTROL_FILES
+            or pure.suffix in (".pth", ".pyc", ".so")
+            or "__pycache__" in pure.parts
         )
-        if (
-            path in tests
-            or named
-            or not folders.isdisjoint(pure.parents)
-            or (path not in base and _shadows(pure, old, base))
-        ):
+        in_tests = path in tests or not folders.isdisjoint(pure.parents)
+        if in_tests or by_name or (path not in base and _shadows(pure, old, base)):
             yield path
 
 
 def _shadows(path: PurePosixPath, folders: Collection[str], base: Collection[str]) -> bool:
-    """Whether a new file makes a new module, outside of any package, that has the name of one of the runner or the standard library."""
+    """Whether a new file adds a top-level module named like one of the test runner or standard library."""
     for depth, part in enumerate(path.parts):
         outer, last = PurePosixPath(*path.parts[:depth]), depth == len(path.parts) - 1
         if str(outer / "__init__.py") in base:
@@ -277,8 +305,8 @@ def _shadows(path: PurePosixPath, folders: Collection[str], base: Collection[str
     return False
 
 
-async def _plant(sandbox: Sandbox, instance: Instance) -> str:
-    """Add the canary to a file of graded tests and return its name; empty where the instance is not one of ours."""
+async def _add_canary(sandbox: Sandbox, instance: Instance) -> str:
+    """Add the canary to a file of graded tests; return its name, or "" if the instance gets no canary."""
     files = sorted(
         {file for test in instance.fail_to_pass if (file := test.partition("::")[0]).endswith(".py")}
     )

@@ -1,7 +1,8 @@
-r"""What a test run's output says: a status for each test, and whether the suite ran at all.
+r"""Reads a test run's output: a status for each test, and whether the suite ran at all.
 
-Where a log names a test twice, the worst status counts: pytest says ``PASSED`` and then ``ERROR`` of a test whose teardown broke, and a
-line that some code prints in the hope of being taken for a result cannot mend one.
+If a log names a test more than once, the worst status counts. pytest reports ``PASSED`` and then ``ERROR``
+for a test whose teardown failed. And code that prints a line which looks like a result cannot improve a real
+one.
 
 >>> read("pytest", "PASSED tests/test_a.py::test_b\n1 passed in 0.01s\n")
 Log(statuses={'tests/test_a.py::test_b': 'PASSED'}, ran=True)
@@ -17,7 +18,7 @@ from typing import Literal, cast, get_args
 from agentrl_environments.swe.rows import Parser
 
 Status = Literal["PASSED", "XFAIL", "SKIPPED", "XPASS", "FAILED", "ERROR"]
-"""From best to worst. ``XFAIL``: failed, as the suite expects."""
+"""From best to worst. ``XFAIL``: the test failed, as the suite expects."""
 
 _RANK = {status: rank for rank, status in enumerate(get_args(Status))}
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")
@@ -25,7 +26,8 @@ _STATUSES = "|".join(_RANK)
 _SUMMARY = re.compile(rf"({_STATUSES}) ([^\s\[]+(?:\[.*?\](?= - |$)|\S*))(?: - .*)?$")
 _VERBOSE = re.compile(rf"(\S+?\.py(?:::\S+|::[^\[]+\[.*\])) ({_STATUSES})(?: \(.*\))?(?:\s+\[\s*\d+%\])?$")
 _PYTEST_RAN = re.compile(
-    r"=+ test session starts =+|(^|\n)(=+ )?(no tests ran|\d+ (passed|failed|skipped|errors?|xfailed|xpassed|deselected)).* in [\d.]+s"
+    r"=+ test session starts =+|(^|\n)(=+ )?"
+    r"(no tests ran|\d+ (passed|failed|skipped|errors?|xfailed|xpassed|deselected)).* in [\d.]+s"
 )
 _UNITTEST = {
     "ok": "PASSED",
@@ -40,7 +42,7 @@ _SYMPY = {"ok": "PASSED", "F": "FAILED", "E": "ERROR", "f": "XFAIL", "X": "XPASS
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log that was read. ``ran``: the runner itself says that it ran, whatever the results."""
+    """A parsed log. ``ran`` says whether the test runner ran, whatever the results."""
 
     statuses: Mapping[str, Status]
     ran: bool
@@ -57,14 +59,15 @@ def read(parser: Parser, text: str) -> Log:
 
 
 def worst(*statuses: Status) -> Status:
-    """Return the worst of some statuses."""
+    """Return the worst of the statuses."""
     return max(statuses, key=_RANK.__getitem__)
 
 
 def summary_names(text: str) -> dict[str, str]:
-    """Return a status for each test of pytest's short summary as R2E-Gym has it: without the file, parts joined by dots.
+    """Return a status for each test of pytest's short summary, named as in R2E-Gym: parts joined by dots.
 
-    As its own reader, the last status of a name counts, and tests of the same name in two files are one.
+    The file is left out. As in R2E-Gym's own parser, the last status of a name counts, and tests with the
+    are one.
     """
     _, _, summary = _ANSI.sub("", text).partition("short test summary info")
     statuses: dict[str, str] = {}
@@ -75,17 +78,20 @@ def summary_names(text: str) -> dict[str, str]:
 
 
 def _pytest(text: str) -> Iterator[tuple[str, Status]]:
-    """Both forms of pytest: ``-rA``'s summary, and ``--verbose``."""
+    """Read both forms of pytest's output: the summary of ``-rA``, and ``--verbose``."""
     for line in text.splitlines():
         if found := _SUMMARY.match(line):
-            if not found.group(2).startswith("["):  # "SKIPPED [1] file:line: why" names no test
+            if not found.group(2).startswith("["):  # "SKIPPED [1] file:line: reason" names no test
                 yield found.group(2), cast(Status, found.group(1))
         elif found := _VERBOSE.match(line):
             yield found.group(1), cast(Status, found.group(2))
 
 
 def _unittest(text: str) -> Iterator[tuple[str, Status]]:
-    """``unittest --verbose`` and Django's runner. A test with a docstring is known by its id and by the docstring's first line."""
+    """Read ``unittest --verbose`` and Django's runner.
+
+    A test with a docstring is reported under its id and under the first line of its docstring.
+    """
     names: tuple[str, ...] = ()
     for raw in text.splitlines():
         line = raw.strip()
@@ -97,7 +103,7 @@ def _unittest(text: str) -> Iterator[tuple[str, Status]]:
             names = (line,)
             continue
         else:
-            rest = line  # what a test prints may stand between "..." and the word
+            rest = line  # output of the test may come between "..." and the status
         if rest.startswith("skipped") and dots:
             status = "SKIPPED"
         elif (word := rest.strip()) in _UNITTEST and names:
@@ -113,7 +119,7 @@ def _unittest(text: str) -> Iterator[tuple[str, Status]]:
 
 
 def _sympy(text: str) -> Iterator[tuple[str, Status]]:
-    """SymPy's own runner, verbose: ``test_name ok``."""
+    """Read the verbose output of SymPy's runner: ``test_name ok``."""
     for line in text.splitlines():
         if found := re.match(r"\s*(test_\w+) (ok|[FEfXs])(\s|$)", line):
             yield found.group(1), cast(Status, _SYMPY[found.group(2)])

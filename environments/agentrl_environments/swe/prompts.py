@@ -1,4 +1,4 @@
-"""What an agent is told: the tools, how to call them, and the problem."""
+"""The texts an agent starts from: the tools, how to call them, and the problem."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.tools import SUBMIT
 
 TOOLS = """\
-You are a software engineer. You work in the repository at {folder}, which has a bug. Find it, mend it in the sources, and submit. \
-Hidden tests decide whether it is mended. Do not change tests or the configuration of the test runner: they are put back before they run.
+You are a software engineer. You work in the repository at {folder}, which has a bug. Find it, mend it in \
+the sources, and submit. Hidden tests decide whether it is mended. Do not change tests or the configuration \
+of the test runner: they are put back before they run.
 
 In each turn, think briefly, then make exactly one call, in this form:
 
@@ -17,20 +18,23 @@ In each turn, think briefly, then make exactly one call, in this form:
 
 The tools:
 
-bash(command): run a command in a shell that keeps its folder and variables from turn to turn. Commands are stopped after {command_s:g} \
-seconds, get no input, and there is no network.
+bash(command): run a command in a shell that keeps its folder and variables from turn to turn. Commands are \
+stopped after {command_s:g} seconds, get no input, and there is no network.
 str_replace_editor(command, path, ...): look at files and change them. Commands:
-  view(path, view_range): show a file with line numbers, or a folder; view_range, such as [1, 40], is optional.
+  view(path, view_range): show a file with line numbers, or a folder; view_range, such as [1, 40], \
+is optional.
   create(path, file_text): make a new file.
-  str_replace(path, old_str, new_str): replace old_str, which must be in the file exactly once, to the letter, by new_str.
+  str_replace(path, old_str, new_str): replace old_str, which must be in the file exactly once, to the \
+letter, by new_str.
   insert(path, insert_line, new_str): put new_str after a line.
   undo_edit(path): take the last edit of a file back.
 search(search_term, path): find lines that hold a text, in a file or folder; path is optional.
 submit(): hand in what you have changed. This ends the task.
 """
 COMMANDS = """\
-You are a software engineer. You work in the repository at {folder}, which has a bug. Find it, mend it in the sources, and submit. \
-Hidden tests decide whether it is mended. Do not change tests or the configuration of the test runner: they are put back before they run.
+You are a software engineer. You work in the repository at {folder}, which has a bug. Find it, mend it in \
+the sources, and submit. Hidden tests decide whether it is mended. Do not change tests or the configuration \
+of the test runner: they are put back before they run.
 
 In each turn, think briefly, then give exactly one command, in a block:
 
@@ -38,8 +42,9 @@ In each turn, think briefly, then give exactly one command, in a block:
 your command here
 ```
 
-Every command runs in a new shell in {folder}, without input or network, and is stopped after {command_s:g} seconds. \
-When you are done, hand in what you have changed, which ends the task, with this command and no other in the block:
+Every command runs in a new shell in {folder}, without input or network, and is stopped after {command_s:g} \
+seconds. When you are done, hand in what you have changed, which ends the task, with this command and no \
+other in the block:
 
 ```bash
 echo {submit}
@@ -47,11 +52,11 @@ echo {submit}
 """
 
 
-def system(*, commands_only: bool, folder: str, command_s: float) -> str:
+def system(*, bash_only: bool, folder: str, command_s: float) -> str:
     """Return the instructions."""
-    return (COMMANDS if commands_only else TOOLS).format(folder=folder, command_s=command_s, submit=SUBMIT)
+    return (COMMANDS if bash_only else TOOLS).format(folder=folder, command_s=command_s, submit=SUBMIT)
 
 
 def problem(instance: Instance) -> str:
-    """Return the problem."""
+    """Return the problem statement with its introduction."""
     return f"The bug, as it was reported:\n\n{instance.problem_statement.strip()}"

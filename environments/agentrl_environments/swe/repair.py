@@ -1,13 +1,14 @@
-"""``swe-repair``: the same bugs, sandboxes and grading, with a menu of edits instead of an editor: small enough for small models.
+"""``swe-repair``: the same bugs, sandboxes and grading as ``swe``, with a menu of edits instead of an editor.
 
-Where the bug is, is given; how to mend it, is not. The first observation lists edits of the broken function, one of which is the fix:
+It is small enough for small models. The agent knows the broken function, but not the fix. The first
+observation lists edits of that function, one of which is the fix:
 
     1 if value > high: -> if value >= high:
     2 if value < low: -> if value <= low:
 
-``try 2`` puts the second edit (and no other) into the repository and runs up to three of the failing tests, ``submit`` hands in what is
-there. Both are calls of the ordinary environment underneath (a command in its shell, its submission), so that all it measures is measured
-here as well, and grading is the official rule in a fresh sandbox.
+``try 2`` applies the second edit (and no other) to the repository and runs up to three of the failing tests;
+``submit`` submits the current state. Both are calls of the environment ``swe`` (a command in its shell, its
+submission), so it measures the same signals, and grades by the official rule in a fresh sandbox.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from agentrl.env import Env
-from agentrl.errors import EnvError, MissingExtra
+from agentrl.errors import MissingExtra
 from agentrl.sandbox import Sandbox
 from agentrl.types import Observation, Step, Task, seed_of
 from agentrl_environments.swe import Swe, diffs
@@ -31,10 +32,11 @@ from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.workspace import tools_folder
 
 KINDS = ("change_operator", "off_by_one", "change_constant", "invert_condition")
-"""Kinds of bugs that are tasks here: for these, a menu of such edits does not give the fix away by its form."""
+"""Kinds of bugs that become tasks here. For these, the fix looks like the other edits of the menu."""
 _TESTS = 3
+"""Failing tests that ``try`` runs."""
 _CONTEXT = 28
-"""Characters shown on each side of what an edit changes."""
+"""Characters shown on each side of the place that an edit changes."""
 _TRY = """
 cd {folder} && git checkout -q -- . && git apply {menu}/$1.patch && git apply {menu}/tests.patch || exit 3
 {command} 2>&1 | tail -n 1
@@ -44,24 +46,25 @@ git apply --reverse {menu}/tests.patch
 
 @dataclass(frozen=True, kw_only=True)
 class Repair(Swe):
-    """Choose the edit that mends a known function. Only bugs of one line, of `KINDS`, are tasks."""
+    """Choose the edit that fixes a known function. Tasks are bugs of one line whose kind is in `KINDS`."""
 
     max_turns: int = 6
     most_edits: int = 5
-    """Longest menu."""
+    """Largest number of edits in a menu."""
     orders: int = 8
-    """Tasks that each row of ``train`` makes, with menus in different orders: what can be learned is not a number for each row."""
+    """Number of tasks made from each row of ``train``, with menus in different orders, so that a policy
+    cannot memorise a number for each row."""
 
     sample: ClassVar[Path] = Path(__file__).parent / "repairs.jsonl.gz"
     signals: ClassVar[Mapping[str, str]] = {
         **Swe.signals,
-        "passed": "1 where the edit that was tried makes the shown tests pass",
+        "passed": "1 where the tests pass with the edit that was tried",
     }
 
     def tasks(self, split: str) -> Sequence[Task]:
         """Return the split's tasks whose fix is a change of one line."""
         known = {instance.id: instance for instance in self._instances()}
-        tasks = [task for task in super().tasks(split) if _mendable(known[task.id])]
+        tasks = [task for task in super().tasks(split) if _is_task(known[task.id])]
         orders = self.orders if split == "train" else 1
         return tuple(
             replace(task, id=f"{task.id}#{order}", data={**task.data, "order": order})
@@ -71,27 +74,27 @@ class Repair(Swe):
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open an episode of the ordinary environment, behind the menu."""
-        if sandbox is None:
-            raise EnvError(f"{task.id} needs a sandbox and was opened without one")
+        """Open an episode of `Swe`, with the menu in front of it."""
         async with super().open(task, sandbox, shared) as inner:
-            yield _Menu(inner, self._instance(task), sandbox, (self.most_edits, str(task.data["order"])))
+            assert sandbox is not None
+            yield _Menu(inner, self._instance(task), sandbox, self.most_edits, task.data["order"])
 
 
 class _Menu:
     """An episode whose actions are the numbers of edits."""
 
-    def __init__(self, inner: Env, instance: Instance, sandbox: Sandbox, drawn: tuple[int, str]) -> None:
-        self._inner, self._instance, self._sandbox, self._drawn = inner, instance, sandbox, drawn
+    def __init__(self, inner: Env, instance: Instance, sandbox: Sandbox, most_edits: int, order: int) -> None:
+        self._inner, self._instance, self._sandbox = inner, instance, sandbox
+        self._most_edits, self._order = most_edits, order
         self._folder = f"{tools_folder(sandbox.spec.workdir)}/menu"
         self._num_edits = self._right = self._tried = 0
 
     async def reset(self) -> Observation:
-        """Lay out the repository, and the menu beside it."""
+        """Set up the repository, and the menu in a folder beside it."""
         await self._inner.reset()
         (path,) = diffs.paths(self._instance.patch)
         base = (await self._sandbox.read(f"{self._sandbox.spec.workdir}/{path}")).decode()
-        edits = menu(self._instance, base, *self._drawn)
+        edits = menu(self._instance, base, self._most_edits, self._order)
         self._num_edits = len(edits)
         for number, (_, patch) in enumerate(edits, 1):
             await self._sandbox.write(f"{self._folder}/{number}.patch", patch.encode())
@@ -102,26 +105,25 @@ class _Menu:
         )
         await self._sandbox.write(f"{self._folder}/tests.patch", self._instance.test_patch.encode())
         await self._sandbox.write(f"{self._folder}/try.sh", script.encode())
-        return self._shown("\n".join(f"{number} {told}" for number, (told, _) in enumerate(edits, 1)))
+        return self._shown("\n".join(f"{number} {line}" for number, (line, _) in enumerate(edits, 1)))
 
     async def step(self, action: str) -> Step:
         """Try an edit, or submit."""
         word = re.fullmatch(r"try (\d+)", action.strip())
         if word is None or not 1 <= int(word.group(1)) <= self._num_edits:
             step = await self._inner.step("submit" if action.strip() == "submit" else "")
-            return self._after(
-                step, "no such edit" if not step.terminated else step.observation.messages[-1].content
-            )
+            text = step.observation.messages[-1].content if step.terminated else "no such edit"
+            return self._after(step, text)
         self._tried = int(word.group(1))
         step = await self._inner.step(f"bash sh {self._folder}/try.sh {self._tried}")
-        counts = dict(re.findall(r"(\d+) (failed|error|passed)", step.observation.messages[-1].content)[::-1])
-        failed = re.search(r"(\d+) (?:failed|error)", step.observation.messages[-1].content)
-        passed = bool(counts) and failed is None
-        return self._after(
-            step, "passed" if passed else f"failed {failed.group(1) if failed else 'all'}", passed=passed
-        )
+        output = step.observation.messages[-1].content
+        failed = re.search(r"(\d+) (?:failed|error)", output)
+        passed = failed is None and re.search(r"\d+ passed", output) is not None
+        text = "passed" if passed else f"failed {failed.group(1) if failed else 'all'}"
+        return self._after(step, text, passed=passed)
 
     def _after(self, step: Step, text: str, *, passed: bool = False) -> Step:
+        """Return a step of the inner environment with another text and the signal ``passed``."""
         return Step(
             self._shown(text),
             step.reward,
@@ -137,8 +139,10 @@ class _Menu:
 
 
 @lru_cache(maxsize=1024)
-def menu(instance: Instance, base: str, most: int, order: str = "0") -> list[tuple[str, str]]:
-    """Return edits of the broken function, and the fix among them, drawn by its id and ``order``: words and patch.
+def menu(instance: Instance, base: str, most: int, order: int = 0) -> list[tuple[str, str]]:
+    """Return a menu of up to ``most`` edits, the fix among them: the description and the patch of each.
+
+    The instance's id and ``order`` determine the edits and their order.
 
     Raises:
         MissingExtra: libcst is not installed.
@@ -149,7 +153,7 @@ def menu(instance: Instance, base: str, most: int, order: str = "0") -> list[tup
         raise MissingExtra("swe-repair needs libcst; pip install '.[swe]'") from problem
     (path,) = diffs.paths(instance.patch)
     chance = random.Random(seed_of("menu", instance.id, order))
-    edits = {instance.patch: _fixed(instance.patch)}
+    edits = {instance.patch: _describe_fix(instance.patch)}
     sites = find_in(path, base, instance.site, KINDS)
     chance.shuffle(sites)
     for site in sites:
@@ -157,14 +161,14 @@ def menu(instance: Instance, base: str, most: int, order: str = "0") -> list[tup
             break
         if made := site.candidate():
             (changed,) = made.apply({path: base}).values()
-            edits.setdefault(diffs.unified(path, base, changed), _told(base, changed))
-    chosen = [(told, patch) for patch, told in edits.items()]
+            edits.setdefault(diffs.unified(path, base, changed), _describe_change(base, changed))
+    chosen = [(line, patch) for patch, line in edits.items()]
     chance.shuffle(chosen)
     return chosen
 
 
-def _mendable(instance: Instance) -> bool:
-    """Whether the fix changes one line of a function, and the bug is of a kind that is a task here."""
+def _is_task(instance: Instance) -> bool:
+    """Whether the fix changes one line of a function, and the kind of the bug is in `KINDS`."""
     files = diffs.parse(instance.patch)
     if instance.kind not in KINDS or "::" not in instance.site or len(files) != 1 or len(files[0].hunks) != 1:
         return False
@@ -172,14 +176,14 @@ def _mendable(instance: Instance) -> bool:
     return signs.count("-") == signs.count("+") == 1
 
 
-def _fixed(patch: str) -> str:
-    """Return what is shown of the fix."""
+def _describe_fix(patch: str) -> str:
+    """Describe the edit that a patch of one hunk makes."""
     (hunk,) = diffs.parse(patch)[0].hunks
-    return _told("".join(hunk.old), "".join(hunk.new))
+    return _describe_change("".join(hunk.old), "".join(hunk.new))
 
 
-def _told(old: str, new: str) -> str:
-    """Return the one line that differs, before and after, around what differs."""
+def _describe_change(old: str, new: str) -> str:
+    """Return the first line that differs, before and after, cut around the first difference."""
     pairs = [
         (x.strip(), y.strip()) for x, y in zip(old.splitlines(), new.splitlines(), strict=False) if x != y
     ]

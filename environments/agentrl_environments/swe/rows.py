@@ -1,14 +1,15 @@
-"""Task rows: one normal form, `Instance`, and the files of the field that are read into it.
+"""Task rows: the normal form `Instance`, and the formats of the field that are converted to it.
 
 | format | known by | what is special |
 |---|---|---|
 | SWE-bench, Verified | ``FAIL_TO_PASS`` and ``test_patch`` | the test lists are JSON inside strings |
 | SWE-Gym | the same, without ``environment_setup_commit`` | the lists are lists; other images |
 | SWE-smith | ``image_name``, no ``test_patch`` | ``patch`` *makes the bug*: the fix is its reverse |
-| R2E-Gym | ``expected_output_json`` | no patch but both versions of each file; graded by an exact map of tests |
+| R2E-Gym | ``expected_output_json`` | both versions of each file, no patch; graded by a map of tests |
 
-Files are JSON (a list of rows), JSON lines, packed or not, or Parquet. `write` writes the SWE-bench form; what that form has no field for
-goes into one more field, ``agentrl``, so that nothing is lost and other tools can read the file.
+Files are JSON (a list of rows), JSON lines (gzipped or not) or Parquet. `write` writes the SWE-bench form,
+with one more field, ``agentrl``, for everything that form has no field for. So nothing is lost, and other
+tools can read the file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args  # Any: what a file holds, before it is checked
+from typing import Any, Literal, get_args  # Any: the content of a file before it is checked
 
 from agentrl.errors import ConfigError
 from agentrl_environments.swe import diffs
@@ -31,7 +32,7 @@ from agentrl_environments.swe.files import Fields, Row, read
 Parser = Literal["pytest", "unittest", "sympy"]
 
 PYTEST = "python3 -m pytest -p no:cacheprovider -o addopts='' -q -rA --tb=no --color=no"
-"""Test command of a package that needs nothing but pytest; its test files follow."""
+"""Test command of a package that needs only pytest; the test files come after it."""
 _CONDA = "source /opt/miniconda3/bin/activate testbed"
 _HUB_PYTEST = "pytest --no-header -rA --tb=no -p no:cacheprovider"
 _HUB_COMMANDS: Mapping[str, tuple[str, Parser]] = {
@@ -43,12 +44,13 @@ _HUB_COMMANDS: Mapping[str, tuple[str, Parser]] = {
     "sphinx-doc/sphinx": ("tox --current-env -epy39 -v --", "pytest"),
     "astropy/astropy": ("pytest -rA -vv -o console_output_style=classic --tb=no", "pytest"),
 }
-"""Commands of hub repositories that are not `_HUB_PYTEST`, and what reads their log (SWE-bench's table of specifications)."""
+"""Test commands of repositories that do not use `_HUB_PYTEST`, with the parser of their log (from SWE-bench's
+table)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A repository that is made from a source distribution: an exact release, by the hash of its archive."""
+class SourceDistribution:
+    """A source distribution from which a repository is made: a release, and the hash of its archive."""
 
     package: str
     version: str
@@ -60,42 +62,48 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One task, in normal form. The *base* is what the agent sees; base + ``patch`` + ``test_patch`` is the solved tree."""
+    """One task in normal form.
+
+    The *base* is the tree that the agent sees. The base with ``patch`` and ``test_patch`` applied is the
+    solved tree.
+    """
 
     id: str
     repo: str
     problem_statement: str
     patch: str
-    """The fix: from the base to the solution, whatever the file had."""
+    """The fix: the diff from the base to the solution, whichever direction the file's format has."""
     test_patch: str = ""
-    """What it changes is not in the agent's tree, and is put there for grading."""
+    """Changes of the tests: not in the agent's tree, and applied for grading."""
     fail_to_pass: tuple[str, ...] = ()
     pass_to_pass: tuple[str, ...] = ()
     expected: tuple[tuple[str, str], ...] = ()
-    """R2E-Gym's rule, where not empty: every test of the log, by name, with its status, and no other."""
+    """If not empty, R2E-Gym's rule applies: the log must have exactly these tests with these statuses."""
     base_commit: str = ""
     version: str = ""
 
-    source: Source | None = None
-    """Where the tree comes from; ``None``: it is in ``image``, at ``folder``."""
+    source: SourceDistribution | None = None
+    """Origin of the tree; ``None`` if the tree is in ``image``, at ``folder``."""
     image: str = ""
-    """The sandbox's image; empty for the one that the environment is configured with."""
+    """The sandbox's image; empty for the environment's ``image``."""
     folder: str = "/testbed"
     solved: bool = False
-    """The tree holds the solution; the base is made by taking ``test_patch`` and ``patch`` back."""
+    """Whether the tree is the solved one; the base is then made by reversing ``test_patch`` and ``patch``."""
     hidden: tuple[str, ...] = ()
-    """Paths in the image that the agent must not see: they are removed from its sandbox, and used for grading."""
+    """Paths in the image that the agent must not see: they are removed from its sandbox, and used for
+    grading."""
     setup: str = ""
-    """Shell line that makes a shell ready, in ``folder``: the agent's, and the one that runs the tests."""
+    """Shell command that prepares a shell in ``folder``: the agent's, and the one that runs the tests."""
     command: str = ""
-    """Shell line that runs the tests in ``folder``."""
+    """Shell command that runs the tests in ``folder``."""
     parser: Parser = "pytest"
-    """What reads its output."""
+    """The parser of the test output."""
 
     site: str = ""
-    """What instances that teach the same share, such as the function they broke: they are never in two splits. Empty: the id."""
+    """A key shared by instances that teach the same thing, such as the broken function; empty for the id.
+    Instances with the same key are in the same split."""
     kind: str = ""
-    """How the bug was made."""
+    """The kind of change that made the bug."""
     difficulty: str = ""
     hints: str = ""
     created_at: str = ""
@@ -103,12 +111,12 @@ class Instance:
 
     @property
     def digest(self) -> str:
-        """Content hash."""
+        """Content hash of the instance."""
         return hashlib.sha256(json.dumps(to_row(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def test_files(self) -> tuple[str, ...]:
-        """Files that hold the tests: those of the test patch and those that the test ids name."""
+        """The test files: those in the test patch and those named in test ids."""
         named = {
             found.group()
             for test in (*self.fail_to_pass, *self.pass_to_pass)
@@ -118,34 +126,35 @@ class Instance:
 
     @property
     def split_key(self) -> int:
-        """A number from 0 to 999 that places the instance in a split: the same for all of one ``site``."""
-        return (
-            int(hashlib.sha256(f"{self.repo}\0{self.site or self.id}".encode()).hexdigest()[:12], 16) % 1000
-        )
+        """A hash from 0 to 999 that determines the split; the same for all instances of one ``site``."""
+        key = f"{self.repo}\0{self.site or self.id}"
+        return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) % 1000
 
 
 def load(path: str | Path) -> tuple[Instance, ...]:
-    """Return the instances of a file. The file is read once, as long as it does not change.
+    """Return the instances of a file. An unchanged file is read only once.
 
     Raises:
-        ConfigError: it cannot be read, or a row lacks a field or has a wrong one; the message names file, row and field.
+        ConfigError: the file cannot be read, or a field of a row is missing or wrong; the message names file,
+            row and field.
     """
     return tuple(index(path).values())
 
 
 def index(path: str | Path) -> Mapping[str, Instance]:
     """Return the instances of a file by id; raises as `load`."""
-    return _load(*_version(path))
+    return _load(*_cache_key(path))
 
 
-def _version(path: str | Path) -> tuple[Path, int, int]:
-    """Return a file, and what changes with its content."""
+def _cache_key(path: str | Path) -> tuple[Path, int, int]:
+    """Return a file with its modification time and size, which change with its content."""
     file = Path(path)
     try:
         found = file.stat()
     except OSError as problem:
         raise ConfigError(
-            f"task rows: cannot read {file}: {problem.strerror}; name a .json, .jsonl, .jsonl.gz or .parquet file"
+            f"task rows: cannot read {file}: {problem.strerror}; "
+            "name a .json, .jsonl, .jsonl.gz or .parquet file"
         ) from None
     return file, found.st_mtime_ns, found.st_size
 
@@ -157,7 +166,7 @@ def _load(file: Path, changed_ns: int, size: int) -> Mapping[str, Instance]:
         instance = from_row(row, where)
         if instance.id in instances:
             raise ConfigError(
-                f"{where}: instance_id {instance.id!r} is there already; ids must be unique in a file"
+                f"{where}: instance_id {instance.id!r} occurs twice; ids must be unique in a file"
             )
         instances[instance.id] = instance
     if not instances:
@@ -166,13 +175,13 @@ def _load(file: Path, changed_ns: int, size: int) -> Mapping[str, Instance]:
 
 
 def write(path: str | Path, instances: Iterable[Instance]) -> None:
-    """Write instances as JSON lines in the SWE-bench form; packed, always to the same bytes, where the name ends in .gz."""
+    """Write instances as JSON lines in SWE-bench form; gzipped, reproducibly, for names that end in .gz."""
     text = "".join(json.dumps(to_row(instance), ensure_ascii=False) + "\n" for instance in instances).encode()
     Path(path).write_bytes(gzip.compress(text, mtime=0) if Path(path).suffix == ".gz" else text)
 
 
 def from_row(row: Row, where: str = "row") -> Instance:
-    """Return a row of any of the formats in normal form; ``where`` names it in errors.
+    """Convert a row of any of the formats to the normal form; ``where`` names the row in errors.
 
     Raises:
         ConfigError: a field is missing or wrong.
@@ -188,7 +197,7 @@ def from_row(row: Row, where: str = "row") -> Instance:
 
 
 def to_row(instance: Instance) -> dict[str, Any]:
-    """Return an instance as a SWE-bench row, with what that form lacks under ``agentrl``: the inverse of `from_row`."""
+    """Return an instance as a SWE-bench row with the extra field ``agentrl``: the inverse of `from_row`."""
     row = {name: getattr(instance, ours) for name, ours in _SWE_BENCH.items()}
     row |= {
         "FAIL_TO_PASS": json.dumps(instance.fail_to_pass),
@@ -200,22 +209,19 @@ def to_row(instance: Instance) -> dict[str, Any]:
 
 
 _SWE_BENCH = {
-    **{
-        "repo": "repo",
-        "instance_id": "id",
-        "base_commit": "base_commit",
-        "patch": "patch",
-        "test_patch": "test_patch",
-    },
-    **{
-        "problem_statement": "problem_statement",
-        "hints_text": "hints",
-        "created_at": "created_at",
-        "version": "version",
-    },
-    **{"environment_setup_commit": "environment_setup_commit", "difficulty": "difficulty"},
+    "repo": "repo",
+    "instance_id": "id",
+    "base_commit": "base_commit",
+    "patch": "patch",
+    "test_patch": "test_patch",
+    "problem_statement": "problem_statement",
+    "hints_text": "hints",
+    "created_at": "created_at",
+    "version": "version",
+    "environment_setup_commit": "environment_setup_commit",
+    "difficulty": "difficulty",
 }
-"""SWE-bench's name of each field, and ours."""
+"""SWE-bench's name of each field -> our name."""
 _OURS = (
     "source",
     "image",
@@ -233,6 +239,8 @@ _OURS = (
 
 def _swe_bench(fields: Fields) -> Instance:
     extra = fields.row.get("agentrl") or {}
+    if not isinstance(extra, Mapping):
+        raise ConfigError(f"{fields.where}: field 'agentrl' must be an object, found {type(extra).__name__}")
     plain = Instance(
         id=fields.text("instance_id"),
         repo=fields.text("repo"),
@@ -248,20 +256,26 @@ def _swe_bench(fields: Fields) -> Instance:
         created_at=fields.text("created_at", ""),
         environment_setup_commit=fields.text("environment_setup_commit", ""),
     )
-    if not plain.fail_to_pass and not extra.get("expected"):
-        raise ConfigError(f"{fields.where}: field 'FAIL_TO_PASS' is empty: there would be nothing to fix")
+    if not extra.get("expected"):
+        _require_failing_tests(plain, fields)
     return _with_ours(plain, extra, fields.where) if extra else _hub(plain, fields)
 
 
-def _with_ours(instance: Instance, extra: Any, where: str) -> Instance:
-    """Return an instance with what `to_row` put under ``agentrl``."""
-    unknown = sorted(set(extra) - set(_OURS)) if isinstance(extra, Mapping) else ["no object"]
-    if unknown:
-        raise ConfigError(f"{where}: field 'agentrl' holds {', '.join(unknown)}; it knows {', '.join(_OURS)}")
+def _require_failing_tests(instance: Instance, fields: Fields) -> None:
+    if not instance.fail_to_pass:
+        raise ConfigError(f"{fields.where}: field 'FAIL_TO_PASS' is empty: there would be nothing to fix")
+
+
+def _with_ours(instance: Instance, extra: Mapping[str, Any], where: str) -> Instance:
+    """Return an instance with the values that `to_row` put into the field ``agentrl``."""
+    if unknown := sorted(set(extra) - set(_OURS)):
+        raise ConfigError(
+            f"{where}: field 'agentrl' has unknown entries {', '.join(unknown)}; known are {', '.join(_OURS)}"
+        )
     values = {name: extra[name] for name in _OURS if name in extra}
     try:
         if values.get("source") is not None:
-            values["source"] = Source(**values["source"])
+            values["source"] = SourceDistribution(**values["source"])
         values["hidden"] = tuple(values.get("hidden", ()))
         values["expected"] = tuple((str(test), str(status)) for test, status in values.get("expected", ()))
         changed = dataclasses.replace(instance, **values)
@@ -269,10 +283,13 @@ def _with_ours(instance: Instance, extra: Any, where: str) -> Instance:
         raise ConfigError(f"{where}: field 'agentrl': {problem}") from None
     if changed.parser not in get_args(Parser):
         raise ConfigError(
-            f"{where}: field 'agentrl': parser is {changed.parser!r}; it must be one of {', '.join(get_args(Parser))}"
+            f"{where}: field 'agentrl': parser is {changed.parser!r}; "
+            f"it must be one of {', '.join(get_args(Parser))}"
         )
     if not changed.command:
-        raise ConfigError(f"{where}: field 'agentrl': command is empty; it must run the tests")
+        raise ConfigError(
+            f"{where}: field 'agentrl': command is empty; it must be the command that runs the tests"
+        )
     return changed
 
 
@@ -280,7 +297,7 @@ def _hub(instance: Instance, fields: Fields) -> Instance:
     """Return a SWE-bench or SWE-Gym instance with its published image and its repository's test command."""
     command, parser = _HUB_COMMANDS.get(instance.repo, (_HUB_PYTEST, "pytest"))
     files = [path for path in diffs.paths(instance.test_patch) if path.endswith(".py")]
-    if instance.repo == "django/django":  # its runner wants modules, relative to tests/
+    if instance.repo == "django/django":  # its runner takes modules, relative to tests/
         files = [path.removeprefix("tests/").removesuffix(".py").replace("/", ".") for path in files]
     if "environment_setup_commit" in fields.row:
         image = f"swebench/sweb.eval.x86_64.{instance.id.lower().replace('__', '_1776_')}:latest"
@@ -305,8 +322,7 @@ def _swe_smith(fields: Fields) -> Instance:
         image=fields.text("image_name"),
         solved=True,
     )
-    if not instance.fail_to_pass:
-        raise ConfigError(f"{fields.where}: field 'FAIL_TO_PASS' is empty: there would be nothing to fix")
+    _require_failing_tests(instance, fields)
     command = "pytest --disable-warnings --color=no --tb=no --verbose -p no:cacheprovider"
     return dataclasses.replace(instance, command=" ".join([command, *instance.test_files]), setup=_CONDA)
 
@@ -315,7 +331,7 @@ def _r2e_gym(fields: Fields) -> Instance:
     expected = fields.json("expected_output_json")
     if not isinstance(expected, Mapping) or not expected:
         raise ConfigError(
-            f"{fields.where}: field 'expected_output_json' must hold an object of test names and statuses"
+            f"{fields.where}: field 'expected_output_json' must be an object of test names and statuses"
         )
     repo, commit = fields.text("repo_name"), fields.text("commit_hash")
     changes = fields.json("parsed_commit_content")
@@ -334,20 +350,20 @@ def _r2e_gym(fields: Fields) -> Instance:
 
 
 def _patch_of(changes: Any, where: str) -> str:
-    """Return the fix of a parsed commit: both versions of each file that is no test, as a unified diff."""
+    """Return the fix of a parsed commit: the unified diff of its files, without tests."""
     parts = []
     try:
         for change in changes["file_diffs"]:
             path = str(change["header"]["file"]["path"])
-            if re.search(r"(^|/)(tests?|r2e_tests)/|(^|/)test_[^/]*$|_test\.py$", path) or change.get(
-                "is_binary_file"
-            ):
+            is_test = re.search(r"(^|/)(tests?|r2e_tests)/|(^|/)test_[^/]*$|_test\.py$", path)
+            if is_test or change.get("is_binary_file"):
                 continue
             old, new = change.get("old_file_content") or "", change.get("new_file_content") or ""
             parts.append(diffs.unified(path, old, new))
     except (KeyError, TypeError) as problem:
         raise ConfigError(
-            f"{where}: field 'parsed_commit_content' lacks {problem}: file_diffs with header, old and new content"
+            f"{where}: field 'parsed_commit_content' lacks {problem}; "
+            "it must have file_diffs with header, old and new content"
         ) from None
     if not "".join(parts):
         raise ConfigError(f"{where}: field 'parsed_commit_content' changes no file that is not a test")

@@ -1,7 +1,7 @@
-"""The agent's tools, at work in its sandbox: a shell, an editor, a search.
+"""The agent's tools in its sandbox: a shell, an editor, a search.
 
-Whatever an agent does is answered with a text; only a sandbox that breaks raises. Long results lose their middle, and say how much: the
-beginning tells what ran and the end how it went.
+Whatever an agent does is answered with a text; only a broken sandbox raises. Long results lose their middle,
+because the beginning shows what ran and the end shows how it ended; a note says how much is left out.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from agentrl.sandbox import Sandbox, Shell
+from agentrl_environments.swe import diffs
 from agentrl_environments.swe.actions import Call
 
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
-"""What a command's output begins with where commands are all there is (as mini-swe-agent has it)."""
+"""A command whose output begins with this line submits, if commands are the only tool (mini-swe-agent)."""
 MAX_FILE = 4 << 20
-"""Longest file that the editor opens, in bytes."""
+"""Largest file that the editor opens, in bytes."""
 MAX_FILES = 100
-"""A search that finds more files than this must be narrowed."""
+"""A search that finds more files than this is refused."""
 CONTEXT = 4
 """Lines shown before and after an edit."""
 QUIET = {"PAGER": "cat", "GIT_PAGER": "cat", "TERM": "dumb"}
-"""Environment of the agent's commands: nothing waits for a key."""
+"""Environment of the agent's commands, so that no program waits for a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a tool answers. ``ran``: it did what was asked; a command that ends with any exit code ran, one that was stopped did not."""
+    """A tool's answer. ``ran`` says whether the tool did what was asked.
+
+    A command that ends with any exit code ran; a command that was stopped did not.
+    """
 
     text: str
     ran: bool = True
@@ -36,14 +40,15 @@ class Result:
     submitted: bool = False
 
 
-class _No(Exception):
-    """The tool cannot do what was asked; the message says why."""
+class _Refusal(Exception):
+    """The tool cannot do what was asked; the message tells the agent why."""
 
 
 class Tools:
-    """The tools of one episode. ``shell`` is ``None`` where every command gets a shell of its own, and there are no other tools.
+    """The tools of one episode.
 
-    ``setup`` is run first in every shell that is new; ``env`` is for those of single commands.
+    If ``shell`` is ``None``, every command runs in a new shell, and there are no other tools. ``setup`` runs
+    first in every new shell; ``env`` is the environment of commands that run in a new shell.
     """
 
     def __init__(
@@ -70,18 +75,20 @@ class Tools:
         """
         try:
             if call.tool == "bash":
-                return await (self._in_shell if self._shell else self._alone)(call.arguments["command"])
+                run = self._in_new_shell if self._shell is None else self._in_shell
+                return await run(call.arguments["command"])
             if call.tool == "submit":
                 return Result("", submitted=True)
-            do = {
+            tools = {
                 "view": self._view,
                 "create": self._create,
                 "str_replace": self._replace,
                 "insert": self._insert,
+                "undo_edit": self._undo,
+                "search": self._search,
             }
-            do |= {"undo_edit": self._undo, "search": self._search}
-            return Result(clip(await do[call.tool](call.arguments), self._max_output))
-        except _No as refusal:
+            return Result(clip(await tools[call.tool](call.arguments), self._max_output))
+        except _Refusal as refusal:
             return Result(str(refusal), ran=False)
 
     async def _in_shell(self, command: str) -> Result:
@@ -101,141 +108,126 @@ class Tools:
             notes.append(f"now in {done.cwd}")
             self._cwd = done.cwd
         text = clip(_text(done.output), self._max_output, done.output_total - len(done.output)).rstrip("\n")
-        told = "\n".join([text] * bool(text) + [f"[{note}]" for note in notes])
-        return Result(told or "[no output]", ran=not done.timed_out, timed_out=done.timed_out)
+        parts = [text] if text else []
+        parts += [f"[{note}]" for note in notes]
+        return Result("\n".join(parts) or "[no output]", ran=not done.timed_out, timed_out=done.timed_out)
 
-    async def _alone(self, command: str) -> Result:
+    async def _in_new_shell(self, command: str) -> Result:
         argv = ["bash", "-c", f"exec 2>&1\n{self._setup}\n{command}\n"]
         done = await self._sandbox.exec(
             argv, env=self._env, timeout_s=self._command_s, max_output=4 * self._max_output
         )
         output = _text(done.stdout)
-        if (
-            not done.timed_out
-            and done.exit_code == 0
-            and output.lstrip().partition("\n")[0].strip() == SUBMIT
-        ):
+        first_line = output.lstrip().partition("\n")[0].strip()
+        if not done.timed_out and done.exit_code == 0 and first_line == SUBMIT:
             return Result("", submitted=True)
         code = f"stopped after {self._command_s:g} s" if done.timed_out else str(done.exit_code)
         shown = clip(output, self._max_output, done.stdout_total - len(done.stdout)).rstrip("\n")
         return Result(
             f"<returncode>{code}</returncode>\n<output>\n{shown}\n</output>",
-            not done.timed_out,
-            done.timed_out,
+            ran=not done.timed_out,
+            timed_out=done.timed_out,
         )
 
-    async def _view(self, given: Mapping[str, str]) -> str:
-        path = self._path(given["path"])
+    async def _view(self, arguments: Mapping[str, str]) -> str:
+        path = self._path(arguments["path"])
         try:
             text = await self._read(path)
         except IsADirectoryError:
             return await self._listing(path)
-        lines = _lines(text)
-        start, end = int(given.get("start", 1)), int(given.get("end", -1))
+        lines = diffs.lines(text)
+        start, end = int(arguments.get("start", 1)), int(arguments.get("end", -1))
         end = len(lines) if end == -1 else end
         if not 1 <= start <= max(len(lines), 1) or end < start:
-            raise _No(
-                f"lines {start} to {end} do not exist: {given['path']} has {len(lines)} lines, from 1; an end of -1 is the last"
+            raise _Refusal(
+                f"lines {start} to {end} do not exist: {arguments['path']} has {len(lines)} lines, from 1; "
+                "an end of -1 is the last"
             )
         return _numbered(lines, start, min(end, len(lines))) or "[the file is empty]"
 
     async def _listing(self, path: str) -> str:
-        argv = [
-            "find",
-            path,
-            "-mindepth",
-            "1",
-            "-maxdepth",
-            "2",
-            "-not",
-            "-path",
-            "*/.*",
-            "-not",
-            "-name",
-            "__pycache__",
-            "-printf",
-            "%P%y\\n",
-        ]
+        depth = ("-mindepth", "1", "-maxdepth", "2")
+        visible = ("-not", "-path", "*/.*", "-not", "-name", "__pycache__")
+        argv = ["find", path, *depth, *visible, "-printf", "%P%y\\n"]  # the path, and one letter for the type
         found = await self._sandbox.exec(argv, timeout_s=self._command_s)
-        names = sorted(line[:-1] + "/" * line.endswith("d") for line in _text(found.stdout).splitlines())
+        lines = _text(found.stdout).splitlines()
+        names = sorted(line[:-1] + ("/" if line.endswith("d") else "") for line in lines)
         return "\n".join(names) or "[the folder is empty]"
 
-    async def _create(self, given: Mapping[str, str]) -> str:
-        path = self._path(given["path"])
+    async def _create(self, arguments: Mapping[str, str]) -> str:
+        path = self._path(arguments["path"])
+        if await self._exists(path):
+            raise _Refusal(f"{arguments['path']} exists already; change it with str_replace or insert")
+        await self._write(path, None, arguments["file_text"])
+        return f"created {arguments['path']}"
+
+    async def _exists(self, path: str) -> bool:
         try:
             await self._sandbox.read(path, max_bytes=1)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # the second one is told when it is written
-        except OSError as problem:
-            raise _No(f"{given['path']} exists already; change it with str_replace or insert") from problem
-        else:
-            raise _No(f"{given['path']} exists already; change it with str_replace or insert")
-        await self._write(path, None, given["file_text"])
-        return f"created {given['path']}"
+        except (FileNotFoundError, NotADirectoryError):  # the latter is reported when the file is written
+            return False
+        except OSError:  # a folder, a longer file, or one that cannot be read
+            return True
+        return True
 
-    async def _replace(self, given: Mapping[str, str]) -> str:
-        path, old, new = self._path(given["path"]), given["old_str"], given.get("new_str", "")
+    async def _replace(self, arguments: Mapping[str, str]) -> str:
+        path, old, new = self._path(arguments["path"]), arguments["old_str"], arguments.get("new_str", "")
         text = await self._read(path)
         if not old or old == new:
-            raise _No(
+            raise _Refusal(
                 "old_str is empty" if not old else "old_str and new_str are the same; nothing would change"
             )
-        if text.find(old) == -1 or text.find(old) != text.rfind(
-            old
-        ):  # str.count would miss places that overlap
-            at = [
-                text.count("\n", 0, found.start()) + 1 for found in re.finditer(f"(?={re.escape(old)})", text)
-            ]
-            where = (
-                f"is there {len(at)} times, in lines {', '.join(map(str, at[:20]))}; add lines around it"
-                if at
-                else "is not there, verbatim"
+        if text.find(old) == -1 or text.find(old) != text.rfind(old):
+            # The lookahead also finds places that overlap, which str.count would miss.
+            places = re.finditer(f"(?={re.escape(old)})", text)
+            at = [text.count("\n", 0, found.start()) + 1 for found in places]
+            if at:
+                where = (
+                    f"is there {len(at)} times, in lines {', '.join(map(str, at[:20]))}; add lines around it"
+                )
+            else:
+                where = "is not there, verbatim"
+            raise _Refusal(
+                f"nothing was replaced: old_str must be in {arguments['path']} exactly once, and {where}"
             )
-            raise _No(f"nothing was replaced: old_str must be in {given['path']} exactly once, and {where}")
         before, _, after = text.partition(old)
         return await self._edited(
-            given["path"], text, before + new + after, before.count("\n") + 1, new.count("\n") + 1
+            arguments["path"], text, before + new + after, before.count("\n") + 1, new.count("\n") + 1
         )
 
-    async def _insert(self, given: Mapping[str, str]) -> str:
-        text, new, line = (
-            await self._read(self._path(given["path"])),
-            given["new_str"],
-            int(given["insert_line"]),
-        )
-        lines = _lines(text)
+    async def _insert(self, arguments: Mapping[str, str]) -> str:
+        text = await self._read(self._path(arguments["path"]))
+        new, line = arguments["new_str"], int(arguments["insert_line"])
+        lines = diffs.lines(text)
         if not 0 <= line <= len(lines):
-            raise _No(
-                f"insert_line is {line}; {given['path']} has {len(lines)} lines, and 0 inserts before the first"
+            raise _Refusal(
+                f"insert_line is {line}; {arguments['path']} has {len(lines)} lines, "
+                "and 0 inserts before the first"
             )
         before = "".join(lines[:line])
         if before and not before.endswith("\n"):
             before += "\n"
-        return await self._edited(
-            given["path"],
-            text,
-            before + new.removesuffix("\n") + "\n" + "".join(lines[line:]),
-            line + 1,
-            new.count("\n") + 1,
-        )
+        edited = before + new.removesuffix("\n") + "\n" + "".join(lines[line:])
+        return await self._edited(arguments["path"], text, edited, line + 1, new.count("\n") + 1)
 
-    async def _undo(self, given: Mapping[str, str]) -> str:
-        path = self._path(given["path"])
+    async def _undo(self, arguments: Mapping[str, str]) -> str:
+        path = self._path(arguments["path"])
         if not self._before.get(path):
-            raise _No(f"no edit of {given['path']} is left to undo")
+            raise _Refusal(f"no edit of {arguments['path']} is left to undo")
         await self._put(path, self._before[path][-1])
         self._before[path].pop()
-        return f"the last edit of {given['path']} was undone"
+        return f"the last edit of {arguments['path']} was undone"
 
-    async def _search(self, given: Mapping[str, str]) -> str:
-        term, where = given["search_term"], given.get("path", ".")
+    async def _search(self, arguments: Mapping[str, str]) -> str:
+        term, where = arguments["search_term"], arguments.get("path", ".")
         if not term or "\n" in term or "\0" in term + where:
-            raise _No("search_term must be a part of one line, and not empty")
+            raise _Refusal("search_term must be a part of one line, and not empty")
         argv = ["grep", "-rnHIF", "--exclude-dir=.git", "--exclude-dir=__pycache__", "-e", term, "--", where]
         found = await self._sandbox.exec(argv, timeout_s=self._command_s, max_output=1 << 22)
         if found.timed_out or (found.exit_code > 1 and not found.stdout):
-            raise _No(
-                f"search failed: {'it took too long' if found.timed_out else _text(found.stderr).strip()[:200]}"
+            raise _Refusal(
+                "search failed: "
+                f"{'it took too long' if found.timed_out else _text(found.stderr).strip()[:200]}"
             )
         places = [
             (line.split(":", 2), line.removeprefix("./"))
@@ -244,7 +236,7 @@ class Tools:
         ]
         files = {parts[0] for parts, _ in places}
         if len(files) > MAX_FILES:
-            raise _No(
+            raise _Refusal(
                 f"{term!r} is in {len(files)} files; narrow it to a folder, or search for more of the line"
             )
         ordered = sorted(
@@ -253,22 +245,23 @@ class Tools:
         return "\n".join(line for _, line in ordered) or f"{term!r} is in no file of {where}"
 
     async def _edited(self, name: str, old: str, new: str, line: int, count: int) -> str:
+        """Write an edited file; return its ``count`` changed lines from ``line`` on, with context."""
         await self._write(self._path(name), old, new)
-        lines = _lines(new)
+        lines = diffs.lines(new)
         start, end = max(1, line - CONTEXT), min(len(lines), line + count - 1 + CONTEXT)
         return f"edited {name}; lines {start} to {end} are now:\n{_numbered(lines, start, end)}"
 
     async def _read(self, path: str) -> str:
-        """Return a text file; ``IsADirectoryError`` passes to who can list it."""
+        """Return the content of a text file; a folder is an ``IsADirectoryError``."""
         try:
             data = await self._sandbox.read(path, max_bytes=MAX_FILE)
             return data.decode()
         except UnicodeDecodeError:
-            raise _No(f"{path} is not a text file in UTF-8") from None
+            raise _Refusal(f"{path} is not a text file in UTF-8") from None
         except IsADirectoryError:
             raise
         except OSError as problem:
-            raise _No(f"cannot read {path}: {problem.strerror or problem}") from problem
+            raise _Refusal(f"cannot read {path}: {problem.strerror or problem}") from problem
 
     async def _write(self, path: str, old: str | None, new: str) -> None:
         await self._put(path, new.encode("utf-8", "surrogateescape"))
@@ -279,16 +272,18 @@ class Tools:
         try:
             await self._sandbox.write(path, data)
         except OSError as problem:
-            raise _No(f"cannot write {path}: {problem.strerror or problem}") from problem
+            raise _Refusal(f"cannot write {path}: {problem.strerror or problem}") from problem
 
     def _path(self, name: str) -> str:
         if "\0" in name or not name.strip():
-            raise _No("the path is empty or holds a NUL character")
+            raise _Refusal("the path is empty or holds a NUL character")
         return str(PurePosixPath(self._folder, name.strip()))
 
 
 def clip(text: str, limit: int, lost: int = 0) -> str:
-    r"""Return a text of at most ``limit`` characters and a note: its first and last half; ``lost`` were cut from its middle before.
+    r"""Return a text of at most ``limit`` characters: the middle is left out, with a note of how much.
+
+    ``lost`` characters are already missing from the middle.
 
     >>> clip("abcdefgh", 4)
     'ab\n[4 characters are left out]\ngh'
@@ -296,15 +291,12 @@ def clip(text: str, limit: int, lost: int = 0) -> str:
     if len(text) <= limit and not lost:
         return text
     head, tail = min(limit, len(text)) // 2, (min(limit, len(text)) + 1) // 2
-    return f"{text[:head]}\n[{len(text) - head - tail + lost} characters are left out]\n{text[len(text) - tail :]}"
+    note = f"[{len(text) - head - tail + lost} characters are left out]"
+    return f"{text[:head]}\n{note}\n{text[len(text) - tail :]}"
 
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace").replace("\0", "\\0")
-
-
-def _lines(text: str) -> list[str]:
-    return re.findall(r"[^\n]*\n|[^\n]+$", text)
 
 
 def _numbered(lines: list[str], start: int, end: int) -> str:

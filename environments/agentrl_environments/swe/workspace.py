@@ -1,10 +1,12 @@
-"""The repository inside a sandbox: laid out the same way for the agent and for grading, and measured against its base.
+"""The repository inside a sandbox: set up equally for the agent and for grading, and compared with its base.
 
-The base is one commit without history: what comes with an image (branches, tags, logs, packed objects of later releases) could hold the
-fix, so the repository is made anew from the files alone. Its author and date are fixed, so its hash is a function of the tree.
+The base is one commit without history. A repository that comes with an image may contain the fix (in
+branches, tags, logs, packed objects of later releases), so the repository is created again from the files
+alone. Author and date are fixed, so the commit hash is a function of the tree.
 
-Whatever is inside belongs to the agent, git included. Nothing here trusts it further than that a patch comes out, or none does: the patch
-is judged elsewhere. A command that fails on what the agent did is therefore a measurement; one that fails before is an ``EnvError``.
+Everything inside the sandbox, git included, is under the agent's control. The only thing read from it is a
+patch, which is judged elsewhere. So a command that fails after the agent has acted is a measurement; one that
+fails before is an ``EnvError``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from agentrl_environments.swe.rows import Instance
 MAX_PATCH = 4 << 20
 """Longest patch, in bytes."""
 SETUP_S = 120.0
+"""Deadline of commands that set up the repository."""
 MEASURE_S = 30.0
+"""Deadline of commands that compare it with its base."""
 _WHO = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -38,16 +42,14 @@ _CONFIG = {
 GIT = {
     **_WHO,
     **dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2000-01-01T00:00:00+0000"),
-    **{
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_COUNT": str(len(_CONFIG)),
-        "LC_ALL": "C.UTF-8",
-    },
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_COUNT": str(len(_CONFIG)),
+    "LC_ALL": "C.UTF-8",
     **{f"GIT_CONFIG_KEY_{index}": key for index, key in enumerate(_CONFIG)},
     **{f"GIT_CONFIG_VALUE_{index}": value for index, value in enumerate(_CONFIG.values())},
 }
-"""Environment of our own git commands: no configuration but this, and a fixed identity."""
+"""Environment of our own git commands: only this configuration, and a fixed identity."""
 _COMMIT = """
 set -e
 tracked=$(mktemp)
@@ -57,9 +59,11 @@ rm -rf .git {hidden}
 git -c init.defaultBranch=main init -q --template= .
 mkdir -p .git/info && printf '%s\\n' __pycache__/ '*.pyc' .pytest_cache/ .hypothesis/ >.git/info/exclude
 if [ -s "$tracked" ]; then
-    xargs -0 sh -c 'for path; do if [ -e "$path" ] || [ -L "$path" ]; then printf "%s\\0" "$path"; fi; done' sh <"$tracked" >"$tracked.left"
+    xargs -0 sh -c 'for path; do if [ -e "$path" ] || [ -L "$path" ]; then \
+printf "%s\\0" "$path"; fi; done' sh <"$tracked" >"$tracked.left"
     git add -f --pathspec-from-file="$tracked.left" --pathspec-file-nul
-    git ls-files --others --exclude-standard --directory | sed 's/[][*?!#\\]/\\\\&/g; s/^/\\//' >>.git/info/exclude
+    git ls-files --others --exclude-standard --directory | \
+sed 's/[][*?!#\\]/\\\\&/g; s/^/\\//' >>.git/info/exclude
 else
     git add -A
 fi
@@ -68,36 +72,44 @@ git commit -q --allow-empty -m base
 git config user.name agent && git config user.email agent@localhost
 git rev-parse HEAD
 """
-"""Makes the base. Of an image with a repository that is what was tracked, with ``stdin``'s paths; what was built beside it stays unseen."""
+"""Creates the base commit.
+
+If the image has a repository, the commit contains its tracked files and the paths on standard input;
+untracked files, such as build products, are excluded.
+"""
 _INDEX = 'export GIT_INDEX_FILE="$PWD/.git/measured"; cp -p .git/index "$GIT_INDEX_FILE" && git add -A'
-"""A copy with the index's own time. Git compares whole seconds, and looks again at files as young as the index: with a younger copy it
-misses an edit that leaves a file's length as it was, within the second."""
+"""Uses a copy of the index with the same modification time. Git compares times in whole seconds, and reads
+files again that are as new as the index. With a newer copy it would miss an edit within the same second that
+does not change a file's length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """What is put into a sandbox: plain tar archives, empty where the image has it all."""
+    """The content to put into a sandbox: plain tar archives; empty if the image has everything."""
 
     repository: bytes = b""
     tools: bytes = b""
 
 
 def tools_folder(workdir: str) -> str:
-    """Return where the test runner lies in the sandbox of an instance that has a source: beside the repository."""
+    """Return the folder of the test runner, for instances made from a source distribution."""
     return f"{workdir}-tools"
 
 
 def environment(instance: Instance, workdir: str) -> dict[str, str]:
-    """Return what the agent's commands and the tests find in their environment: of an image, what it has."""
-    ours = {"PYTHONPATH": tools_folder(workdir), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
-    return ours if instance.source is not None else {}
+    """Return the environment variables of the agent's commands and the tests; none if there is an image."""
+    if instance.source is None:
+        return {}
+    return {"PYTHONPATH": tools_folder(workdir), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
 
 
-async def lay(sandbox: Sandbox, instance: Instance, trees: Trees, *, show_hidden: bool = False) -> str:
-    """Make the instance's base in a fresh sandbox and return its commit. ``show_hidden``: keep what the agent must not see.
+async def lay_out(sandbox: Sandbox, instance: Instance, trees: Trees, *, show_hidden: bool = False) -> str:
+    """Create the instance's base in a fresh sandbox and return its commit.
+
+    ``show_hidden`` keeps the paths that the agent must not see.
 
     Raises:
-        EnvError: the base cannot be made, or is not the one that the row names.
+        EnvError: the base cannot be made, or its hash differs from the one in the row.
     """
     if trees.repository:
         await sandbox.put_tar(sandbox.spec.workdir, trees.repository)
@@ -107,50 +119,51 @@ async def lay(sandbox: Sandbox, instance: Instance, trees: Trees, *, show_hidden
         for name, patch in (("test_patch", instance.test_patch), ("patch", instance.patch)):
             if patch:
                 argv = ["git", "apply", "--reverse", "--whitespace=nowarn", "-"]
-                must(
+                require_success(
                     await sandbox.exec(argv, stdin=patch.encode(), env=GIT, timeout_s=SETUP_S),
-                    f"{instance.id}: taking back {name}",
+                    f"{instance.id}: reversing {name}",
                 )
     hidden = "" if show_hidden else " ".join(shlex.quote(path) for path in instance.hidden)
     script = _COMMIT.format(hidden=hidden)
-    taken_back = (
-        diffs.paths(instance.patch + instance.test_patch)
-        if instance.solved and instance.source is None
-        else ()
-    )
-    stdin = "".join(f"{path}\0" for path in taken_back).encode()
-    made = must(
+    reversed_paths: tuple[str, ...] = ()
+    if instance.solved and instance.source is None:
+        reversed_paths = diffs.paths(instance.patch + instance.test_patch)
+    stdin = "".join(f"{path}\0" for path in reversed_paths).encode()
+    made = require_success(
         await sandbox.exec(["bash", "-c", script], stdin=stdin, env=GIT, timeout_s=SETUP_S),
         f"{instance.id}: making the base commit",
     )
     base = made.stdout.decode().strip()
     if instance.source is not None and instance.base_commit not in ("", base):
         raise EnvError(
-            f"{instance.id}: the base is {base}, and the row says {instance.base_commit}; it was made from another tree"
+            f"{instance.id}: the base commit is {base}, but the row has {instance.base_commit}; "
+            "the row was made from another tree"
         )
     return base
 
 
-async def tree(sandbox: Sandbox) -> str:
-    """Return the hash of the repository's files as they are now; empty where the agent's git cannot tell."""
+async def tree_hash(sandbox: Sandbox) -> str:
+    """Return the hash of the repository's current files; empty if git fails in the agent's sandbox."""
     found = await sandbox.exec(["bash", "-c", f"{_INDEX} && git write-tree"], env=GIT, timeout_s=MEASURE_S)
     return found.stdout.decode(errors="replace").strip() if found.exit_code == 0 else ""
 
 
-async def extract(sandbox: Sandbox, base: str) -> bytes:
-    """Return what the agent changed since the base, committed or not, as a patch; empty where there is none, or git cannot tell."""
-    script = f"{_INDEX} && git diff --cached --binary --no-color --no-ext-diff --no-textconv --no-renames --src-prefix=a/ --dst-prefix=b/ {base}"
+async def extract_patch(sandbox: Sandbox, base: str) -> bytes:
+    """Return all changes since the base, committed or not, as a patch; empty if none, or if git fails."""
+    options = "--cached --binary --no-color --no-ext-diff --no-textconv --no-renames"
+    script = f"{_INDEX} && git diff {options} --src-prefix=a/ --dst-prefix=b/ {base}"
     found = await sandbox.exec(["bash", "-c", script], env=GIT, timeout_s=MEASURE_S, max_output=MAX_PATCH)
     return found.stdout if found.exit_code == 0 and not found.truncated else b""
 
 
-def must(result: ExecResult, what: str) -> ExecResult:
-    """Return the result of a command that nothing but a broken instance or image can make fail.
+def require_success(result: ExecResult, what: str) -> ExecResult:
+    """Return the result of a command that fails only if the instance or its image is broken.
 
     Raises:
-        EnvError: it failed.
+        EnvError: the command failed.
     """
     if result.exit_code != 0:
         why = result.stderr.decode(errors="replace").strip()[-400:] or f"exit code {result.exit_code}"
-        raise EnvError(f"{what} failed{' at its deadline' * result.timed_out}: {why}")
+        failed = "failed at its deadline" if result.timed_out else "failed"
+        raise EnvError(f"{what} {failed}: {why}")
     return result

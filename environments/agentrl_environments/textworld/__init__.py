@@ -1,4 +1,4 @@
-"""Text games on the TextWorld engine: generated worlds, fixed panels, two back ends.
+"""Text games on the TextWorld engine: generated games, fixed panels, and two back ends that play them.
 
 >>> TextWorld(game="w2-o3-q4", max_turns=12).family
 Ladder(rooms=2, objects=3, quest_length=4, guided=False)
@@ -27,7 +27,7 @@ from agentrl_environments.textworld.families import (
 from agentrl_environments.textworld.games import Entry, Games
 
 if TYPE_CHECKING:
-    from agentrl_environments.textworld.engine import Library, World
+    from agentrl_environments.textworld.engine import GameGraph, Library
 
 __all__ = ["CoinCollector", "Cooking", "Family", "Ladder", "TextWorld", "TreasureHunter", "parse"]
 
@@ -37,43 +37,46 @@ Style = Literal["brief", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextWorld(EnvSpec):
-    """A panel of generated games, and how they are played.
+    """Panels of generated games, and how they are played.
 
-    Splits: ``train``, ``valid`` and ``test`` of ``game``, disjoint by structure; ``ood``: the test split of a larger world.
+    The splits ``train``, ``valid`` and ``test`` hold games of the family ``game``; no structure is in two of
+    them. The split ``ood`` (out of distribution) is the test split of a larger family.
     """
 
     game: str = "coin-r8-q4"
-    """The family's name; ``str`` of a family value gives it, `parse` reads it."""
+    """Name of the family of games. ``str(family)`` returns the name of a family and `parse` reads it back."""
     backend: Backend = "facts"
-    """``facts`` plays the game's logic, which is fast; ``z8`` the compiled game, which has a text of its own (compiled when needed)."""
+    """``facts`` plays the game's logic, which is fast. ``z8`` plays the compiled game, which has a text; it
+    is compiled when first needed."""
     observation: Style = "brief"
-    """``brief`` renders the facts in a line; ``raw`` is the compiled game's own text and needs ``z8``."""
+    """``brief`` renders the facts in one line. ``raw`` is the text of the compiled game and needs
+    ``backend="z8"``."""
     show_actions: bool = False
-    """List the admissible commands in the text."""
+    """Whether the text lists the admissible commands."""
     intermediate: bool = False
-    """Measure the signal ``intermediate``; it makes a step several times dearer."""
+    """Whether to measure the signal ``intermediate``; it makes a step several times slower."""
     max_turns: int = 20
     train: int = 400
     valid: int = 100
     test: int = 200
     ood: int = 100
     ood_game: str = ""
-    """The larger world; empty for the family's own next size."""
+    """Name of the larger family; empty for the next larger size of ``game``."""
     seed: int = 0
-    """Base of the generator's seeds: another base, other games."""
+    """Base of the generator's seeds; another base gives other games."""
     cache: str = ""
-    """Folder of generated games; empty for the user's cache folder."""
+    """Folder for generated games; empty for the user's cache folder."""
     workers: int = 0
-    """Processes that make games; 0 for one per core. No result depends on it."""
+    """Number of processes that generate games; 0 for one per core. No result depends on it."""
 
     blocking: ClassVar[bool] = True
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test", "ood")
     signals: ClassVar[Mapping[str, str]] = {
         **STANDARD_SIGNALS,
-        "score": "points of the game gained on this turn; the reward",
+        "score": "points gained on this turn; this is the reward",
         "lost": "1 on the turn that lost the game, else 0",
-        "intermediate": "1 where the shortest known plan became shorter, -1 where longer, else 0; only with intermediate=True. Sum it "
-        "with its sign: counting gains alone pays for going back and forth",
+        "intermediate": "1 where the shortest known plan became shorter, -1 where longer, else 0; only with "
+        "intermediate=True. Sum it with its sign: counting gains alone pays for going back and forth",
     }
 
     def __post_init__(self) -> None:
@@ -84,7 +87,8 @@ class TextWorld(EnvSpec):
                 )
         if self.observation == "raw" and self.backend != "z8":
             raise ConfigError(
-                "textworld: observation='raw' with backend='facts'; only the compiled game has a text: set backend='z8'"
+                "textworld: observation='raw' needs the text of the compiled game, found backend='facts'; "
+                "set backend='z8'"
             )
         for name, least in {
             "max_turns": 1,
@@ -100,80 +104,78 @@ class TextWorld(EnvSpec):
         family = self.family
         if self.intermediate and isinstance(family, Cooking) and family.drop:
             raise ConfigError(
-                f"textworld: the engine tracks no plan for '{self.game}'; leave out '-drop' or intermediate=True"
+                f"textworld: intermediate=True needs a plan, and the engine tracks none for '{self.game}'; "
+                "leave out '-drop' or intermediate=True"
             )
         if self.ood_game:
             parse(self.ood_game)
 
     @property
     def family(self) -> Family:
-        """The family that ``game`` names."""
+        """The family of games named by ``game``."""
         return parse(self.game)
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return a panel; games that are not in the cache yet are made first."""
+        """Return the split's panel of games; games that are not in the cache yet are generated first."""
         return self._tasks(split, None)
 
     def prepare(self, progress: Progress) -> None:
-        """Make all games of all splits, and compile them where the back end needs it."""
+        """Generate the games of all splits, and compile them if the back end is ``z8``."""
         for split in self.splits:
             tasks = self._tasks(split, progress)
             if self.backend == "z8" and tasks:
-                self._games(str(tasks[0].data["game"])).compile(
-                    [str(task.data["file"]) for task in tasks], workers=self.workers, progress=progress
+                self._games(tasks[0].data["game"]).compile(
+                    [task.data["file"] for task in tasks], workers=self.workers, progress=progress
                 )
 
-    def shared(self) -> AbstractAsyncContextManager[object]:
-        """Lend episodes one library of loaded games."""
-        return nullcontext(_engine().Library())
-
-    def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AbstractAsyncContextManager[Env]:
-        """Open an episode."""
-        return self._open(task, shared)
+    def shared(self) -> AbstractAsyncContextManager[Library]:
+        """Open the library of loaded games that the episodes of a process share."""
+        library: Library = _engine().Library()
+        return nullcontext(library)
 
     @asynccontextmanager
-    async def _open(self, task: Task, shared: object) -> AsyncIterator[Env]:
+    async def open(self, task: Task, sandbox: Sandbox | None, shared: Library | None) -> AsyncIterator[Env]:
+        """Open an episode. Without a shared library, the game is loaded for this episode alone."""
+        engine = _engine()
         from agentrl_environments.textworld.episode import CompiledEpisode, FactsEpisode, View
 
-        engine = _engine()
-        library = shared if isinstance(shared, engine.Library) else engine.Library()
-        world = self._world(task, library)
+        library: Library = engine.Library() if shared is None else shared
+        graph = self._graph(task, library)
         view = View(self.observation == "brief", self.show_actions, self.intermediate, self.max_turns)
         if self.backend == "facts":
-            yield FactsEpisode(world, view)
+            yield FactsEpisode(graph, view)
             return
-        games, file = self._games(str(task.data["game"])), str(task.data["file"])
+        games, file = self._games(task.data["game"]), task.data["file"]
         games.compile([file], workers=1)
         interpreter = library.interpreters.lend(str((games.folder / file).with_suffix(".z8")))
-        yield CompiledEpisode(world, view, interpreter)
-        library.interpreters.take_back(interpreter)  # not after an error
+        yield CompiledEpisode(graph, view, interpreter)
+        library.interpreters.take_back(interpreter)  # only if the episode did not raise
 
-    def _world(self, task: Task, library: Library) -> World:
-        key = str(task.data["key"])
-        world = library.get(key)
-        if world is None:
-            engine, games = _engine(), self._games(str(task.data["game"]))
-            world = engine.World(engine.load(games.load(str(task.data["file"]))))
-            library.add(key, world)
-        return world
+    def _graph(self, task: Task, library: Library) -> GameGraph:
+        key: str = task.data["key"]
+        graph = library.get(key)
+        if graph is None:
+            engine, games = _engine(), self._games(task.data["game"])
+            graph = engine.GameGraph(engine.load(games.load(task.data["file"])))
+            library.add(key, graph)
+        return graph
 
     def _tasks(self, split: str, progress: Progress | None) -> tuple[Task, ...]:
         if split not in self.splits:
             raise ConfigError(f"textworld has no split '{split}'; it has {', '.join(self.splits)}")
-        name, size = self.game, int(getattr(self, split))
+        name: str = self.game
+        size: int = getattr(self, split)
         if split == "ood":
             name = self.ood_game or str(self.family.larger or "")
             if size and not name:
                 raise ConfigError(
-                    f"textworld: there is no larger world than '{self.game}'; name one with ood_game, or set ood=0"
+                    f"textworld: there is no larger size of '{self.game}'; "
+                    "name a family with ood_game, or set ood=0"
                 )
-        panel = (
-            self._games(name).panel(
-                "test" if split == "ood" else split, size, workers=self.workers, progress=progress
-            )
-            if size
-            else ()
-        )
+            split = "test"
+        if not size:
+            return ()
+        panel = self._games(name).panel(split, size, workers=self.workers, progress=progress)
         return tuple(_task(name, entry) for entry in panel)
 
     def _games(self, name: str) -> Games:
@@ -187,7 +189,7 @@ def _task(name: str, entry: Entry) -> Task:
 
 
 def _engine() -> ModuleType:
-    """Import the part that needs the engine: a spec can be made, checked and listed without it."""
+    """Import the module that needs the engine. A spec can be made, checked and listed without the engine."""
     try:
         from agentrl_environments.textworld import engine
     except ImportError as problem:

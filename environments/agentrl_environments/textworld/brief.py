@@ -2,8 +2,8 @@
 
 ``kitchen ; exits east , west (closed portal) ; see chest (locked) , apple on plate ; have red key``
 
-Rooms and things appear under the names that commands use. A thing that the compiled game would not show (in a closed box, in another
-room) is not shown. Lists are sorted, so equal states read equal.
+Rooms and things appear under the names that commands use. Things that the compiled game would not show (in a
+closed box, in another room) are left out. Lists are sorted, so equal states have equal texts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VISIBLE = frozenset(
         "diced",
     ]
 )
-"""Facts about one thing that a look at it tells."""
+"""Predicates of one thing that a player sees by looking at it."""
 
 
 class Fact(Protocol):
@@ -43,12 +43,12 @@ class Fact(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Ids of the things it holds for, such as ``k_0``."""
+        """Ids of its arguments, such as ``k_0``."""
         ...
 
 
 class Scene:
-    """The facts of one state, sorted by who asks for them. ``labels``: id of a thing -> its name in commands."""
+    """The facts of one state, indexed for rendering. ``labels`` maps ids of things to names in commands."""
 
     def __init__(self, facts: Iterable[Fact], labels: Mapping[str, str]) -> None:
         self.labels = labels
@@ -56,9 +56,8 @@ class Scene:
         self.ways: dict[str, dict[str, str]] = {}  # room -> direction -> next room
         self.doors: dict[tuple[str, str], str] = {}
         self.marks: dict[str, list[str]] = {}
-        self.holds: dict[
-            str, list[tuple[str, str]]
-        ] = {}  # room, box, shelf or inventory -> (thing, relation)
+        # room, container, supporter or inventory -> (thing, relation)
+        self.holds: dict[str, list[tuple[str, str]]] = {}
         self.here = ""
         for fact in facts:
             name, ids = fact.name, fact.names
@@ -94,7 +93,7 @@ class Scene:
         return exits
 
     def _things(self, place: str) -> Iterable[str]:
-        """Yield what is in or on ``place``, and what is in and on that, as far as it is open."""
+        """Yield what is in or on ``place``, and, recursively, in or on the open things among it."""
         for thing, relation in self.holds.get(place, ()):
             yield self._thing(thing, "" if relation == "at" else f" {relation} {self.labels[place]}")
             if not {"closed", "locked"} & set(self.marks.get(thing, ())):
@@ -106,15 +105,18 @@ class Scene:
 
 
 def structure_key(facts: Iterable[Fact], labels: Mapping[str, str], plan: Sequence[str]) -> str:
-    """Return a content hash of a game that sees through the names of rooms: two games with one key are the same problem.
+    """Return a content hash of a game that ignores the names of rooms.
 
-    A room's name is decoration (no command holds it), so rooms are numbered from the player's, breadth first along the compass; all else
-    goes by the name that commands use. The hash is of the sorted facts and the plan, so neither seeds nor the order of making enter.
+    Two games with the same key are the same problem.
+
+    The name of a room is decoration (no command contains it). Rooms are therefore numbered breadth first from
+    the player's room, directions in alphabetical order; all other things keep the name that commands use. The
+    hash covers the sorted facts and the plan, but neither seeds nor the order in which the game was built.
     """
     facts = list(facts)
     scene = Scene(facts, labels)
     order = [scene.here]
-    for room in order:  # grows while it is walked
+    for room in order:  # the loop appends to the list it iterates over
         order += [to for _, to in sorted(scene.ways.get(room, {}).items()) if to not in order]
     names = {**labels, **{room: f"room {number}" for number, room in enumerate(order)}}
     lines = sorted(

@@ -1,13 +1,15 @@
 """The TextWorld engine without its text: a game as a graph of states, explored once per process.
 
-`World` plays a game's logic with the package's own rules (``State.apply``, ``all_applicable_actions``) and the end conditions of the
-compiled game: a quest fails before it is won, a won one stays won, and a game that can no longer be won goes on until its limit. The
-package's own player of ``.json`` files, ``TextWorldEnv``, differs from the compiled game in two things: it ends such a game as lost, and
-``prepare meal`` takes one ingredient, in whatever state (`recipe_met`).
+`GameGraph` plays a game's logic with the package's own rules (``State.apply``, ``all_applicable_actions``)
+and the end conditions of the compiled game: failing a quest is checked before winning it, a won quest stays
+won, and a game that can no longer be won continues until its turn limit. The package's own player of
+``.json`` files, ``TextWorldEnv``, differs from the compiled game in two points: it ends such a game as lost,
+and its ``prepare meal`` needs only one ingredient, in any state (see `recipe_met`).
 
-A state's successors, admissible commands and text depend on nothing but the state, so they are kept: the episodes of a group, and of later
-updates, walk the same few rooms, and a step that was taken once costs a dictionary lookup. The compiled game walks the same graph, led by
-what its interpreter says has happened.
+The successors, admissible commands and text of a state depend only on the state, so they are cached: the
+episodes of a group, and of later updates, visit the same few states, and a step that was taken before costs
+one dictionary lookup. Episodes of the compiled game follow the same graph, guided by the actions that the
+interpreter reports.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from textworld.generator.data import KnowledgeBase
 from textworld.generator.game import EntityInfo, Game, GameProgression, Quest, QuestProgression
 from textworld.generator.inform7 import Inform7Game
 from textworld.generator.text_grammar import GrammarOptions
-from textworld.generator.world import World as Map
+from textworld.generator.world import World
 from textworld.logic import Action, State
 
 from agentrl_environments.textworld.brief import Scene, structure_key
@@ -35,8 +37,11 @@ def _knowledge(text: str) -> KnowledgeBase:
 
 
 def load(data: Mapping[str, Any]) -> Game:
-    """Return the game of a ``.json`` file's value: ``Game.deserialize`` with one knowledge base for all games of a family."""
-    game = Game(Map.deserialize(data["world"], kb=_knowledge(json.dumps(data["KB"], sort_keys=True))))
+    """Return the game of a ``.json`` file's value.
+
+    Equal to ``Game.deserialize``, except that all games of a family share one knowledge base.
+    """
+    game = Game(World.deserialize(data["world"], kb=_knowledge(json.dumps(data["KB"], sort_keys=True))))
     game.grammar_options = GrammarOptions(data["grammar"])
     game.quests = tuple(Quest.deserialize(quest) for quest in data["quests"])
     game._infos = {thing: EntityInfo.deserialize(info) for thing, info in data["infos"]}
@@ -46,7 +51,7 @@ def load(data: Mapping[str, Any]) -> Game:
 
 
 def labels(game: Game) -> dict[str, str]:
-    """Return the name of each thing, as commands use it."""
+    """Return the name of each thing in commands, by its id."""
     return {thing: info.name or "" for thing, info in game.infos.items()}
 
 
@@ -55,15 +60,19 @@ def structure(game: Game) -> str:
     return structure_key(game.world.facts, labels(game), game.metadata["walkthrough"])
 
 
-class Place:
-    """One state of a game. ``quests``: which are complete; ``next``: command -> place, ``heard``: event -> command, as far as explored."""
+class StateNode:
+    """One state of a game, as a node of its `GameGraph`.
+
+    ``quests`` marks the completed quests. ``next`` (command -> node) and ``commands_of_events`` (event of the
+    compiled game -> command) hold what has been explored so far.
+    """
 
     __slots__ = (
+        "_lower",
         "_text",
-        "_typed",
         "actions",
         "commands",
-        "heard",
+        "commands_of_events",
         "lost",
         "next",
         "quests",
@@ -81,27 +90,25 @@ class Place:
         lost: bool,
         actions: dict[str, Action],
     ) -> None:
-        self.state, self.quests, self.score, self.won, self.lost, self.actions = (
-            state,
-            quests,
-            score,
-            won,
-            lost,
-            actions,
-        )
+        self.state = state
+        self.quests = quests
+        self.score = score
+        self.won = won
+        self.lost = lost
+        self.actions = actions
         self.commands = tuple(sorted(actions))
-        self.next: dict[str, Place] = {}
-        self.heard: dict[str, str | None] = {}
+        self.next: dict[str, StateNode] = {}
+        self.commands_of_events: dict[str, str | None] = {}
         self._text = ""
-        self._typed: dict[str, str] = {}
+        self._lower: dict[str, str] = {}
 
     def understand(self, action: str) -> str | None:
-        """Return the admissible command that ``action`` is, whatever its case and spaces, or ``None``."""
+        """Return the admissible command that equals ``action`` up to case and white space, or ``None``."""
         if action in self.actions:
             return action
-        if not self._typed:
-            self._typed = {command.lower(): command for command in self.commands}
-        return self._typed.get(" ".join(action.lower().split()))
+        if not self._lower:
+            self._lower = {command.lower(): command for command in self.commands}
+        return self._lower.get(" ".join(action.lower().split()))
 
     def text(self, names: Mapping[str, str]) -> str:
         """Return the brief observation."""
@@ -110,8 +117,8 @@ class Place:
         return self._text
 
 
-class World:
-    """A loaded game and the part of its state graph that has been seen."""
+class GameGraph:
+    """A loaded game and the part of its state graph that has been explored."""
 
     def __init__(self, game: Game) -> None:
         self.game = game
@@ -119,69 +126,76 @@ class World:
         self.plan: tuple[str, ...] = tuple(game.metadata.get("walkthrough", ()))
         self.notes = _notes(game)
         self._inform7 = Inform7Game(game)
-        self._places: dict[object, Place] = {}
+        self._nodes: dict[object, StateNode] = {}
         quests = tuple(False for _ in game.quests)
-        self.start = self._place(game.world.state.copy(), quests, 0)
+        self.start = self._node(game.world.state.copy(), quests, 0)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._nodes)
 
-    def step(self, place: Place, command: str) -> Place:
-        """Return the place that an admissible command leads to.
+    def step(self, node: StateNode, command: str) -> StateNode:
+        """Return the node that an admissible command leads to.
 
         Raises:
             KeyError: the command is not admissible.
         """
-        found = place.next.get(command)
+        found = node.next.get(command)
         if found is None:
-            action = place.actions[command]
-            if action.name.startswith("make/recipe") and not recipe_met(place.state):
-                found = place
+            action = node.actions[command]
+            if action.name.startswith("make/recipe") and not recipe_met(node.state):
+                found = node
             else:
-                state = place.state.copy()
+                state = node.state.copy()
                 state.apply(action)
-                found = self._place(state, place.quests, place.score)
-            place.next[command] = found
+                found = self._node(state, node.quests, node.score)
+            node.next[command] = found
         return found
 
-    def command_of(self, place: Place, event: str) -> str | None:
-        """Return the admissible command that the compiled game's ``event`` tells of, such as ``taking the key``, or ``None``."""
-        if event not in place.heard:
-            action = self._inform7.detect_action(event, place.actions.values())
-            place.heard[event] = next(
-                (command for command, known in place.actions.items() if known is action), None
+    def command_of(self, node: StateNode, event: str) -> str | None:
+        """Return the admissible command that caused an event of the compiled game, or ``None``.
+
+        An event is a text such as ``taking the key``.
+        """
+        if event not in node.commands_of_events:
+            action = self._inform7.detect_action(event, node.actions.values())
+            node.commands_of_events[event] = next(
+                (command for command, known in node.actions.items() if known is action), None
             )
-        return place.heard[event]
+        return node.commands_of_events[event]
 
-    def play(self, commands: Sequence[str]) -> tuple[list[str], Place]:
-        """Return those of ``commands`` that are accepted when played in order, and the place they lead to."""
-        accepted, place = [], self.start
+    def play(self, commands: Sequence[str]) -> tuple[list[str], StateNode]:
+        """Play ``commands`` in order; return those that were accepted, and the node they lead to."""
+        accepted, node = [], self.start
         for command in commands:
-            if command in place.actions and not (place.won or place.lost):
+            if command in node.actions and not (node.won or node.lost):
                 accepted.append(command)
-                place = self.step(place, command)
-        return accepted, place
+                node = self.step(node, command)
+        return accepted, node
 
-    def _place(self, state: State, before: tuple[bool, ...], score: int) -> Place:
+    def _node(self, state: State, before: tuple[bool, ...], score: int) -> StateNode:
+        """Return the node of ``state``, reached with the quests ``before`` complete and ``score`` points."""
         quests, score, lost = self._judge(state, before, score)
         key = (frozenset(state.facts), quests, score)
-        place = self._places.get(key)
-        if place is None:
+        node = self._nodes.get(key)
+        if node is None:
             needed = [
                 done
                 for done, quest in zip(quests, self.game.quests, strict=True)
                 if quest.win_events and not quest.optional
             ]
-            place = Place(
-                state, quests, score, bool(needed) and all(needed) and not lost, lost, self._actions(state)
-            )
-            self._places[key] = place
-        return place
+            won = bool(needed) and all(needed) and not lost
+            node = StateNode(state, quests, score, won, lost, self._actions(state))
+            self._nodes[key] = node
+        return node
 
     def _judge(
         self, state: State, before: tuple[bool, ...], score: int
     ) -> tuple[tuple[bool, ...], int, bool]:
-        """Apply each quest's rule of the compiled game: complete -> nothing; fails -> lost; won -> its reward, complete."""
+        """Return which quests are complete, the score, and whether the game is lost.
+
+        By the rules of the compiled game, a quest that is complete is skipped, one that fails loses the game,
+        and one that is won pays its reward and is complete from then on, unless it is repeatable.
+        """
         after = list(before)
         lost = False
         for number, quest in enumerate(self.game.quests):
@@ -195,7 +209,10 @@ class World:
         return tuple(after), score, lost
 
     def _actions(self, state: State) -> dict[str, Action]:
-        """Return admissible commands and what they do; of two readings, the one that asks most, as in the compiled game."""
+        """Return the admissible commands and their actions.
+
+        If a command can mean two actions, it means the one with more preconditions, as in the compiled game.
+        """
         kb = self.game.kb
         actions: dict[str, Action] = {}
         for action in state.all_applicable_actions(kb.rules.values(), kb.types.constants_mapping):
@@ -208,16 +225,16 @@ class World:
         return actions
 
 
-_COOKED, _CUT = (
-    frozenset(["raw", "fried", "roasted", "grilled"]),
-    frozenset(["uncut", "chopped", "sliced", "diced"]),
-)
+_COOKED = frozenset(["raw", "fried", "roasted", "grilled"])
+_CUT = frozenset(["uncut", "chopped", "sliced", "diced"])
 
 
 def recipe_met(state: State) -> bool:
-    """Return whether the compiled cooking game would prepare the meal: each ingredient carried, cooked and cut as the recipe says.
+    """Return whether the compiled cooking game would prepare the meal.
 
-    The game's logic lists ``prepare meal`` as soon as one ingredient is carried; the compiled game then answers that something is missing.
+    It does so if every ingredient is carried, and is cooked and cut as the recipe says. The game's logic
+    lists ``prepare meal`` as soon as one ingredient is carried; the compiled game then answers that something
+    is missing.
     """
     marks: dict[str, set[str]] = {}
     bases: list[tuple[str, str]] = []
@@ -238,12 +255,11 @@ def recipe_met(state: State) -> bool:
 
 
 class PlanTracker:
-    """Follows the length of the shortest known plan, as the package's ``intermediate_reward`` does."""
+    """Tracks the length of the shortest known plan, as the package's ``intermediate_reward`` does."""
 
     def __init__(self, game: Game, state: State) -> None:
-        self._progress: GameProgression = GameProgression.__new__(
-            GameProgression
-        )  # its constructor derives all valid actions again
+        # The constructor is skipped, because it would derive all valid actions again.
+        self._progress: GameProgression = GameProgression.__new__(GameProgression)
         self._progress.game, self._progress.state = game, state
         self._progress.quest_progressions = [QuestProgression(quest, game.kb) for quest in game.quests]
         for quest in self._progress.quest_progressions:
@@ -251,14 +267,14 @@ class PlanTracker:
         self._left = self._length()
         self._moved = False
 
-    def follow(self, action: Action, place: Place) -> None:
-        """Take note of an action and the place it led to."""
+    def follow(self, action: Action, node: StateNode) -> None:
+        """Record an action and the node it led to."""
         for quest in self._progress.quest_progressions:
-            quest.update(action, place.state)
+            quest.update(action, node.state)
         self._moved = True
 
     def change(self) -> float:
-        """Return 1 where the plan became shorter since the last call, -1 where it became longer or was lost, else 0."""
+        """Return 1 if the plan became shorter since the last call, -1 if longer or impossible, else 0."""
         if not self._moved:
             return 0.0
         self._moved = False
@@ -273,36 +289,34 @@ class PlanTracker:
 
 
 class Library:
-    """Loaded games of one process, the most recently played first to stay. ``max_places`` bounds memory (a place takes 5 to 30 KiB).
+    """The loaded games of one process, and the interpreters of the compiled ones.
 
-    ``interpreters``: those of its compiled games.
+    Games are evicted least recently used first. ``max_nodes`` bounds the memory: a node takes 5 to 30 KiB.
     """
 
-    def __init__(self, max_places: int = 20_000) -> None:
+    def __init__(self, max_nodes: int = 20_000) -> None:
         self.interpreters = Interpreters()
-        self._worlds: OrderedDict[str, World] = OrderedDict()
-        self._max_places = max_places
+        self._graphs: OrderedDict[str, GameGraph] = OrderedDict()
+        self._max_nodes = max_nodes
 
-    def get(self, key: str) -> World | None:
-        """Return the game, if it is here."""
-        world = self._worlds.get(key)
-        if world is not None:
-            self._worlds.move_to_end(key)
-        return world
+    def get(self, key: str) -> GameGraph | None:
+        """Return the game of a structural key, or ``None`` if it is not loaded."""
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+        return graph
 
-    def add(self, key: str, world: World) -> None:
-        """Put a game in; the games played longest ago go when the library is full."""
-        total = sum(map(len, self._worlds.values()))
-        while self._worlds and total >= self._max_places:
-            total -= len(self._worlds.popitem(last=False)[1])
-        self._worlds[key] = world
+    def add(self, key: str, graph: GameGraph) -> None:
+        """Add a game; first evict games until there is room."""
+        total = sum(map(len, self._graphs.values()))
+        while self._graphs and total >= self._max_nodes:
+            total -= len(self._graphs.popitem(last=False)[1])
+        self._graphs[key] = graph
 
 
 def _notes(game: Game) -> dict[str, str]:
-    """Return what examining tells that no fact holds: a cookbook's recipe."""
-    ingredients = game.metadata.get("recipe", "").partition("Directions:")[2].split("\n")
-    return (
-        {"examine cookbook": "recipe " + " , ".join(filter(None, map(str.strip, ingredients)))}
-        if "recipe" in game.metadata
-        else {}
-    )
+    """Return, by command, texts that contain more than the facts: the recipe in a cookbook."""
+    if "recipe" not in game.metadata:
+        return {}
+    ingredients = game.metadata["recipe"].partition("Directions:")[2].split("\n")
+    return {"examine cookbook": "recipe " + " , ".join(filter(None, map(str.strip, ingredients)))}

@@ -6,17 +6,17 @@ import re
 from dataclasses import dataclass
 
 from agentrl.types import Observation, Step
-from agentrl_environments.textworld.engine import PlanTracker, World
+from agentrl_environments.textworld.engine import GameGraph, PlanTracker
 from agentrl_environments.textworld.interpreter import Interpreter
 
 _REFUSED = "xyzzy"
-"""What the interpreter is told in place of a text that it must not see: no verb of any game."""
+"""Sent to the interpreter in place of a text that it must not see; it is not a verb of any game."""
 _ALIASES = frozenset(["n", "s", "e", "w", "north", "south", "east", "west", "l", "x", "i", "get", "pick"])
 
 
 @dataclass(frozen=True)
 class View:
-    """How an episode shows and measures itself: the options of `TextWorld` that matter while playing."""
+    """The options of `TextWorld` that matter while playing."""
 
     brief: bool
     show_actions: bool
@@ -26,7 +26,7 @@ class View:
     def observation(
         self, text: str, commands: tuple[str, ...], *, plan: tuple[str, ...] = (), over: bool = False
     ) -> Observation:
-        """Return what is shown; a game that is over lists no commands."""
+        """Return an observation. When the game is ``over`` it lists no commands."""
         if over:
             commands = ()
         if self.show_actions and commands:
@@ -34,40 +34,43 @@ class View:
         return Observation.text(text, actions=commands, plan=plan)
 
 
-class _Episode:
-    """What both back ends share: the walk through the game's graph, the turn limit and the signals."""
+class _GameEpisode:
+    """Base of both back ends: the position in the game's graph, the turn limit and the signals."""
 
-    def __init__(self, world: World, view: View) -> None:
-        self.world, self.view = world, view
-        self.place = world.start
-        self._tracker = PlanTracker(world.game, world.start.state) if view.intermediate else None
+    def __init__(self, graph: GameGraph, view: View) -> None:
+        self.graph, self.view = graph, view
+        self.node = graph.start
+        self._tracker = PlanTracker(graph.game, graph.start.state) if view.intermediate else None
         self._turns = 0
         self._score = 0.0
 
     def first(self, text: str) -> Observation:
-        """Return the first observation: the goal, the start, and the expert's plan."""
+        """Return the first observation: the goal, the text of the start, and the expert's plan."""
         if self.view.brief:
-            text = f"goal {self.world.plan[-1]} ; {text}"
-        return self.view.observation(text, self.place.commands, plan=self.world.plan)
+            text = f"goal {self.graph.plan[-1]} ; {text}"
+        return self.view.observation(text, self.node.commands, plan=self.graph.plan)
 
-    def go(self, command: str) -> None:
-        """Follow an admissible command to the place that it leads to."""
-        before, self.place = self.place, self.world.step(self.place, command)
-        if self._tracker and self.place is not before:
-            self._tracker.follow(before.actions[command], self.place)
+    def move(self, command: str) -> None:
+        """Move to the node that an admissible command leads to."""
+        before, self.node = self.node, self.graph.step(self.node, command)
+        if self._tracker and self.node is not before:
+            self._tracker.follow(before.actions[command], self.node)
 
-    def tell(self, command: str | None, won: bool, lost: bool) -> str:
-        """Return the brief text, with what just happened before it; ``command`` is ``None`` where it was refused."""
-        text = self.place.text(self.world.labels)
+    def brief_text(self, command: str | None, won: bool, lost: bool) -> str:
+        """Return the brief text of the current node, after a prefix that says what the command did.
+
+        ``command`` is ``None`` if it was refused.
+        """
+        text = self.node.text(self.graph.labels)
         if won or lost:
             return f"{'won' if won else 'lost'} ; {text}"
         if command is None:
             return f"invalid ; {text}"
-        note = self.world.notes.get(command) if self.world.notes else None
+        note = self.graph.notes.get(command)
         return f"{note} ; {text}" if note else text
 
     def result(self, text: str, *, score: float, won: bool, lost: bool, valid: bool) -> Step:
-        """Return a step. The reward is the score that this turn gained."""
+        """Return a step. The reward is the score gained on this turn."""
         self._turns += 1
         gained, self._score = score - self._score, score
         info = {"success": float(won), "valid": float(valid), "score": gained, "lost": float(lost)}
@@ -75,7 +78,7 @@ class _Episode:
         if self._tracker:
             change = self._tracker.change()
             info["intermediate"] = (1.0 if won else -1.0) if over else change
-        observation = self.view.observation(text, self.place.commands, over=over)
+        observation = self.view.observation(text, self.node.commands, over=over)
         return Step(
             observation,
             gained,
@@ -85,57 +88,54 @@ class _Episode:
         )
 
 
-class FactsEpisode(_Episode):
-    """Plays the game's logic; the text is the brief one."""
+class FactsEpisode(_GameEpisode):
+    """Plays the game's logic, with the brief text."""
 
     async def reset(self) -> Observation:
         """Return the first observation."""
-        return self.first(self.place.text(self.world.labels))
+        return self.first(self.node.text(self.graph.labels))
 
     async def step(self, action: str) -> Step:
         """Play one command."""
-        command = self.place.understand(action)
+        command = self.node.understand(action)
         if command is not None:
-            self.go(command)
-        place = self.place
-        text = self.tell(command, place.won, place.lost)
-        return self.result(text, score=place.score, won=place.won, lost=place.lost, valid=command is not None)
+            self.move(command)
+        node = self.node
+        text = self.brief_text(command, node.won, node.lost)
+        return self.result(text, score=node.score, won=node.won, lost=node.lost, valid=command is not None)
 
 
-class CompiledEpisode(_Episode):
-    """Plays the compiled game, which has the last word on what happened, on the score and on the end."""
+class CompiledEpisode(_GameEpisode):
+    """Plays the compiled game, which decides what happened, the score and the end."""
 
-    def __init__(self, world: World, view: View, game: Interpreter) -> None:
-        super().__init__(world, view)
+    def __init__(self, graph: GameGraph, view: View, game: Interpreter) -> None:
+        super().__init__(graph, view)
         self._game = game
-        self._verbs = frozenset(world.game.verbs) | _ALIASES
+        self._verbs = frozenset(graph.game.verbs) | _ALIASES
 
     async def reset(self) -> Observation:
         """Return the first observation."""
         opening = self._game.restart()
-        return self.first(
-            self.place.text(self.world.labels)
-            if self.view.brief
-            else clean(opening, self.world.game.objective)
-        )
+        if self.view.brief:
+            return self.first(self.node.text(self.graph.labels))
+        return self.first(clean(opening, self.graph.game.objective))
 
     async def step(self, action: str) -> Step:
         """Play one command."""
         typed = " ".join(action.split())
-        command = self.place.understand(typed)
+        command = self.node.understand(typed)
         reply = self._game.play(command or (typed if self._typable(typed) else _REFUSED))
         understood = command is not None
         for event in reply.events:
-            happened = self.world.command_of(self.place, event)
+            happened = self.graph.command_of(self.node, event)
             if happened is not None:
-                self.go(happened)
+                self.move(happened)
                 understood = True
         won, lost = "*** The End ***" in reply.text, "*** You lost! ***" in reply.text
-        text = (
-            self.tell((command or typed) if understood else None, won, lost)
-            if self.view.brief
-            else clean(reply.text)
-        )
+        if self.view.brief:
+            text = self.brief_text((command or typed) if understood else None, won, lost)
+        else:
+            text = clean(reply.text)
         return self.result(
             text,
             score=self._score if reply.score is None else reply.score,
@@ -145,17 +145,22 @@ class CompiledEpisode(_Episode):
         )
 
     def _typable(self, typed: str) -> bool:
-        """Return whether the interpreter may see ``typed``: plain short text that begins with a verb of the game.
+        """Return whether ``typed`` may be sent to the interpreter.
 
-        It hangs on some texts that no player types, and has commands of its own (``restart``, ``undo``, ``save`` to a file) that the
-        package's tracking does not follow.
+        It must be a short plain text that begins with a verb of the game.
+
+        The interpreter hangs on some texts that no player types, and it has commands (``restart``, ``undo``,
+        ``save`` to a file) that the package's tracking does not follow.
         """
         plain = typed.isascii() and typed.isprintable() and len(typed) <= 100
         return plain and typed.lower().partition(" ")[0] in self._verbs
 
 
 def clean(feedback: str, objective: str = "") -> str:
-    """Return the compiled game's text without banner, prompt and status line; the banner ends where ``objective`` begins."""
+    """Return the compiled game's text without banner, prompt and status line.
+
+    The banner ends where ``objective`` begins.
+    """
     text = re.split(r"\n>", feedback, maxsplit=1)[0]
     if objective:
         start = text.find(objective.strip().split("\n", 1)[0][:40])

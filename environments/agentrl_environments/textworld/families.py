@@ -1,20 +1,24 @@
-"""Families of generated games, as values. A family's name says it all: ``str`` and ``parse`` are inverse.
+"""Families of generated games, as values. A family's name holds all its options.
+
+``parse`` is the inverse of ``str``.
 
 | family | name | world |
 |---|---|---|
-| `Ladder` | ``w2-o3-q4`` | rooms, objects and a quest of so many steps, as ``tw-make custom`` makes them |
-| `CoinCollector` | ``coin-r8-q4`` | find the coin: rooms, of which so many lie on the path (it included), the others dead ends |
-| `TreasureHunter` | ``treasure-l5`` | take one of two objects, the other one loses; levels 1-10 easy, 11-20 doors and boxes, 21-30 locks |
-| `Cooking` | ``cooking-r2-t1-g6-open-cook-cut`` | find the recipe, take and prepare the ingredients, eat the meal |
+| `Ladder` | ``w2-o3-q4`` | rooms, objects and steps of the quest, as made by ``tw-make custom`` |
+| `CoinCollector` | ``coin-r8-q4`` | find the coin: all rooms, rooms on the path; the others are dead ends |
+| `TreasureHunter` | ``treasure-l5`` | take the right one of two objects (see below for the levels) |
+| `Cooking` | ``cooking-r2-t1-g6-open-cook-cut`` | find the recipe, prepare the ingredients, eat the meal |
 
-The objective of every family names only the last action. ``Ladder(guided=True)`` (``w2-o3-q4-guided``) spells out every step, which
-makes it a game of following instructions.
+Levels of `TreasureHunter`: 1-10 are easy, 11-20 have doors and boxes, 21-30 have locks.
+
+The objective of every family names only the last action. ``Ladder(guided=True)`` (``w2-o3-q4-guided``) spells
+out every step, which makes it a game of following instructions.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from agentrl.errors import ConfigError
@@ -22,13 +26,15 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     from textworld import Game
 
-_EASY_ROOMS, _MEDIUM_ROOMS = 5, 10
 _COOKING_ROOMS = (1, 6, 9, 12)
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The usual ladder of worlds, ``w2-o3-q4`` and up: ``rooms``, ``objects`` and a quest of ``quest_length`` actions."""
+    """The usual ladder of worlds from ``w2-o3-q4`` up.
+
+    ``rooms``, ``objects``, and a quest of ``quest_length`` actions.
+    """
 
     pattern: ClassVar[str] = r"w(?P<rooms>\d+)-o(?P<objects>\d+)-q(?P<quest_length>\d+)(?P<guided>-guided)?"
     rooms: int = 2
@@ -40,34 +46,33 @@ class Ladder:
         _within(self, rooms=(1, 30), objects=(1, 100), quest_length=(1, 30))
 
     def __str__(self) -> str:
-        return f"w{self.rooms}-o{self.objects}-q{self.quest_length}" + "-guided" * self.guided
+        suffix = "-guided" if self.guided else ""
+        return f"w{self.rooms}-o{self.objects}-q{self.quest_length}{suffix}"
 
     @property
     def larger(self) -> Ladder:
-        """Twice the rooms and objects, the same quest length."""
+        """The family with twice the rooms and objects, and the same quest length."""
         return Ladder(2 * self.rooms, 2 * self.objects, self.quest_length, self.guided)
 
     def make(self, seed: int) -> Game:
         """Make the game of ``seed``."""
         from textworld.generator import make_game
 
-        from agentrl_environments.textworld.given import options_of
+        from agentrl_environments.textworld.maker_inputs import options_of
 
         options = options_of(seed, only_last_action=not self.guided)
-        options.nb_rooms, options.nb_objects, options.quest_length = (
-            self.rooms,
-            self.objects,
-            self.quest_length,
-        )
+        options.nb_rooms = self.rooms
+        options.nb_objects = self.objects
+        options.quest_length = self.quest_length
         options.chaining.min_breadth, options.chaining.max_breadth = 1, 5  # as tw-make custom
         return make_game(options)
 
 
 @dataclass(frozen=True)
 class CoinCollector:
-    """A coin at the end of a path of ``quest_length`` rooms, among ``rooms`` in all.
+    """A coin at the end of a path of ``quest_length`` rooms, out of ``rooms`` in all.
 
-    Dead ends grow at random, so that one can walk a while before a dead end shows; with ``simple`` they are one room deep.
+    Dead ends are random and can be several rooms deep; with ``simple`` they are one room deep.
     """
 
     pattern: ClassVar[str] = r"coin-r(?P<rooms>\d+)-q(?P<quest_length>\d+)(?P<simple>-simple)?"
@@ -79,19 +84,22 @@ class CoinCollector:
         _within(self, rooms=(1, 100), quest_length=(1, 100))
         if self.quest_length > self.rooms:
             raise ConfigError(
-                f"game '{self}': {self.quest_length} rooms on the path, {self.rooms} in all; the path cannot be the longer"
+                f"game '{self}': the path cannot have more rooms ({self.quest_length}) "
+                f"than there are in all ({self.rooms})"
             )
         if self.simple and self.rooms > 4 * self.quest_length:
             raise ConfigError(
-                f"game '{self}': simple dead ends leave room for {4 * self.quest_length} rooms; leave out '-simple'"
+                f"game '{self}': with simple dead ends there are at most {4 * self.quest_length} rooms, "
+                f"found {self.rooms}; leave out '-simple'"
             )
 
     def __str__(self) -> str:
-        return f"coin-r{self.rooms}-q{self.quest_length}" + "-simple" * self.simple
+        suffix = "-simple" if self.simple else ""
+        return f"coin-r{self.rooms}-q{self.quest_length}{suffix}"
 
     @property
     def larger(self) -> CoinCollector | None:
-        """Half as many rooms again, in all and on the path; the package stops at 100."""
+        """The family with 1.5 times the rooms, in all and on the path; ``None`` above the limit of 100."""
         rooms, on_path = (number + (number + 1) // 2 for number in (self.rooms, self.quest_length))
         return CoinCollector(rooms, on_path, self.simple) if rooms <= 100 else None
 
@@ -99,7 +107,7 @@ class CoinCollector:
         """Make the game of ``seed``."""
         from textworld.challenges.tw_coin_collector import coin_collector
 
-        from agentrl_environments.textworld.given import knowledge, options_of
+        from agentrl_environments.textworld.maker_inputs import knowledge, options_of
 
         options = options_of(seed)
         options.kb = knowledge(coin_collector.KB_PATH)
@@ -110,7 +118,10 @@ class CoinCollector:
 
 @dataclass(frozen=True)
 class TreasureHunter:
-    """Take the one object that the objective names; taking the other one loses. Levels as in the package's ``treasure_hunter``."""
+    """Take the object named in the objective; taking the other one loses.
+
+    Levels as in the package's ``treasure_hunter``.
+    """
 
     pattern: ClassVar[str] = r"treasure-l(?P<level>\d+)"
     level: int = 5
@@ -123,7 +134,7 @@ class TreasureHunter:
 
     @property
     def larger(self) -> TreasureHunter | None:
-        """The first level of the next mode (twice the rooms) whose quest is no shorter; hard levels have none."""
+        """The first level of the next mode (twice the rooms) whose quest is not shorter, or ``None``."""
         mode, step = divmod(self.level - 1, 10)
         if mode == 2:
             return None
@@ -142,20 +153,22 @@ class TreasureHunter:
         """Make the game of ``seed``."""
         from textworld.challenges.tw_treasure_hunter import treasure_hunter
 
-        from agentrl_environments.textworld.given import options_of
+        from agentrl_environments.textworld.maker_inputs import options_of
 
         return treasure_hunter.make({"level": self.level}, options_of(seed))
 
 
 @dataclass(frozen=True)
 class Cooking:
-    """A meal of ``recipe`` ingredients, ``take`` of them to be found, in ``go`` rooms.
+    """A meal of ``recipe`` ingredients, ``take`` of which must be found, in a house of ``go`` rooms.
 
-    ``open``: doors and containers are closed. ``cook``, ``cut``: ingredients must be. ``drop``: the inventory is limited.
+    ``open``: doors and containers are closed at first. ``cook``, ``cut``: ingredients must be cooked or cut.
+    ``drop``: the inventory is limited.
     """
 
     pattern: ClassVar[str] = (
-        r"cooking-r(?P<recipe>\d+)-t(?P<take>\d+)-g(?P<go>\d+)(?P<open>-open)?(?P<cook>-cook)?(?P<cut>-cut)?(?P<drop>-drop)?"
+        r"cooking-r(?P<recipe>\d+)-t(?P<take>\d+)-g(?P<go>\d+)"
+        r"(?P<open>-open)?(?P<cook>-cook)?(?P<cut>-cut)?(?P<drop>-drop)?"
     )
     recipe: int = 1
     take: int = 0
@@ -169,7 +182,8 @@ class Cooking:
         _within(self, recipe=(1, 5), take=(0, self.recipe))
         if self.go not in _COOKING_ROOMS:
             raise ConfigError(
-                f"game '{self}': go is {self.go}; the package has kitchens of {', '.join(map(str, _COOKING_ROOMS))} rooms"
+                f"game '{self}': go is {self.go}; "
+                f"the package has houses of {', '.join(map(str, _COOKING_ROOMS))} rooms"
             )
 
     def __str__(self) -> str:
@@ -178,19 +192,15 @@ class Cooking:
 
     @property
     def larger(self) -> Cooking | None:
-        """The next size of house, all else equal; 12 rooms is the largest."""
+        """The same family in the next larger house; ``None`` for 12 rooms, the largest."""
         rooms = next((rooms for rooms in _COOKING_ROOMS if rooms > self.go), None)
-        return (
-            None
-            if rooms is None
-            else Cooking(self.recipe, self.take, rooms, self.open, self.cook, self.cut, self.drop)
-        )
+        return None if rooms is None else replace(self, go=rooms)
 
     def make(self, seed: int) -> Game:
         """Make the game of ``seed``."""
         from textworld.challenges.tw_cooking import cooking
 
-        from agentrl_environments.textworld.given import options_of
+        from agentrl_environments.textworld.maker_inputs import options_of
 
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return cooking.make({**settings, "recipe_seed": 0, "split": None}, options_of(seed))
@@ -206,7 +216,7 @@ def parse(name: str) -> Family:
     (Ladder(rooms=2, objects=3, quest_length=4, guided=False), 'coin-r6-q4')
 
     Raises:
-        ConfigError: no family reads it, or its numbers are out of range.
+        ConfigError: it is not the name of a family, or a number is out of range.
     """
     for family in (Ladder, CoinCollector, TreasureHunter, Cooking):
         if match := re.fullmatch(family.pattern, name):
@@ -217,8 +227,9 @@ def parse(name: str) -> Family:
             }
             return family(**values)
     raise ConfigError(
-        f"no family of text games reads '{name}'; write one of w2-o3-q4[-guided], coin-r8-q4[-simple], treasure-l5, "
-        "cooking-r2-t1-g6[-open][-cook][-cut][-drop]"
+        f"'{name}' is not the name of a family of text games; "
+        "write one of w2-o3-q4[-guided], coin-r8-q4[-simple], "
+        "treasure-l5, cooking-r2-t1-g6[-open][-cook][-cut][-drop]"
     )
 
 

@@ -1,12 +1,14 @@
 """Generated games on disk, and the panels drawn from them.
 
-Seeds come in blocks of 32, and a block is a folder ``<cache>/<version>/<family>/<base seed>/0007`` with an ``index.json`` and one
-ordinary TextWorld ``.json`` per game (its ``.z8`` beside it once somebody needs it). A block is made under another name and renamed when
-it is whole, and its content is a function of its path: processes that prepare at the same time, or are killed, do no harm.
+Seeds are grouped into blocks of 32. A block is a folder ``<cache>/<version>/<family>/<base seed>/0007`` that
+holds an ``index.json`` and one ordinary TextWorld ``.json`` per game (with the compiled ``.z8`` beside it, if
+one was needed). A block is written under a temporary name and renamed when it is complete, and its content is
+a function of its path. So several processes may prepare the same games at once, or be killed while doing so.
 
-**Splits.** A game belongs to a split by its structural key alone (`brief.structure_key`), as if by a throw of a die that always falls the
-same way: no structure is in two splits, whatever the sizes, the seeds or the day. A panel is the first ``size`` distinct structures of its
-split in the order of seeds, so a larger panel holds every smaller one, and none depends on who made it or with how many workers.
+**Splits.** The split of a game depends only on its structural key (`brief.structure_key`): no structure is in
+two splits, whatever the sizes of the panels and the seeds. A panel is the first ``size`` distinct structures
+of its split in the order of seeds. So a larger panel contains every smaller one, and no panel depends on
+which machine made it or with how many workers.
 """
 
 from __future__ import annotations
@@ -35,16 +37,17 @@ from agentrl.errors import ConfigError, EnvError, MissingExtra
 
 BLOCK = 32
 SHARES = {"train": range(5), "valid": range(5, 6), "test": range(6, 8)}
-"""Eighths of all structures: which remainders of the key belong to which split."""
+"""Remainders of the key modulo 8 that belong to each split."""
 _BARREN = 8
-"""Give up after so many blocks in a row without a new structure for the split."""
+"""Number of consecutive blocks without a new structure for the split after which the search for games is
+given up."""
 _FORMAT = 1
-"""Raise it when the same seeds would make other files."""
+"""Version of the files. Increase it when the same seeds would give other files."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One game of the index. ``file`` is relative to the family's folder; ``sha256`` is of its bytes."""
+    """One game of the index. ``file`` is relative to the family's folder; ``sha256`` hashes its bytes."""
 
     seed: int
     key: str
@@ -53,13 +56,13 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """The split its structure belongs to."""
+        """The split that its structure belongs to."""
         return next(name for name, share in SHARES.items() if int(self.key[:8], 16) % 8 in share)
 
 
 @dataclass(frozen=True)
 class Games:
-    """The games of a family. ``base`` shifts all seeds; ``root`` is the cache folder, empty for the user's."""
+    """The games of a family for one ``base`` of seeds; ``root`` is the cache folder (empty: the user's)."""
 
     family: str
     base: int = 0
@@ -67,36 +70,37 @@ class Games:
 
     @property
     def folder(self) -> Path:
-        """Where this family's blocks are."""
+        """The folder of this family's blocks."""
         root = Path(self.root) if self.root else platformdirs.user_cache_path("agentrl") / "textworld"
         return root / f"{_engine_version()}-{_FORMAT}" / self.family / str(self.base)
 
     def panel(
         self, split: str, size: int, *, workers: int = 0, progress: Progress | None = None
     ) -> tuple[Entry, ...]:
-        """Return the first ``size`` structures of ``split`` (or of ``"all"``), making the blocks that are missing.
+        """Return the first ``size`` structures of ``split``; blocks that are missing are generated.
 
         Raises:
             ConfigError: the family has too few structures, or the cache is damaged.
         """
         found: dict[str, Entry] = {}
         barren = block = 0
-        crew = _Crew(self.folder, workers)
-        with contextlib.closing(crew):
+        generators = _Generators(self.folder, workers)
+        with contextlib.closing(generators):
             while len(found) < size:
                 if barren == _BARREN:
                     raise ConfigError(
-                        f"'{self.family}' has too few different games for {split}={size}: {len(found)} in {block * BLOCK} seeds; "
+                        f"'{self.family}' has too few different games for {split}={size}, "
+                        f"found {len(found)} in {block * BLOCK} seeds; "
                         f"set {split}={len(found)}, or choose a larger world"
                     )
                 if not self._index(block).exists():
-                    self._make(crew, block, split, size - len(found), progress)
+                    self._make(generators, block, split, size - len(found), progress)
                 before = len(found)
                 for entry in self._read(block):
                     if entry.split == split and len(found) < size:
                         found.setdefault(entry.key, entry)
                 block, barren = block + 1, 0 if len(found) > before else barren + 1
-                if progress and crew.started:
+                if progress and generators.started:
                     progress(f"making games of {self.family} for {split}", len(found), size)
         return tuple(found.values())
 
@@ -104,7 +108,8 @@ class Games:
         """Return the JSON value of a game file, checked against its block's index.
 
         Raises:
-            ConfigError: it is missing or not what was made. It is not made again silently: a cache that loses bytes is worth knowing of.
+            ConfigError: the file is missing, or differs from what was written. It is not generated again
+                silently, because the user should know that the cache is damaged.
         """
         path = self.folder / file
         sha256 = {entry.file: entry.sha256 for entry in self._read(int(path.parent.name))}.get(file)
@@ -115,13 +120,13 @@ class Games:
             raise ConfigError(f"game file {path} cannot be read ({problem.strerror}); {mend}") from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ConfigError(
-                f"game file {path} is corrupt ({len(content)} bytes that differ from what was made); {mend}"
+                f"game file {path} is corrupt ({len(content)} bytes differ from what was written); {mend}"
             )
         data: dict[str, Any] = json.loads(content)
         return data
 
     def compile(self, files: Sequence[str], *, workers: int = 0, progress: Progress | None = None) -> None:
-        """Make the ``.z8`` of each file that has none (1 to 10 s each)."""
+        """Compile each file that has no ``.z8`` yet (1 to 10 s each)."""
         jobs = [
             {"compile": str(path)}
             for path in map(self.folder.joinpath, files)
@@ -129,8 +134,8 @@ class Games:
         ]
         if not jobs:
             return
-        with contextlib.closing(_Crew(self.folder, workers)) as crew:
-            for done, _ in enumerate(crew.ask(jobs), 1):
+        with contextlib.closing(_Generators(self.folder, workers)) as generators:
+            for done, _ in enumerate(generators.run(jobs), 1):
                 if progress:
                     progress(f"compiling games of {self.family}", done, len(jobs))
 
@@ -149,13 +154,19 @@ class Games:
             )
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise ConfigError(
-                f"game index {path} is corrupt ({problem}); delete the folder {path.parent} to have it made again"
+                f"game index {path} is corrupt ({problem}); "
+                f"delete the folder {path.parent} to have it made again"
             ) from None
 
-    def _make(self, crew: _Crew, first: int, split: str, wanted: int, progress: Progress | None) -> None:
-        """Make enough missing blocks from ``first`` on for about ``wanted`` games of ``split``; at most a few per worker at a time."""
+    def _make(
+        self, generators: _Generators, first: int, split: str, wanted: int, progress: Progress | None
+    ) -> None:
+        """Generate missing blocks from ``first`` on, at most 4 per process.
+
+        They are enough for about ``wanted`` games of ``split``.
+        """
         share = len(SHARES[split]) / 8
-        num = max(1, min(-(-wanted // max(1, int(BLOCK * share))), 4 * crew.size))
+        num = max(1, min(-(-wanted // max(1, int(BLOCK * share))), 4 * generators.size))
         blocks = [block for block in range(first, first + num) if not self._index(block).exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -169,16 +180,18 @@ class Games:
                 }
                 for block, folder in zip(blocks, folders, strict=True)
             ]
-            for done, (number, answer) in enumerate(crew.ask(jobs), 1):
+            for done, (number, answer) in enumerate(generators.run(jobs), 1):
                 (folders[number] / "index.json").write_text(json.dumps(answer))
-                with contextlib.suppress(OSError):  # somebody else was faster; theirs is the same
+                with contextlib.suppress(
+                    OSError
+                ):  # another process was faster; its block has the same content
                     folders[number].rename(self.folder / f"{blocks[number]:04d}")
                 if progress:
                     progress(f"making games of {self.family}", done * BLOCK, len(jobs) * BLOCK)
 
 
-class _Crew:
-    """Processes of `generate`, started when first asked and ended with `close`."""
+class _Generators:
+    """Processes that run `generate`: started when first needed, ended by `close`."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.size = size or os.cpu_count() or 1
@@ -188,14 +201,14 @@ class _Crew:
 
     @property
     def started(self) -> bool:
-        """Whether any process was needed."""
+        """Whether any process was started."""
         return bool(self._processes)
 
-    def ask(self, jobs: Sequence[Mapping[str, object]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each job's number and answer, as they come.
+    def run(self, jobs: Sequence[Mapping[str, object]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number and the answer of each job, as they arrive.
 
         Raises:
-            EnvError: a process died; the message holds the end of what it printed.
+            EnvError: a process died; the message holds the end of its output.
         """
         for _ in range(min(self.size, len(jobs)) - len(self._processes)):
             self._start()
@@ -233,7 +246,7 @@ class _Crew:
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        # The working directory matters: the package would read a folder "textworld_data" there.
+        # The package reads a folder "textworld_data" in its working folder, so processes run in the cache.
         environment = {
             **os.environ,
             "PYTHONHASHSEED": "0",
@@ -242,9 +255,14 @@ class _Crew:
         self._processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "agentrl_environments.textworld.generate"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=self._folder, env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=self._folder,
+                env=environment,
             )
-        )  # fmt: skip
+        )
         self._errors.append(errors)
 
     def _answer(self, worker: int, job: Mapping[str, object]) -> dict[str, Any]:
@@ -262,13 +280,14 @@ class _Crew:
         errors.seek(0)
         tail = errors.read().decode(errors="replace")[-2000:]
         raise EnvError(
-            f"the process that makes TextWorld games died (exit code {process.wait()}) at {json.dumps(job)[:200]}: {tail}"
+            f"the process that generates TextWorld games died (exit code {process.wait()}) "
+            f"at {json.dumps(job)[:200]}: {tail}"
         )
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[str]:
-    """Make a temporary folder beside the blocks; leaving removes it, unless it was renamed."""
+    """Make a temporary folder beside the blocks; leaving the context removes it, unless it was renamed."""
     path = tempfile.mkdtemp(prefix=".making-", dir=folder)
     try:
         yield path

@@ -1,15 +1,20 @@
-"""Makes and compiles games. Runs as a process of its own, under ``PYTHONHASHSEED=0``: a seed then always makes the same game.
+"""Generates and compiles games, in a separate process under ``PYTHONHASHSEED=0``.
 
-``python -m agentrl_environments.textworld.generate`` reads one JSON job per line and answers each with one JSON line:
+The fixed hash seed makes sure that a seed always gives the same game.
+
+``python -m agentrl_environments.textworld.generate`` reads one JSON job per line and answers each with one
+JSON line:
 
 ```
-{"make": "coin-r8-q4", "base": 0, "seeds": [0, 1], "into": "/folder"}  ->  {"games": [{"seed": 0, "key": "...", "sha256": "..."}, ...]}
-{"compile": "/folder/0a1b2c.json"}                          ->  {}
+{"make": "coin-r8-q4", "base": 0, "seeds": [0, 1], "into": "/folder"}
+    ->  {"games": [{"seed": 0, "key": "...", "sha256": "..."}, ...]}
+{"compile": "/folder/0a1b2c.json"}  ->  {}
 ```
 
-It ends with its input, so nothing outlives the process that asked. Two things of the package are replaced, here only: the knowledge
-base is parsed once per folder, not once per game (ten times cheaper), and makers that compile a game to play its walkthrough play it on
-the game's logic (seconds saved per game). A game is kept only if its own plan wins it.
+The process ends when its input ends, so it never outlives its parent. Two parts of the package are replaced,
+in this process only: the knowledge base is parsed once per folder instead of once per game (ten times
+faster), and makers that compile a game to play its walkthrough play it on the game's logic instead (which
+saves seconds per game). A game is kept only if its own plan wins it.
 """
 
 from __future__ import annotations
@@ -31,43 +36,49 @@ from textworld.generator.maker import GameMaker
 
 from agentrl.types import seed_of
 from agentrl_environments.textworld import engine, families
-from agentrl_environments.textworld.given import knowledge
+from agentrl_environments.textworld.maker_inputs import knowledge
 
 
 def _set_walkthrough(maker: GameMaker, commands: Sequence[str]) -> None:
-    """Stand in for ``GameMaker.set_walkthrough``: give each event the actions that first trigger it, playing on the game's logic.
+    """Replace ``GameMaker.set_walkthrough``: play on the game's logic.
 
-    Refused commands are left out: the package's cook opens a fridge twice, and the package takes that for taking an ingredient twice.
+    Each event gets the actions that first trigger it.
+
+    Refused commands are left out: the package's walkthrough of a cooking game opens a fridge twice, which the
+    package would read as taking an ingredient twice.
     """
-    world = engine.World(maker.build(validate=False))
-    place, actions, accepted = world.start, [], []
+    graph = engine.GameGraph(maker.build(validate=False))
+    node, actions, accepted = graph.start, [], []
     waiting = [event for quest in maker.quests for event in quest.win_events]
-    for command in world.play(commands)[0]:
-        actions.append(place.actions[command])
+    for command in graph.play(commands)[0]:
+        actions.append(node.actions[command])
         accepted.append(command)
-        place = world.step(place, command)
-        for event in [event for event in waiting if event.is_triggering(place.state)]:
+        node = graph.step(node, command)
+        for event in [event for event in waiting if event.is_triggering(node.state)]:
             event.actions, event.commands = actions, accepted
             waiting.remove(event)
 
 
 def make(name: str, base: int, number: int) -> dict[str, Any] | None:
-    """Make a game, as the JSON value of a ``.json`` game file; ``None`` where no game comes of the seed or its plan does not win it."""
+    """Return a generated game as the JSON value of a ``.json`` game file.
+
+    ``None`` if the seed gives no game, or if the game's plan does not win it.
+    """
     family = families.parse(name)
     try:
         game = family.make(seed_of("textworld", base, number) % 2**31)
     except QuestGenerationError:
         return None
-    # The package writes its install folder into each file; and NumPy strings and tuples must become plain JSON.
+    # NumPy strings and tuples become plain JSON; the package's install folder, which it writes, is removed.
     data: dict[str, Any] = json.loads(json.dumps(game.serialize()))
     data["KB"]["text_grammars_path"] = ""
-    world = engine.World(engine.load(data))
-    data["metadata"]["walkthrough"], end = world.play(world.plan)
+    graph = engine.GameGraph(engine.load(data))
+    data["metadata"]["walkthrough"], end = graph.play(graph.plan)
     return data if end.won else None
 
 
 def make_block(name: str, base: int, seeds: Sequence[int], into: Path) -> list[dict[str, Any]]:
-    """Make the games of ``seeds`` as files of ``into``; return what the index says of each distinct structure, in order."""
+    """Write the games of ``seeds`` into ``into``; return index entries of distinct structures, in order."""
     games: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         data = make(name, base, seed)
@@ -82,7 +93,7 @@ def make_block(name: str, base: int, seeds: Sequence[int], into: Path) -> list[d
 
 
 def compile_file(path: Path) -> None:
-    """Compile a ``.json`` game into the ``.z8`` beside it, atomically."""
+    """Compile a ``.json`` game into a ``.z8`` file beside it, atomically."""
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
         options = textworld.GameOptions()
         options.path = str(Path(folder) / "game.z8")
@@ -94,7 +105,7 @@ def compile_file(path: Path) -> None:
 def main() -> None:
     """Answer jobs until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the package and its compiler print must not mix with the answers
+    os.dup2(2, 1)  # the output of the package and its compiler must not mix with the answers
     KnowledgeBase.load = classmethod(lambda cls, *args, **kwargs: knowledge(*args, **kwargs))
     GameMaker.set_walkthrough = _set_walkthrough
     for line in sys.stdin:

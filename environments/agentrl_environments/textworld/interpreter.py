@@ -1,9 +1,10 @@
-"""The interpreter of compiled games: their real text, and which actions happened in them.
+"""The interpreter of compiled games: it provides their text, and the actions that happened in them.
 
-The package plays a ``.z8`` through wrappers that load the game's ``.json`` for each episode and derive all admissible commands anew after
-each action. Here the interpreter is only asked what nobody else knows: the text, the score that it tells, and the names of the actions that
-succeeded (the traces that the package's own wrapper switches on, read with the package's own function). What an action leads to, and what
-is admissible there, stands in `World`'s graph.
+The package plays a ``.z8`` file through wrappers that load the game's ``.json`` in every episode and derive
+all admissible commands again after every action. Here the interpreter provides only what is known nowhere
+else: the text, the score that it reports, and the names of the actions that succeeded (the package's own
+debugging output, parsed with the package's own function). Successor states and admissible commands come from
+`engine.GameGraph`.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from jericho import FrotzEnv
 from jericho.jericho import UnsupportedGameWarning
 from textworld.envs.wrappers.tw_inform7 import _detect_i7_events_debug_tags
 
-_TOLD = {what: re.compile(rf"<{what}>\n(.*)</{what}>", re.DOTALL) for what in ("moves", "score")}
-"""What the game tells about itself after every text, once it is asked to."""
+_REPORTS = {what: re.compile(rf"<{what}>\n(.*)</{what}>", re.DOTALL) for what in ("moves", "score")}
+"""What the game appends to every text, once this has been switched on."""
 _SEED = 1
-"""Of the interpreter's dice; the package's own default would change with time."""
+"""Seed of the interpreter's random numbers; the package's default depends on the time."""
 _MAX_IDLE = 64
-"""Interpreters that wait for their next episode; each holds less than 2 MiB."""
+"""Largest number of idle interpreters to keep; each takes less than 2 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the game answered: its text without traces, the actions that happened, and the score where it was told."""
+    """The game's answer: text without debugging output, actions that happened, and score if reported."""
 
     text: str
     events: list[str]
@@ -34,44 +35,46 @@ class Reply:
 
 
 class Interpreter:
-    """One compiled game, ready to be played any number of times."""
+    """One compiled game that can be played any number of times."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UnsupportedGameWarning
-            )  # it knows no score of these games; they tell it themselves
+            # The warning says that it cannot track the score of these games; they report it themselves.
+            warnings.simplefilter("ignore", UnsupportedGameWarning)
             self._frotz = FrotzEnv(path, _SEED)
         self._opening: str = self._frotz.reset()[0]
-        for what in _TOLD:
+        for what in _REPORTS:
             self._frotz.step(f"tw-extra-infos {what}")
         self._frotz.step("tw-trace-actions")
         self._start = self._frotz.get_state()
 
     def restart(self) -> str:
-        """Put the game back to its start, which takes a hundredth of starting it, and return its opening text."""
+        """Restore the initial state (100 times faster than starting the game); return the opening text."""
         self._frotz.set_state(self._start)
         return self._opening
 
     def play(self, command: str) -> Reply:
-        """Type one command."""
-        text, told = self._frotz.step(command)[0], None
-        for pattern in _TOLD.values():  # the score is last
-            if told := pattern.search(text):
-                text = text[: told.start()] + text[told.end() :]
+        """Enter one command."""
+        text, report = self._frotz.step(command)[0], None
+        for pattern in _REPORTS.values():  # after the loop, `report` is the last one: the score
+            if report := pattern.search(text):
+                text = text[: report.start()] + text[report.end() :]
         events, text = _detect_i7_events_debug_tags(text)
-        return Reply(text, events, int(told[1].strip().split("\n", 1)[0]) if told else None)
+        return Reply(text, events, int(report[1].strip().split("\n", 1)[0]) if report else None)
 
 
 class Interpreters:
-    """The interpreters of one process, lent to its episodes; of those that idle, the ones used longest ago go first."""
+    """The interpreters of one process, lent to its episodes.
+
+    Idle ones are evicted least recently used first.
+    """
 
     def __init__(self) -> None:
         self._idle: list[Interpreter] = []
 
     def lend(self, path: str) -> Interpreter:
-        """Return an interpreter of a game that nobody else has."""
+        """Return an interpreter of a game that no other episode is using."""
         for interpreter in reversed(self._idle):
             if interpreter.path == path:
                 self._idle.remove(interpreter)
@@ -79,6 +82,6 @@ class Interpreters:
         return Interpreter(path)
 
     def take_back(self, interpreter: Interpreter) -> None:
-        """Keep an interpreter for a later episode. One whose episode broke must not come back: nobody knows its state."""
+        """Keep an interpreter for a later episode, unless the episode raised: its state is then unknown."""
         self._idle.append(interpreter)
         del self._idle[:-_MAX_IDLE]

@@ -1,4 +1,4 @@
-"""Tasks made here: bugs put into real packages, kept where the package's own tests find them.
+"""Makes tasks from real packages: bugs that the package's own tests find.
 
 ```
 packages -> mutate -> validate -> statements -> build
@@ -6,5 +6,5 @@ sdist       one bug   runs of     what fails,   SWE-bench rows
             each      the suite   in words      in balanced splits
 ```
 
-Everything is offline but the fetching of pinned source distributions, and the same seed makes the same rows.
+Everything runs offline, except for fetching pinned source distributions. The same seed makes the same rows.
 """

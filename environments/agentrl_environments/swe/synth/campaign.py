@@ -1,108 +1,117 @@
-"""A campaign: packages in, verified rows out. What was found is kept in a journal, so that a campaign that was stopped goes on.
+"""A campaign makes verified rows from packages. Its results are kept in a journal, so that it can be resumed.
 
-`X` holds one line for the suite and one for each candidate that was run, ``proofs.jsonl`` one for each row that was
-verified. A candidate is known again by its id, so more rows, other kinds or another seed use what is there; another archive or another
-suite does not.
+``<package>-<version>.jsonl`` holds one line for the suite and one for each candidate that was run;
+``proofs.jsonl`` holds one line for each row that was verified. Candidates are identified by their content, so
+a campaign for more rows, other kinds or another seed reuses earlier results. If the archive or the suite has
+changed, its journal is started anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any  # Any: lines of a journal, before they are read
+from typing import Any  # Any: lines of a journal are JSON
 
+from agentrl.env import Progress
 from agentrl.errors import EnvError, SandboxError
 from agentrl.sandbox import Sandboxes
 from agentrl.types import SandboxSpec
-from agentrl_environments.swe import Swe
+from agentrl_environments.swe import splits
 from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.synth import build, mutate, validate
-from agentrl_environments.swe.synth.mutate import COMBINED, Candidate
-from agentrl_environments.swe.synth.packages import Package, Refused, Tree, fetch
-from agentrl_environments.swe.synth.validate import Baseline, Finding, Outcome
+from agentrl_environments.swe.synth.candidates import COMBINED, Candidate, CandidateOutcome, CheckedCandidate
+from agentrl_environments.swe.synth.packages import PinnedPackage, Tree, UnusablePackage, fetch
+from agentrl_environments.swe.synth.validate import SuiteBaseline
 
 COMBINED_SHARE = 0.15
 """Share of the rows that have several bugs at once."""
 ATTEMPTS = 4
-"""Times that a package is begun whose sandboxes break."""
+"""Number of attempts at a package when sandboxes break."""
 _SURPLUS = 1.4
-"""Valid findings to look for, for each row: the surplus is what balance is made of."""
-_NOBODY = Candidate(kind="", edits=(), functions=(), spans=(), complexity=0)
+"""Valid candidates to find per row. The rows are chosen from them so that kinds and difficulties are
+balanced."""
+_UNSPECIFIED = Candidate(kind="", edits=(), functions=(), spans=(), complexity=0)
+"""Stands for the candidate in a journal's entry, which holds only its id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to make."""
+class CampaignPlan:
+    """The rows to make."""
 
-    packages: tuple[Package, ...]
+    packages: tuple[PinnedPackage, ...]
     per_package: int = 40
+    """Rows per package."""
     seed: int = 0
     kinds: tuple[str, ...] = ()
-    """Kinds of single bugs; empty: all."""
+    """Kinds of single bugs; empty for all."""
     max_failing: int = validate.MAX_FAILING
-    """Most tests that the bug of a row may break."""
+    """Largest number of tests that the bug of a row may break."""
     narrow: bool = False
-    """Whether rows are graded by the test files alone that their bugs break."""
+    """Whether rows are graded only by the test files that their bugs break."""
     workers: int = 2
+    """Sandboxes open at the same time."""
     spec: SandboxSpec = validate.SPEC
 
 
 @dataclass(slots=True)
-class Report:
-    """What came of it. Nothing is silent: every candidate, package and row that fell out is counted under its reason."""
+class CampaignReport:
+    """The results of a campaign. Whatever was left out is counted with its reason."""
 
     rows: list[Instance] = field(default_factory=list)
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
-    """By package: how many candidates came to what."""
-    refused: dict[str, Refused] = field(default_factory=dict)
-    """Packages that no task could be made of."""
+    """For each package the number of candidates with each outcome."""
+    unusable: dict[str, UnusablePackage] = field(default_factory=dict)
+    """Packages from which no task can be made."""
     unverified: dict[str, str] = field(default_factory=dict)
-    """Rows that did not stand the official rule, and why."""
+    """Rows that failed verification by the official rule, with the reason."""
     cpu_s: float = 0.0
-    """Processor time of the suites' runs."""
-
-
-Progress = Callable[[str, int, int], None]
+    """Processor time of all runs of the suites."""
 
 
 async def run(
-    sandboxes: Sandboxes, plan: Plan, folder: Path, *, progress: Progress = lambda *_: None
-) -> Report:
-    """Make and verify rows of every package of a plan; go on where ``folder`` holds an earlier one."""
-    report = Report()
+    sandboxes: Sandboxes, plan: CampaignPlan, folder: Path, *, progress: Progress = lambda *_: None
+) -> CampaignReport:
+    """Make and verify rows of every package of a plan; resume an earlier campaign in ``folder``."""
+    report = CampaignReport()
     for package in plan.packages:
         for attempt in range(ATTEMPTS):
             try:
                 await _package(sandboxes, package, plan, folder, report, progress)
                 break
-            except Refused as problem:
-                report.refused[package.name] = problem
+            except UnusablePackage as problem:
+                report.unusable[package.name] = problem
                 break
-            except SandboxError:  # what was found until now is in the journal
+            except SandboxError:  # the results so far are in the journal
                 if attempt == ATTEMPTS - 1:
                     raise
     return report
 
 
 async def _package(
-    sandboxes: Sandboxes, package: Package, plan: Plan, folder: Path, report: Report, progress: Progress
+    sandboxes: Sandboxes,
+    package: PinnedPackage,
+    plan: CampaignPlan,
+    folder: Path,
+    report: CampaignReport,
+    progress: Progress,
 ) -> None:
     """Add the rows of one package to the report."""
     tree = await asyncio.to_thread(fetch, package)
-    clean, findings = await _search(sandboxes, tree, plan, Journal(folder, tree), progress)
+    baseline, results = await _search(sandboxes, tree, plan, Journal(folder, tree), progress)
     rows = [
-        build.completed(build.instance(tree, finding), "", clean.tests)
-        for finding in _balanced(findings, plan)
+        build.completed(build.instance(tree, checked), "", baseline.tests)
+        for checked in _balanced(results, plan)
     ]
     rows = [build.narrowed(row) for row in rows] if plan.narrow else rows
     proofs = Proofs(folder)
     await _verify(sandboxes, rows, plan, proofs, progress)
-    report.outcomes[package.name] = Counter(finding.outcome for finding in findings)
-    report.cpu_s += sum(finding.cpu_s for finding in findings)
+    report.outcomes[package.name] = Counter(checked.outcome for checked in results)
+    report.cpu_s += sum(checked.cpu_s for checked in results)
     for row in rows:
         proof = proofs.known[row.digest]
         if "base" in proof:
@@ -112,22 +121,20 @@ async def _package(
 
 
 async def _search(
-    sandboxes: Sandboxes, tree: Tree, plan: Plan, journal: Journal, progress: Progress
-) -> tuple[Baseline, list[Finding]]:
+    sandboxes: Sandboxes, tree: Tree, plan: CampaignPlan, journal: Journal, progress: Progress
+) -> tuple[SuiteBaseline, list[CheckedCandidate]]:
     """Find enough valid bugs of one package: single ones, then combinations of those."""
-    cleans: list[Baseline] = []
+    baselines: list[SuiteBaseline] = []
     known = journal.read()
 
-    def met(clean: Baseline) -> None:
-        cleans[:] = [clean]
-        if journal.begin(clean):
+    def on_baseline(baseline: SuiteBaseline) -> None:
+        baselines[:] = [baseline]
+        if journal.begin(baseline):
             known.clear()
 
-    async def collect(
-        candidates: Any, target: int, what: str
-    ) -> list[Finding]:  # Any: any iterable of candidates
-        findings: list[Finding] = []
-        found = validate.search(
+    async def collect(candidates: Iterable[Candidate], target: int, what: str) -> list[CheckedCandidate]:
+        results: list[CheckedCandidate] = []
+        search = validate.search(
             sandboxes,
             tree,
             candidates,
@@ -135,18 +142,18 @@ async def _search(
             workers=plan.workers,
             spec=plan.spec,
             known=known,
-            on_baseline=met,
-            on_finding=journal.write,
+            on_baseline=on_baseline,
+            on_checked=journal.write,
         )
-        async for finding in found:
-            findings.append(finding)
-            valid = sum(one.outcome is Outcome.VALID for one in findings)
+        async for checked in search:
+            results.append(checked)
+            valid = sum(one.outcome is CandidateOutcome.VALID for one in results)
             progress(f"{what} of {tree.package.pin}", valid, target)
-        return findings
+        return results
 
-    target = -(-int(plan.per_package * _SURPLUS * 100) // 100)
+    target = math.ceil(int(plan.per_package * _SURPLUS * 100) / 100)
     singles = await collect(mutate.candidates(tree, seed=plan.seed, kinds=plan.kinds), target, "bugs")
-    valid = [finding.candidate for finding in singles if finding.outcome is Outcome.VALID]
+    valid = [checked.candidate for checked in singles if checked.outcome is CandidateOutcome.VALID]
     by_split: dict[str, list[Candidate]] = {}
     for one in valid:
         by_split.setdefault(_split(tree, one), []).append(one)
@@ -155,27 +162,28 @@ async def _search(
     ]
     wanted = int(plan.per_package * COMBINED_SHARE)
     combined = await collect(pairs, wanted, "combined bugs") if wanted and pairs else []
-    return cleans[0], singles + combined
+    return baselines[0], singles + combined
 
 
 def _split(tree: Tree, candidate: Candidate) -> str:
-    """Return the split that the environment will place a bug in."""
-    row = Instance(id="", repo=tree.package.name, problem_statement="", patch="", site=build.site(candidate))
-    return Swe().split_of(row)
+    """Return the split to which a task with this bug will belong."""
+    site = build.broken_function(candidate)
+    return splits.split_of(Instance(id="", repo=tree.package.name, problem_statement="", patch="", site=site))
 
 
-def _balanced(findings: Sequence[Finding], plan: Plan) -> list[Finding]:
-    findings = [finding for finding in findings if len(finding.fail_to_pass) <= plan.max_failing]
-    combined = [finding for finding in findings if finding.candidate.kind == COMBINED]
-    singles = [finding for finding in findings if finding.candidate.kind != COMBINED]
+def _balanced(results: Sequence[CheckedCandidate], plan: CampaignPlan) -> list[CheckedCandidate]:
+    """Choose the candidates that become rows."""
+    results = [checked for checked in results if len(checked.fail_to_pass) <= plan.max_failing]
+    combined = [checked for checked in results if checked.candidate.kind == COMBINED]
+    singles = [checked for checked in results if checked.candidate.kind != COMBINED]
     some = build.choose(combined, int(plan.per_package * COMBINED_SHARE), seed=plan.seed)
     return build.choose(singles, plan.per_package - len(some), seed=plan.seed) + some
 
 
 async def _verify(
-    sandboxes: Sandboxes, rows: Sequence[Instance], plan: Plan, proofs: Proofs, progress: Progress
+    sandboxes: Sandboxes, rows: Sequence[Instance], plan: CampaignPlan, proofs: Proofs, progress: Progress
 ) -> None:
-    """Prove every row that is not proved yet by the official rule."""
+    """Verify the rows that are not verified yet by the official rule."""
     queue = [row for row in reversed(rows) if row.digest not in proofs.known]
 
     async def work() -> None:
@@ -189,26 +197,25 @@ async def _verify(
                         proofs.write(row, problem=str(problem))
                     progress(f"verified rows of {row.repo}", len(rows) - len(queue), len(rows))
 
-    async def all_of_them() -> None:
+    async def work_in_parallel() -> None:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(plan.workers, len(queue))):
                 tasks.create_task(work())
 
     try:
-        await all_of_them()
-    except ExceptionGroup as group:  # one sandbox that broke says it for all
+        await work_in_parallel()
+    except ExceptionGroup as group:  # report the first sandbox that broke
         raise group.exceptions[0] from group
 
 
 class Proofs:
-    """Which rows were verified, by their content: what was proved once is not proved again."""
+    """The verified rows, by content hash, so that no row is verified twice."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "proofs.jsonl"
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
         self.known: dict[str, dict[str, str]] = {}
-        for line in lines:
-            if line.endswith("\n") and line.startswith("{"):
+        for line in _complete_lines(self._path):
+            if line.startswith("{"):
                 proof = json.loads(line)
                 self.known[proof.pop("digest")] = proof
 
@@ -220,47 +227,49 @@ class Proofs:
 
 
 class Journal:
-    """What was found about one package, line by line."""
+    """The results of one package: a line for the suite, then a line for each candidate."""
 
     def __init__(self, folder: Path, tree: Tree) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{tree.package.name}-{tree.package.version}.jsonl"
         self._head: dict[str, object] = {"sha256": tree.source.sha256}
 
-    def read(self) -> dict[str, Finding]:
-        """Return what is known, by candidate; a last line that was cut off is not."""
-        known: dict[str, Finding] = {}
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        for line in lines[1:]:
-            if line.endswith("\n"):
-                known.update([_finding(json.loads(line))])
-        return known
+    def read(self) -> dict[str, CheckedCandidate]:
+        """Return the stored results by the candidate's id."""
+        return dict(_read_result(json.loads(line)) for line in _complete_lines(self._path)[1:])
 
-    def begin(self, clean: Baseline) -> bool:
-        """Start anew where the journal is of another archive or suite; return whether that was so."""
-        head = json.dumps(self._head | {"tests": clean.tests}) + "\n"
+    def begin(self, baseline: SuiteBaseline) -> bool:
+        """Start anew if the journal belongs to another archive or suite; return whether it did."""
+        head = json.dumps(self._head | {"tests": baseline.tests}) + "\n"
         text = self._path.read_text() if self._path.exists() else ""
         if text.startswith(head):
-            if not text.endswith("\n"):  # whoever wrote it was killed
+            if not text.endswith("\n"):  # the writer was killed within a line
                 self._path.write_text(text[: text.rindex("\n") + 1])
             return False
         self._path.write_text(head)
         return True
 
-    def write(self, finding: Finding) -> None:
-        """Add a finding."""
-        failures = {test: asdict(failure) for test, failure in finding.failures.items()}
-        line = {"id": finding.candidate.id, "outcome": finding.outcome, "cpu_s": finding.cpu_s}
+    def write(self, checked: CheckedCandidate) -> None:
+        """Add a result."""
+        failures = {test: asdict(failure) for test, failure in checked.failures.items()}
+        line = {"id": checked.candidate.id, "outcome": checked.outcome, "cpu_s": checked.cpu_s}
         with self._path.open("a") as file:
-            file.write(json.dumps(line | {"fail_to_pass": finding.fail_to_pass, "failures": failures}) + "\n")
+            file.write(json.dumps(line | {"fail_to_pass": checked.fail_to_pass, "failures": failures}) + "\n")
 
 
-def _finding(line: Mapping[str, Any]) -> tuple[str, Finding]:
-    finding = Finding(
-        candidate=_NOBODY,
-        outcome=Outcome(line["outcome"]),
+def _complete_lines(path: Path) -> list[str]:
+    """Return the lines of a file that may be missing; a last line that was cut off is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _read_result(line: Mapping[str, Any]) -> tuple[str, CheckedCandidate]:
+    """Return the candidate's id and the result of a line of the journal."""
+    checked = CheckedCandidate(
+        candidate=_UNSPECIFIED,
+        outcome=CandidateOutcome(line["outcome"]),
         fail_to_pass=tuple(line["fail_to_pass"]),
         failures=validate.read_failures(line["failures"]),
         cpu_s=line["cpu_s"],
     )
-    return line["id"], finding
+    return line["id"], checked

@@ -1,11 +1,11 @@
-"""Source distributions that bugs are put into: pinned, fetched once, unpacked in memory.
+"""The source distributions into which bugs are put: pinned, fetched once, unpacked in memory.
 
-A package is named by version and SHA-256; pip checks the hash before it reads a byte of the archive. What a package turns out to be unfit
-for is an outcome with a reason (`Refused`), never a crash of the whole campaign: one that cannot be fetched or built, that has no tests,
-or whose suite does not pass as it is.
+A package is given by its version and SHA-256; pip checks the hash before it reads the archive. If no tasks
+can be made from a package, because it cannot be fetched or built, has no tests, or its suite does not pass,
+that is an outcome with a reason (`UnusablePackage`), and the campaign continues with the next package.
 
-The test runner comes along (`tools`): the pinned wheels of pytest, so that a sandbox needs nothing but a Python 3.11 or newer, and every
-machine runs the same suite the same way.
+The test runner comes with the tasks (see `tools`): the pinned wheels of pytest. So a sandbox needs only
+Python 3.11 or newer, and every machine runs the same suite in the same way.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from typing import Literal
 import platformdirs
 
 from agentrl.errors import ConfigError
-from agentrl_environments.swe.rows import PYTEST, Source
+from agentrl_environments.swe.rows import PYTEST, SourceDistribution
 
 Reason = Literal["download", "build", "layout", "suite"]
-"""What a package was refused for: not to be had, not built by pip, no sources or tests found, a suite that does not pass."""
+"""Why a package cannot be used: not available, not built by pip, no sources or no tests, or failing tests."""
 
 MAX_BYTES = 64 << 20
-"""Most that an archive may unpack to."""
+"""Largest size of an unpacked archive."""
 FETCH_S = 300.0
-"""Longest wait for pip."""
+"""Deadline of pip."""
 _NOT_SOURCES = frozenset(
     {
         "test",
@@ -55,8 +55,8 @@ _NOT_SOURCES = frozenset(
 )
 
 
-class Refused(Exception):
-    """A package that tasks cannot be made of: ``reason`` is its type, the message says what was found."""
+class UnusablePackage(Exception):
+    """No tasks can be made from a package. ``reason`` is the kind of problem, the message has the details."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -64,123 +64,121 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
-    """A pinned source distribution, and how its tests are run."""
+class PinnedPackage:
+    """A pinned source distribution, and how to run its tests."""
 
     name: str
     version: str
     sha256: str = ""
-    """Of the archive; empty: taken as it comes, and recorded in the rows."""
+    """Hash of the archive; empty to accept any archive, whose hash is then recorded in the rows."""
     licence: str = "unknown"
     ignore: tuple[str, ...] = ()
-    """Test files that are left out, such as those that need another package."""
-    heldout: bool = False
-    """Whether all its tasks belong to the held-out split."""
+    """Test files that are not run, such as those that need another package."""
 
     @property
     def pin(self) -> str:
-        """The requirement, as pip writes it."""
+        """The requirement in pip's syntax."""
         return f"{self.name}=={self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """An unpacked package: its files by path, and where things are."""
+    """An unpacked package: its files by path, and its layout."""
 
-    package: Package
-    source: Source
+    package: PinnedPackage
+    source: SourceDistribution
     files: Mapping[str, bytes]
     root: str
-    """The folder that goes onto Python's path: ``src`` or ``.``."""
+    """The folder to put on Python's path: ``src`` or ``.``."""
     modules: tuple[str, ...]
     """Files that may get a bug."""
 
     @property
     def command(self) -> str:
-        """The shell line, run in the repository's folder, whose output is graded; the test runner is on Python's path already."""
-        left_out = "".join(f" --ignore={path}" for path in self.package.ignore)
-        python = PYTEST.replace(
-            "python3 ", "python3 -S ", 1
-        )  # no other installed package is seen, and no other copy of this one
-        return f"PYTHONPATH={self.root}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONDONTWRITEBYTECODE=1 {python}{left_out}"
+        """The shell command that runs the tests in the repository's folder, and whose output is graded.
+
+        It expects the test runner to be on Python's path already.
+        """
+        # -S hides the installed packages, another copy of this package among them.
+        python = PYTEST.replace("python3 ", "python3 -S ", 1)
+        search_path = f"PYTHONPATH={self.root}${{PYTHONPATH:+:$PYTHONPATH}}"
+        ignored = "".join(f" --ignore={path}" for path in self.package.ignore)
+        return f"{search_path} PYTHONDONTWRITEBYTECODE=1 {python}{ignored}"
 
 
-PACKAGES: tuple[Package, ...] = (
-    Package(
+PACKAGES: tuple[PinnedPackage, ...] = (
+    PinnedPackage(
         name="h11",
         version="0.16.0",
         licence="MIT",
         sha256="4e35b956cf45792e4caa5885e69fba00bdbc6ffafbfa020300e549b208ee5ff1",
     ),
-    Package(
+    PinnedPackage(
         name="voluptuous",
         version="0.16.0",
         licence="BSD-3-Clause",
         sha256="006535e22fed944aec17bef6e8725472476194743c87bd233e912eb463f8ff05",
     ),
-    Package(
+    PinnedPackage(
         name="parse",
         version="1.22.4",
         licence="MIT",
         sha256="706d458feed5a81b02768d3156e8070baf6cee7d150a3a3c0cd43101a875c3b5",
     ),
-    Package(
+    PinnedPackage(
         name="xmltodict",
         version="1.0.4",
         licence="MIT",
         sha256="6d94c9f834dd9e44514162799d344d815a3a4faec913717a9ecbfa5be1bb8e61",
-        heldout=True,
     ),
-    Package(
+    PinnedPackage(
         name="semver",
         version="3.1.1",
         licence="BSD-3-Clause",
         sha256="149b26cabada6f63212f97e94505d21578cb1d280cf714827f328d5e70765fea",
     ),
-    Package(
+    PinnedPackage(
         name="cachetools",
         version="8.0.1",
         licence="MIT",
         sha256="deb1d376d4d28c2f33f3e3058043b005e0af75c35c094bd54053e27d2906ad95",
     ),
-    Package(
+    PinnedPackage(
         name="toolz",
         version="1.0.0",
         licence="BSD-3-Clause",
         sha256="2c86e3d9a04798ac556793bced838816296a2f085017664e4995cb40a1047a02",
-        heldout=True,
     ),
-    Package(
+    PinnedPackage(
         name="tomlkit",
         version="0.15.2",
         licence="MIT",
         sha256="83e32755ba1d20d9340bd069ee97e9f6232ba2346b63ffcba425de01f7e327a6",
     ),
 )
-"""Packages that are used unless others are named. None of them needs another package; all are under permissive licences."""
+"""The default packages. None of them needs another package; all have permissive licences."""
 
-MORE: tuple[Package, ...] = (
-    Package(
+MORE: tuple[PinnedPackage, ...] = (
+    PinnedPackage(
         name="sqlparse",
         version="0.6.1",
         licence="BSD-3-Clause",
         sha256="ca722573f848ff2d30e40ea30f53a104b7dea7635ea9285891263eb2c58fb6e7",
     ),
-    Package(
+    PinnedPackage(
         name="boltons",
         version="26.2.0",
         licence="BSD-3-Clause",
         sha256="d39cfd15c1a1c3bd4d705c82252fa9edb8e4f5e8cc039f8e39afac7b1b47e92c",
     ),
-    Package(
+    PinnedPackage(
         name="mistune",
         version="3.4.0",
         licence="BSD-3-Clause",
         sha256="2eaf7952af928ca8d33b779762effc1da517b62c6ad85ec8ca957e3b07b9782a",
     ),
 )
-"""Known to work as well; larger or slower."""
-
+"""Further packages that are known to work; larger or slower."""
 
 TOOLS: Mapping[str, str] = {
     "pytest==8.3.5": "c69214aa47deac29fad6c2a4f590b9c4a9fdb16a403176fe154b79c0b4d4d820",
@@ -191,8 +189,8 @@ TOOLS: Mapping[str, str] = {
 """The wheels of the test runner, all pure Python, with their hashes."""
 
 
-def named(text: str) -> Package:
-    """Return the package of a name that is known here, or of a requirement ``name==version`` or ``name==version:sha256``.
+def named(text: str) -> PinnedPackage:
+    """Return a known package by its name, or a package by ``name==version`` or ``name==version:sha256``.
 
     >>> named("h11").version, named("six==1.16.0").pin
     ('0.16.0', 'six==1.16.0')
@@ -208,16 +206,18 @@ def named(text: str) -> Package:
     if not name or not version:
         known = ", ".join(package.name for package in (*PACKAGES, *MORE))
         raise ConfigError(
-            f"package {text!r} is not known here (known: {known}); pin a version, as in {name or 'name'}==1.0"
+            f"no version is known for package {text!r} (known packages: {known}); "
+            f"pin one, as in {name or 'name'}==1.0"
         )
-    return Package(name=name, version=version, sha256=sha256)
+    return PinnedPackage(name=name, version=version, sha256=sha256)
 
 
-def fetch(package: Package, folder: Path | None = None) -> Tree:
+def fetch(package: PinnedPackage, folder: Path | None = None) -> Tree:
     """Return the package's files, from the cache (``folder``, by default the user's) or through pip.
 
     Raises:
-        Refused: it cannot be had, pip cannot build its metadata, its hash differs, or no sources or tests are in it.
+        UnusablePackage: it is not available, pip cannot build its metadata, its hash differs, or it has no
+            sources or no tests.
     """
     kept = (folder or cache_folder()) / f"{package.name}-{package.version}.tar.gz"
     data = kept.read_bytes() if kept.is_file() else b""
@@ -230,7 +230,8 @@ def fetch(package: Package, folder: Path | None = None) -> Tree:
 def tools(folder: Path | None = None) -> dict[str, bytes]:
     """Return the files of the test runner by path, from the cache or through pip; raises as `fetch`.
 
-    Compiled files are among them, for this interpreter's version: where a sandbox has the same, pytest starts in half the time.
+    They include compiled files for the version of this interpreter; in a sandbox with the same version pytest
+    starts in half the time.
     """
     files: dict[str, bytes] = {}
     for pin, sha256 in TOOLS.items():
@@ -249,7 +250,10 @@ def tools(folder: Path | None = None) -> dict[str, bytes]:
 
 
 def _compiled(name: str, data: bytes) -> bytes:
-    """Return the content of a module's compiled file, by hash and unchecked (PEP 552): it depends on nothing but the source."""
+    """Return the content of a module's compiled file.
+
+    It is hash-based and unchecked (PEP 552), so that it depends only on the source.
+    """
     code = compile(data, name, "exec", dont_inherit=True, optimize=0)
     return (
         importlib.util.MAGIC_NUMBER
@@ -260,15 +264,15 @@ def _compiled(name: str, data: bytes) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Return where archives are kept unless told otherwise."""
+    """Return the default folder for archives."""
     return platformdirs.user_cache_path("agentrl") / "swe"
 
 
-def unpack(package: Package, data: bytes) -> Tree:
-    """Return the content of an archive, without the folder around it and without what was made when it was built.
+def unpack(package: PinnedPackage, data: bytes) -> Tree:
+    """Return the content of an archive, without its top folder and without generated metadata.
 
     Raises:
-        Refused: it is no archive, far too large, or holds no sources or no tests.
+        UnusablePackage: it is not an archive, is far too large, or has no sources or no tests.
     """
     files: dict[str, bytes] = {}
     total = 0
@@ -276,24 +280,30 @@ def unpack(package: Package, data: bytes) -> Tree:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts[1:]
-                made = any(part.endswith(".egg-info") for part in parts) or parts[-1:] == ("PKG-INFO",)
-                if not member.isfile() or not parts or ".." in parts or made:
+                metadata = any(part.endswith(".egg-info") for part in parts) or parts[-1:] == ("PKG-INFO",)
+                if not member.isfile() or not parts or ".." in parts or metadata:
                     continue
                 total += member.size
                 if total > MAX_BYTES:
-                    raise Refused("layout", f"{package.pin} unpacks to more than {MAX_BYTES >> 20} MiB")
+                    raise UnusablePackage(
+                        "layout", f"{package.pin} unpacks to more than {MAX_BYTES >> 20} MiB"
+                    )
                 stream = archive.extractfile(member)
                 files["/".join(parts)] = stream.read() if stream else b""
     except (tarfile.TarError, EOFError, OSError, zlib.error) as problem:
-        raise Refused("layout", f"the archive of {package.pin} cannot be read: {problem}") from problem
-    return arrange(package, Source(package.name, package.version, hashlib.sha256(data).hexdigest()), files)
+        raise UnusablePackage(
+            "layout", f"the archive of {package.pin} cannot be read: {problem}"
+        ) from problem
+    return arrange(
+        package, SourceDistribution(package.name, package.version, hashlib.sha256(data).hexdigest()), files
+    )
 
 
-def arrange(package: Package, source: Source, files: Mapping[str, bytes]) -> Tree:
-    """Find out where a package keeps its modules and tests.
+def arrange(package: PinnedPackage, source: SourceDistribution, files: Mapping[str, bytes]) -> Tree:
+    """Return a package as a tree: find the folder of its modules, and make sure that it has tests.
 
     Raises:
-        Refused: there are none.
+        UnusablePackage: it has no modules or no tests.
     """
     root = "src" if any(path.startswith("src/") and path.endswith(".py") for path in files) else "."
     below = "src/" if root == "src" else ""
@@ -306,9 +316,9 @@ def arrange(package: Package, source: Source, files: Mapping[str, bytes]) -> Tre
         and _is_module(path.removeprefix(below), files, below)
     )
     if not modules:
-        raise Refused("layout", f"{package.pin} has no Python modules")
+        raise UnusablePackage("layout", f"{package.pin} has no Python modules")
     if not any(_is_test(path) and path.endswith(".py") for path in files):
-        raise Refused("layout", f"the source distribution of {package.pin} has no tests")
+        raise UnusablePackage("layout", f"the source distribution of {package.pin} has no tests")
     return Tree(package, source, dict(sorted(files.items())), root, modules)
 
 
@@ -323,7 +333,7 @@ def _is_test(path: str) -> bool:
 
 
 def _is_module(path: str, files: Mapping[str, bytes], below: str) -> bool:
-    """Whether a file is a module, or in a package; scripts beside them are neither."""
+    """Whether a file is a top-level module or part of a package, and not a script beside them."""
     parts = path.split("/")
     if _NOT_SOURCES & set(parts[:-1]) or path in ("setup.py", "noxfile.py", "tasks.py"):
         return False
@@ -331,7 +341,7 @@ def _is_module(path: str, files: Mapping[str, bytes], below: str) -> bool:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    """Write a file of the cache: whole, or not at all."""
+    """Write a file into the cache, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(data)
@@ -339,7 +349,7 @@ def _keep(path: Path, data: bytes) -> None:
 
 
 def _download(pin: str, sha256: str, options: tuple[str, ...]) -> bytes:
-    """Return the one archive of a pinned requirement, by pip, which checks the hash before it looks inside."""
+    """Return the archive of a pinned requirement, fetched by pip, which checks the hash before reading it."""
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(pin + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
@@ -358,14 +368,16 @@ def _download(pin: str, sha256: str, options: tuple[str, ...]) -> bytes:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S, check=False)
         except subprocess.TimeoutExpired:
-            raise Refused("download", f"pip did not fetch {pin} within {FETCH_S:.0f} s") from None
+            raise UnusablePackage("download", f"pip did not fetch {pin} within {FETCH_S:.0f} s") from None
         got = sorted((Path(folder) / "got").glob("*")) if done.returncode == 0 else []
         if got:
             return got[0].read_bytes()
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         building = any("metadata" in line or "build" in line for line in lines)
-        told = next(
+        problem = next(
             (line for line in lines if line.upper().startswith("ERROR")),
             lines[-1] if lines else f"exit code {done.returncode}",
         )
-        raise Refused("build" if building else "download", f"pip could not fetch {pin}: {told.strip()}")
+        raise UnusablePackage(
+            "build" if building else "download", f"pip could not fetch {pin}: {problem.strip()}"
+        )

@@ -1,11 +1,13 @@
-"""Runs a package's tests many times over, each time with other files: the program inside the sandbox. Standard library and pytest only.
+"""The program inside the sandbox: runs a package's tests many times, each time with other files.
 
-``python3 -S -c <this source>`` reads one JSON object on standard input and answers each job with one JSON line, as soon as it is done.
-Every job runs in a fork of this process, in which pytest and the modules that the tests need anyway (but nothing of the package or its
-tests) are already imported. That costs milliseconds where a new interpreter costs half a second.
+It needs only the standard library and pytest. ``python3 -S -c <this source>`` reads one JSON object from
+standard input, and answers each job with one JSON line as soon as the job is done. Every job runs in a fork
+of this process, in which pytest and other modules that the tests use (but no module of the package or its
+tests) are already imported. A fork costs milliseconds; a new interpreter costs half a second.
 
-A fork has a deadline, bounded memory and processor time, its own session, and no say about its end: it is killed with all it started.
-Then the files it was given are put back as they were, and any other file that it changed, made or removed.
+A fork has a deadline, limits on memory and processor time, and its own session. At its end it is killed with
+all its child processes. Then the files that the job replaced are restored, and so is every other file that it
+changed, made or removed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from typing import Any  # Any: what came as JSON
+from typing import Any  # Any: JSON
 
 MAX_TEXT = 4000
 Json = dict[str, Any]
@@ -41,7 +43,7 @@ def main() -> None:
     sys.argv = ["pytest"]
     os.environ["PYTHONPATH"] = os.pathsep.join([request["path"], *request["tools"]])
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    import pytest  # noqa: F401 - what every fork needs
+    import pytest  # noqa: F401 - so that every fork has it
 
     preload(request.get("preload", ()))
     clean = snapshot(root)
@@ -52,14 +54,14 @@ def main() -> None:
 
 
 def preload(names: list[str]) -> None:
-    """Import what the tests were seen to import, as far as it is neither the package's nor the tests'."""
+    """Import modules that the tests import and that belong neither to the package nor to the tests."""
     for name in names:
         with contextlib.suppress(Exception):
             __import__(name)
 
 
 def run(job: Json, root: str, request: Json, clean: Json) -> Json:
-    """Run one job in a fork and return what it found."""
+    """Run one job in a fork and return its results."""
     written = write(job.get("files", {}))
     scratch = tempfile.mkdtemp(prefix="job-")
     reader, writer = os.pipe()
@@ -77,7 +79,7 @@ def run(job: Json, root: str, request: Json, clean: Json) -> Json:
         os.kill(child, signal.SIGKILL)
     _, _, usage = os.wait4(child, 0)
     wall = time.monotonic() - started
-    put_back(root, written, clean)
+    restore(root, written, clean)
     shutil.rmtree(scratch, ignore_errors=True)
     answer = {"status": "hung", "tests": {}, "failures": {}}
     if ended:
@@ -90,7 +92,7 @@ def run(job: Json, root: str, request: Json, clean: Json) -> Json:
 
 
 def collect(reader: int, deadline: float) -> tuple[bytes, bool]:
-    """Return what the fork wrote until it closed its end, and whether it did so before the deadline."""
+    """Return the fork's output, and whether it closed the pipe before the deadline."""
     data = bytearray()
     while (left := deadline - time.monotonic()) > 0:
         if select.select([reader], [], [], left)[0]:
@@ -102,7 +104,7 @@ def collect(reader: int, deadline: float) -> tuple[bytes, bool]:
 
 
 def serve(job: Json, root: str, request: Json, writer: int, scratch: str) -> None:
-    """Run pytest in the fork, report through the pipe, and end without any clean-up of the tests' own."""
+    """Run pytest in the fork, report through the pipe, and exit without any clean-up code of the tests."""
     try:
         os.setsid()
         os.set_inheritable(writer, False)
@@ -116,10 +118,10 @@ def serve(job: Json, root: str, request: Json, writer: int, scratch: str) -> Non
         import pytest
 
         before = set(sys.modules)
-        watch = Watch(root)
+        recorder = ResultRecorder(root)
         arguments = [*request["args"], "-q", "-rN", "-p", "no:cacheprovider", f"--basetemp={scratch}/tmp"]
-        code = int(pytest.main(arguments, plugins=[watch]))
-        report = watch.report()
+        code = int(pytest.main(arguments, plugins=[recorder]))
+        report = recorder.report()
         report["status"] = "done" if code in (0, 1) else "broken"
         if job.get("first"):
             report["modules"] = [name for name in sys.modules if name not in before and foreign(name, root)]
@@ -130,16 +132,15 @@ def serve(job: Json, root: str, request: Json, writer: int, scratch: str) -> Non
 
 
 def foreign(name: str, root: str) -> bool:
-    """Whether a loaded module is of the standard library or the tools: safe to import before the package."""
+    """Whether a loaded module is outside the repository, so that it is safe to import before the package."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
-    return name == getattr(module, "__name__", "") and (
-        file is None or not os.path.abspath(file).startswith(root + os.sep)
-    )  # noqa: PTH100
+    outside = file is None or not os.path.abspath(file).startswith(root + os.sep)  # noqa: PTH100
+    return name == getattr(module, "__name__", "") and outside
 
 
-class Watch:
-    """A pytest plug-in: an outcome for each test, and how those failed that failed."""
+class ResultRecorder:
+    """A pytest plug-in that records the outcome of each test, and the details of each failure."""
 
     def __init__(self, root: str) -> None:
         self.root = root + os.sep
@@ -148,16 +149,16 @@ class Watch:
         self.broken: list[str] = []
 
     def pytest_configure(self, config: object) -> None:
-        """Spare pytest from composing what nobody reads."""
+        """Turn off tracebacks, because nobody reads them and composing them takes time."""
         config.option.tbstyle = "value"  # type: ignore[attr-defined]
 
     def pytest_collectreport(self, report: object) -> None:
-        """Note files that cannot be imported."""
+        """Record a file that cannot be imported."""
         if report.failed:  # type: ignore[attr-defined]
             self.broken.append(report.nodeid)  # type: ignore[attr-defined]
 
     def pytest_runtest_logreport(self, report: object) -> None:
-        """Note a test's outcome: the worst of its set-up, call and teardown."""
+        """Record a test's outcome: the worst of its set-up, call and teardown."""
         outcome = report.outcome  # type: ignore[attr-defined]
         expected = hasattr(report, "wasxfail")
         word = {
@@ -171,30 +172,34 @@ class Watch:
         self.tests[name] = max(self.tests.get(name, "PASSED"), word, key=order.index)
 
     def pytest_exception_interact(self, node: object, call: object, report: object) -> None:
-        """Note how a test failed."""
+        """Record how a test failed."""
         name = getattr(node, "nodeid", "")
         error = call.excinfo.value  # type: ignore[attr-defined]
         frames = traceback.extract_tb(error.__traceback__)
         inside = [frame for frame in frames if frame.filename.startswith(self.root)]
         try:
-            told = str(error)
-        except Exception:  # the broken package may break this as well
-            told = ""
+            message = str(error)
+        except Exception:  # the bug may also break an exception's __str__
+            message = ""
         self.failures[name] = {
             "type": type(error).__name__,
-            "message": told[:MAX_TEXT],
+            "message": message[:MAX_TEXT],
             "frames": [(frame.filename[len(self.root) :], frame.lineno, frame.name) for frame in inside][
                 -40:
             ],
         }
 
     def report(self) -> Json:
-        """Return all that was seen."""
+        """Return everything that was recorded."""
         return {"tests": self.tests, "failures": self.failures, "broken": self.broken}
 
 
 def write(files: Json) -> Json:
-    """Write files and return what was there, with its times; a new time each time, so that nothing compiled before is taken for it."""
+    """Write files; return their earlier content, modification time and mode.
+
+    The new modification time is later than the old one, so that no compiled file is mistaken for a current
+    one.
+    """
     before = {}
     for path, text in files.items():
         with open(path, "rb") as file:  # noqa: PTH123
@@ -207,8 +212,8 @@ def write(files: Json) -> Json:
     return before
 
 
-def put_back(root: str, written: Json, clean: Json) -> None:
-    """Make the folder as it was: the files of the job, and whatever else it touched."""
+def restore(root: str, written: Json, clean: Json) -> None:
+    """Restore the folder: the files of the job, and every other file that it touched."""
     for path, (data, when, _) in written.items():
         with open(path, "wb") as file:  # noqa: PTH123
             file.write(data)

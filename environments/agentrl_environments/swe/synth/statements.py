@@ -1,7 +1,8 @@
-"""Problem statements, written from how the tests fail: what was called, what was expected, what happened. The fix is not in them.
+"""Writes problem statements from the way the tests fail: what was called, what was expected, what happened.
 
-An example is the statement of a failing test at which it failed, with the assignments that it depends on, and no more of the test. Nothing
-of the package's own source is quoted, and a statement that still holds a line which the fix adds or removes is written again with less.
+An example is the statement at which a test failed, with the assignments that it depends on, and nothing else
+of the test. The package's own source is not quoted. If a problem statement contains a line that the fix adds
+or removes, it is written again with less detail, so that it does not reveal the fix.
 """
 
 from __future__ import annotations
@@ -12,38 +13,40 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from agentrl_environments.swe import diffs
-from agentrl_environments.swe.synth.mutate import REMOVED
-from agentrl_environments.swe.synth.validate import Failure, Finding
+from agentrl_environments.swe.synth.candidates import REMOVE_BODY, CheckedCandidate, Failure
 
 MAX_EXAMPLES = 3
 _MAX_LINES = 14
 """Longest example, in lines."""
-_MAX_TOLD = 400
-"""Longest message of an error, in characters."""
+_MAX_QUOTED = 400
+"""Longest quoted part of an error message, in characters."""
 _COMMON = re.compile(
-    r"[\W_]*|pass|else:|try:|finally:|break|continue|return|return (None|True|False|self|NotImplemented)|raise( NotImplementedError)?"
+    r"[\W_]*|pass|else:|try:|finally:|break|continue|return|return (None|True|False|self|NotImplemented)|"
+    r"raise( NotImplementedError)?"
 )
-"""Lines that say nothing about any particular fix."""
+"""Lines that are too common to reveal a particular fix."""
 
 
 def statement(
-    package: str, finding: Finding, tests: Mapping[str, str], fix: str, modules: Mapping[str, str]
+    package: str, checked: CheckedCandidate, tests: Mapping[str, str], fix: str, modules: Mapping[str, str]
 ) -> str:
-    """Return the problem statement of a finding; ``tests``: the test files; ``fix``: the patch; ``modules``: the files with the bug."""
+    """Return the problem statement of a valid candidate.
+
+    ``tests`` are the test files, ``fix`` is the patch, and ``modules`` are the files with the bug.
+    """
     for examples, messages in ((MAX_EXAMPLES, True), (MAX_EXAMPLES, False), (0, True), (0, False)):
-        text = _write(package, finding, tests, modules, examples=examples, messages=messages)
+        text = _compose(package, checked, tests, modules, examples=examples, messages=messages)
         if not leaks(text, fix):
             return text
-    return _head(package, finding, modules) + "\n"
+    return _head(package, checked, modules) + "\n"
 
 
 def leaks(text: str, fix: str) -> bool:
-    r"""Whether a text holds a line that a patch adds or removes, unless it is one that says nothing.
+    r"""Return whether a text contains a line that a patch adds or removes, except lines that are common.
 
-    >>> leaks("it returns x + 1\n", "--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-    return x + 1\n+    return x\n")
-    False
-    >>> leaks("look: `return x + 1`\n", "--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-    return x + 1\n+    return x\n")
-    True
+    >>> fix = "--- a/m.py\n+++ b/m.py\n@@ -1 +1 @@\n-    return x + 1\n+    return x\n"
+    >>> leaks("it returns x + 1\n", fix), leaks("see `return x + 1`\n", fix)
+    (False, True)
     """
     lines = {
         line[1:].strip()
@@ -58,64 +61,64 @@ def leaks(text: str, fix: str) -> bool:
     )
 
 
-def _write(
+def _compose(
     package: str,
-    finding: Finding,
+    checked: CheckedCandidate,
     tests: Mapping[str, str],
     modules: Mapping[str, str],
     *,
     examples: int,
     messages: bool,
 ) -> str:
-    parts = [_head(package, finding, modules)]
+    parts = [_head(package, checked, modules)]
     shown: set[str] = set()
-    told: set[tuple[str, str]] = set()
-    for test in sorted(finding.failures, key=lambda test: (len(finding.failures[test].message), test)):
-        failure = finding.failures[test]
+    reported: set[tuple[str, str]] = set()
+    for test in sorted(checked.failures, key=lambda test: (len(checked.failures[test].message), test)):
+        failure = checked.failures[test]
         key = (failure.type, failure.message.split("\n", 1)[0])
         code = example(test, failure, tests) if examples else ""
-        if len(told) >= max(examples, 1) or key in told or (code and code in shown):
+        if len(reported) >= max(examples, 1) or key in reported or (code and code in shown):
             continue
-        told.add(key)
+        reported.add(key)
         shown.add(code)
         case = re.search(r"\[(.*)\]$", test)
         with_case = f" (for the case `{case.group(1)}`)" if case and code else ""
+        happened = describe(failure, with_message=messages)
         if code:
-            parts.append(
-                f"This fails{with_case}:\n\n```python\n{code}\n```\n\n{outcome(failure, told=messages)}"
-            )
+            parts.append(f"This fails{with_case}:\n\n```python\n{code}\n```\n\n{happened}")
         else:
             name = re.sub(r"\[.*$", "", test).rpartition("::")[2]
-            parts.append(f"A check called `{name}` fails. {outcome(failure, told=messages)}")
-    more = len(finding.fail_to_pass) - len(told)
-    if more > 0:
-        parts.append(f"{more} more check{'s' * (more > 1)} of this behaviour fail{'s' * (more == 1)}.")
+            parts.append(f"A check called `{name}` fails. {happened}")
+    more = len(checked.fail_to_pass) - len(reported)
+    if more == 1:
+        parts.append("1 more check of this behaviour fails.")
+    elif more > 1:
+        parts.append(f"{more} more checks of this behaviour fail.")
     return "\n\n".join(parts) + "\n"
 
 
-def _head(package: str, finding: Finding, modules: Mapping[str, str]) -> str:
-    if finding.candidate.kind == REMOVED:
-        path, name = finding.candidate.functions[0].split("::")
-        signature, told = _signature(modules[path], name)
-        described = f"\n\n```python\n{signature}\n```" + (
-            f"\n\nIts description says:\n\n{told}" if told else ""
-        )
-        return f"`{name}` in `{path}` is not implemented: it only raises `NotImplementedError`. Write it.{described}"
-    many = " There may be more than one cause." if len(finding.candidate.edits) > 1 else ""
+def _head(package: str, checked: CheckedCandidate, modules: Mapping[str, str]) -> str:
+    if checked.candidate.kind == REMOVE_BODY:
+        path, name = checked.candidate.functions[0].split("::")
+        signature, docstring = _signature(modules[path], name)
+        head = f"`{name}` in `{path}` is not implemented: it only raises `NotImplementedError`. Write it."
+        head += f"\n\n```python\n{signature}\n```"
+        return head + (f"\n\nIts description says:\n\n{docstring}" if docstring else "")
+    many = " There may be more than one cause." if len(checked.candidate.edits) > 1 else ""
     return f"{package} does not behave as it should.{many}"
 
 
-def outcome(failure: Failure, *, told: bool = True) -> str:
-    r"""Return what happened and what should have, in words.
+def describe(failure: Failure, *, with_message: bool = True) -> str:
+    r"""Describe in words what happened and what should have happened.
 
-    >>> outcome(Failure(type="AssertionError", message="assert 1 == 2\n +  where 1 = f(3)"))
+    >>> describe(Failure(type="AssertionError", message="assert 1 == 2\n +  where 1 = f(3)"))
     'Expected `2`, but got `1`, where `1 = f(3)`.'
     """
     first, _, rest = failure.message.partition("\n")
     if missing := re.match(r"DID NOT RAISE <class '(?:builtins\.)?(.*)'>", first):
         return f"`{missing.group(1).rpartition('.')[2]}` should be raised, and is not."
     if failure.type == "AssertionError":
-        if not told or not first:
+        if not with_message or not first:
             return "The assertion does not hold."
         origin = re.search(r"^\s*\+\s+where (.*)$", rest, re.MULTILINE)
         where = f", where `{_cut(origin.group(1))}`" if origin else ""
@@ -125,12 +128,12 @@ def outcome(failure: Failure, *, told: bool = True) -> str:
         if differ := re.fullmatch(r"(.+) != (.+)", first):
             return f"`{_cut(differ.group(1))}` and `{_cut(differ.group(2))}` should be equal, and are not."
         return f"What should hold does not: `{_cut(first.removeprefix('assert '))}`{where}."
-    detail = f": {_cut(first)}" if told and first else ""
+    detail = f": {_cut(first)}" if with_message and first else ""
     return f"It should work, but raises `{failure.type}{detail}`."
 
 
 def example(test: str, failure: Failure, tests: Mapping[str, str]) -> str:
-    """Return the statement at which a test failed, with the assignments it depends on; empty where that cannot be told."""
+    """Return the statement at which a test failed, with the assignments it depends on; empty if unknown."""
     path, *names = re.sub(r"\[.*\]$", "", test).split("::")
     if path not in tests or not names:
         return ""
@@ -174,7 +177,7 @@ def example(test: str, failure: Failure, tests: Mapping[str, str]) -> str:
 
 
 def _function(tree: ast.AST, names: Sequence[str]) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    """Return a function by the names that lead to it."""
+    """Return a function by its qualified name, as a list of names."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == names[0]:
             if len(names) > 1:
@@ -187,7 +190,7 @@ def _function(tree: ast.AST, names: Sequence[str]) -> ast.FunctionDef | ast.Asyn
 def _statement_at(
     function: ast.FunctionDef | ast.AsyncFunctionDef, line: int
 ) -> tuple[ast.stmt | None, list[ast.stmt]]:
-    """Return the statement that holds a line, with a ``with`` around it, and all that come before it."""
+    """Return the statement that contains a line (or the ``with`` around it), and all statements before it."""
     before: list[ast.stmt] = []
 
     def inside(body: Iterable[ast.stmt]) -> ast.stmt | None:
@@ -209,6 +212,7 @@ def _statement_at(
 
 
 def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    """Return the names that a node reads (``ast.Load``) or assigns (``ast.Store``)."""
     found = {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, context)}
     if context is ast.Store:
         found |= {one.name for one in ast.walk(node) if isinstance(one, (ast.FunctionDef, ast.ClassDef))}
@@ -222,28 +226,32 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
 
 
 def _signature(text: str, name: str) -> tuple[str, str]:
-    """Return the first line of a function, and its docstring."""
+    """Return a function's signature and its docstring."""
     function = _function(ast.parse(text), name.split("."))
     if function is None:
         return name, ""
     word = "async def" if isinstance(function, ast.AsyncFunctionDef) else "def"
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    return f"{word} {function.name}({ast.unparse(function.args)}){returns}:", ast.get_docstring(
-        function
-    ) or ""
+    signature = f"{word} {function.name}({ast.unparse(function.args)}){returns}:"
+    return signature, ast.get_docstring(function) or ""
 
 
 def _cut(text: str) -> str:
-    text = re.sub(
-        r"\b0x[0-9a-f]{6,}\b", "0x...", text.strip().replace("`", "'")
-    )  # addresses are others in each run
-    return text if len(text) <= _MAX_TOLD else text[: _MAX_TOLD // 2] + " ... " + text[-_MAX_TOLD // 4 :]
+    """Return a text for quoting: at most `_MAX_QUOTED` characters, without backticks and memory addresses."""
+    text = text.strip().replace("`", "'")
+    text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)  # addresses differ between runs
+    if len(text) <= _MAX_QUOTED:
+        return text
+    return text[: _MAX_QUOTED // 2] + " ... " + text[-_MAX_QUOTED // 4 :]
 
 
-def without(text: str, names: Iterable[Sequence[str]]) -> str:
-    """Return a test file without some of its functions, each given by the names that lead to it; ``pass`` where a class would be empty."""
+def without_functions(text: str, names: Iterable[Sequence[str]]) -> str:
+    """Return a test file without some of its functions, each given by its qualified name as a list of names.
+
+    A class that would be empty gets ``pass``.
+    """
     tree = ast.parse(text)
-    gone = {id(node): node for way in names for node in _all(tree, way)}
+    gone = {id(node): node for path in names for node in _definitions(tree, path)}
     lines = text.splitlines(keepends=True)
     cuts: list[tuple[int, int, str]] = []
     holders: list[ast.Module | ast.ClassDef] = [
@@ -263,13 +271,13 @@ def without(text: str, names: Iterable[Sequence[str]]) -> str:
             cuts.append((start - 1, node.end_lineno or node.lineno, instead))
     for start, stop, instead in sorted(cuts, reverse=True):
         while not instead and stop < len(lines) and not lines[stop].strip():
-            stop += 1  # the blank lines below go along
+            stop += 1  # also remove the blank lines below
         lines[start:stop] = [instead] if instead else []
     return "".join(lines)
 
 
-def _all(tree: ast.Module, names: Sequence[str]) -> Iterator[ast.stmt]:
-    """Yield every function that a test's name can stand for: its own, and those that its class inherits in the same file."""
+def _definitions(tree: ast.Module, names: Sequence[str]) -> Iterator[ast.stmt]:
+    """Yield every function that a test's name can refer to, inherited ones of the same file included."""
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     holders: list[ast.Module | ast.ClassDef] = [tree]
     for name in names[:-1]:

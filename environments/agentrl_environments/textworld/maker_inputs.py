@@ -1,4 +1,4 @@
-"""What the makers of games are given: options, and a knowledge base that is parsed once."""
+"""Inputs of the package's game makers: options, and a knowledge base that is parsed only once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def knowledge(*args: str, **kwargs: str) -> KnowledgeBase:
 
 
 def options_of(seed: int, *, only_last_action: bool = True) -> textworld.GameOptions:
-    """Return new options for a game; makers change the object they are given."""
+    """Return new options for a game. Each game needs its own, because makers modify the object."""
     options = textworld.GameOptions()
     options.seeds = seed
     options.grammar.only_last_action = only_last_action
