@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agentrl_sandboxes import inside
+from agentrl_sandboxes import programs
 from agentrl_sandboxes.pod import STORE
 from aiohttp import WSMsgType, web
 
@@ -172,9 +172,9 @@ class Pod:
         if code or self.ending:
             return
         words = main["command"][1:]
-        if inside.PROBE in words:
+        if programs.PROBE in words:
             words = [
-                f"print({json.dumps(json.dumps(self.cluster.report))})" if word == inside.PROBE else word
+                f"print({json.dumps(json.dumps(self.cluster.report))})" if word == programs.PROBE else word
                 for word in words
             ]
             words[words.index("/usr/bin/python3")] = sys.executable

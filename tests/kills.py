@@ -168,7 +168,7 @@ class Watch:
         """Start a driver and end it; return what it complained of."""
         moment = share * (EARLY_S if early else LATE_S)
         driver = self.start("drive", how, str(int(early)), str(moment))
-        owner = f"{leases._place()}/{driver.pid}/{leases._started(driver.pid)}"
+        owner = leases.owner(driver.pid)
         self.owners.add(owner)
         assert driver.stdout
         if how in SIGNALS:

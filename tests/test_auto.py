@@ -80,7 +80,7 @@ def test_where_none_will_do_every_reason_is_told():
         taken(Auto(candidates=(broken, LOCAL, loose), isolation="container"))
     for reason in (
         "no daemon; start it",
-        "isolates by namespaces, and container is asked for",
+        "isolates by namespaces, and container is required",
         "does not enforce disk here",
     ):
         assert str(told.value).count(reason) == 1

@@ -54,7 +54,7 @@ def test_a_limit_that_the_kernel_takes_differently_is_an_error(groups):
     found, name = groups
     if "memory" not in found.parents:
         pytest.skip("the memory controller cannot be used here")
-    with pytest.raises(OSError, match="the kernel made it"):
+    with pytest.raises(OSError, match="the kernel set it to"):
         found.make(name, memory=(64 << 20) + 1, pids=20, cpus=0.5)
 
 

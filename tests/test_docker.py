@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pytest
 from agentrl_sandboxes import images
-from agentrl_sandboxes.backend import Lease
-from agentrl_sandboxes.container import MIB, Engine, Root, container, folders
+from agentrl_sandboxes.backend import SANDBOX_UID, Lease
+from agentrl_sandboxes.container import MIB, ContainerEngine, DaemonImage, container, folders
 from agentrl_sandboxes.docker import Docker, DockerBackend, _error, _mended
-from agentrl_sandboxes.docker_api import Api, ApiError, locate, tunnelled
+from agentrl_sandboxes.docker_address import locate, tunnelled
+from agentrl_sandboxes.docker_api import Api, ApiError
 from agentrl_sandboxes.leases import new_lease, owner
 from agentrl_sandboxes.seccomp_profile import profile
 from daemon import NoDaemon, podman_service
@@ -96,7 +97,9 @@ async def said(stream) -> str:
 
 
 def asked(spec: SandboxSpec = SPEC, **options):
-    return container(spec, LEASE, Root("image"), ["guest"], **{"copied": {}, "engine": Engine(), **options})
+    return container(
+        spec, LEASE, DaemonImage("image"), ["guest"], **{"copied": {}, "engine": ContainerEngine(), **options}
+    )
 
 
 def test_a_container_is_closed_in_every_way_there_is():
@@ -108,7 +111,7 @@ def test_a_container_is_closed_in_every_way_there_is():
         ["no-new-privileges", f"seccomp={profile()}"],
         False,
     )
-    assert body["User"] == f"{images.USER}:{images.USER}"
+    assert body["User"] == f"{SANDBOX_UID}:{SANDBOX_UID}"
     assert host["ReadonlyRootfs"] is True
     assert host["Memory"] == host["MemorySwap"] == 1024 * MIB
     assert (host["NanoCpus"], host["PidsLimit"]) == (10**9, 256)
@@ -145,9 +148,9 @@ def test_a_container_ends_with_its_connection_and_leaves_nothing():
 def test_all_that_can_be_written_is_never_more_than_the_disk(disk_mib, writable, volumes, share):
     spec = SandboxSpec(disk_mib=disk_mib, writable=tuple(writable))
     copied = {path: int(share * disk_mib * MIB / len(folders(spec))) for path in folders(spec)}
-    host = container(spec, LEASE, Root("image", tuple(volumes)), ["guest"], copied=copied, engine=Engine())[
-        "HostConfig"
-    ]
+    host = container(
+        spec, LEASE, DaemonImage("image", tuple(volumes)), ["guest"], copied=copied, engine=ContainerEngine()
+    )["HostConfig"]
     sizes = {path: int(options.rpartition("size=")[2]) for path, options in host["Tmpfs"].items()}
     assert sum(sizes.values()) + host["ShmSize"] <= disk_mib * MIB
     assert {*folders(spec), "/tmp", *volumes} == set(sizes)
@@ -163,8 +166,8 @@ def test_what_does_not_fit_says_what_it_is():
 
 
 def test_a_network_is_joined_only_where_spec_and_provider_both_say_so():
-    assert asked(engine=Engine(network="lab"))["HostConfig"]["NetworkMode"] == "none"
-    body = asked(SandboxSpec(network="open"), engine=Engine(network="lab"))
+    assert asked(engine=ContainerEngine(network="lab"))["HostConfig"]["NetworkMode"] == "none"
+    body = asked(SandboxSpec(network="open"), engine=ContainerEngine(network="lab"))
     assert (body["HostConfig"]["NetworkMode"], body["NetworkDisabled"]) == ("lab", False)
 
 
@@ -271,7 +274,7 @@ def test_a_daemon_that_hangs_is_given_up(tmp_path):
 def test_a_daemon_that_is_too_old_is_told_so(tmp_path):
     async def go() -> None:
         async with impostor(tmp_path / "s", json_answer(b'{"ApiVersion": "1.30"}')) as url:
-            with pytest.raises(ConfigError, match=r"speaks version 1\.30"):
+            with pytest.raises(ConfigError, match=r"has version 1\.30"):
                 await served(url)
 
     asyncio.run(go())

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from agentrl_sandboxes import guest
 from agentrl_sandboxes.guest.loop import Capture
-from agentrl_sandboxes.guest.processes import below, processes
-from agentrl_sandboxes.guest.tar import inside, pack, unpack
+from agentrl_sandboxes.guest.processes import descendants, processes
+from agentrl_sandboxes.guest.tar import member_path, pack, unpack
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plain import Plain, session
@@ -116,7 +116,7 @@ def test_no_name_leads_out_of_a_folder(tmp_path_factory, name, absolute):
     base = Path(os.path.realpath(base))
     assume(os.path.normpath(name) != ".")  # the folder itself, which is no member
     try:
-        found = Path(inside(str(base), ("/" if absolute else "") + name))
+        found = Path(member_path(str(base), ("/" if absolute else "") + name))
     except ValueError:
         return
     assert Path(os.path.realpath(found.parent)).is_relative_to(base)
@@ -190,15 +190,15 @@ def test_processes_below_are_found_however_deep():
     child = subprocess.Popen(["sh", "-c", "sh -c 'sleep 60 & wait' & wait"])
     try:
         end = time.monotonic() + 5
-        while len(below([child.pid])) < 2 and time.monotonic() < end:
+        while len(descendants([child.pid])) < 2 and time.monotonic() < end:
             time.sleep(0.01)
-        found = below([child.pid])
+        found = descendants([child.pid])
         assert len(found) == 2
         assert child.pid not in found
-        assert child.pid in below([os.getpid()])
-        assert below([child.pid], since=processes()[max(found)][2] + 10_000) == set()
+        assert child.pid in descendants([os.getpid()])
+        assert descendants([child.pid], since=processes()[max(found)][2] + 10_000) == set()
     finally:
-        for pid in below([child.pid]):
+        for pid in descendants([child.pid]):
             os.kill(pid, 9)
         child.kill()
         child.wait()

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from agentrl_sandboxes import debian, images
+from agentrl_sandboxes import debian, image_store, images
+from agentrl_sandboxes.backend import SANDBOX_UID
 from agentrl_sandboxes.cli import images as command
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from agentrl.errors import ConfigError, ImageMissing
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(images.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(image_store.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     return tmp_path / "agentrl" / "images"
 
 
@@ -82,7 +83,7 @@ def test_an_archive_becomes_an_image_with_the_files_every_sandbox_needs(store, s
 
 def test_the_files_belong_to_one_user_who_is_not_root(store, small):
     image = images.build("tiny", source=small)
-    owner = images.USER if os.getuid() == 0 else os.getuid()
+    owner = SANDBOX_UID if os.getuid() == 0 else os.getuid()
     assert {path.lstat().st_uid for path in [image.rootfs, *image.rootfs.rglob("*")]} == {owner}
     assert not any(path.lstat().st_mode & 0o6000 for path in image.rootfs.rglob("*"))
 
@@ -142,7 +143,7 @@ def test_what_is_no_archive_is_refused_and_leaves_nothing(store, tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"no archive at all" * 100)
     with pytest.raises(ConfigError, match="cannot unpack"):
         images.build("bad", source=tmp_path / "bad.tar")
-    with pytest.raises(ConfigError, match="is no file"):
+    with pytest.raises(ConfigError, match="is not a file"):
         images.build("bad", layers=[tmp_path / "nothing.tar"])
     with pytest.raises(ConfigError, match="named with lower case"):
         images.build("../bad", source=tmp_path / "bad.tar")
@@ -152,7 +153,7 @@ def test_what_is_no_archive_is_refused_and_leaves_nothing(store, tmp_path):
 def test_a_name_that_is_not_there_says_what_is_and_how_to_build_it(store, small):
     images.build("tiny", source=small)
     with pytest.raises(
-        ImageMissing, match=r"no image is named 'tny'; here are: tiny.*agentrl images build tny"
+        ImageMissing, match=r"no image is named 'tny'; the images here are: tiny.*agentrl images build tny"
     ):
         images.rootfs("tny")
     with pytest.raises(ImageMissing, match="no image is named"):
@@ -183,15 +184,15 @@ def test_the_tar_is_the_same_each_time_and_all_of_it_is_roots(store, small):
 
 
 def _build_slowly(cache: str, source: str) -> None:
-    images.platformdirs.user_cache_path = lambda name: Path(cache) / name
-    whole = images._measure
+    image_store.platformdirs.user_cache_path = lambda name: Path(cache) / name
+    whole = image_store.measure
 
     def late(tree):
         Path(cache, "half").touch()
         time.sleep(60)
         return whole(tree)
 
-    images._measure = late
+    image_store.measure = late
     images.build("tiny", source=Path(source))
 
 
@@ -211,7 +212,7 @@ def test_a_builder_that_is_killed_leaves_nothing_that_the_next_one_does_not_clea
 
 
 def _build(cache: str, source: str, answer: multiprocessing.Queue) -> None:
-    images.platformdirs.user_cache_path = lambda name: Path(cache) / name
+    image_store.platformdirs.user_cache_path = lambda name: Path(cache) / name
     answer.put(images.build("tiny", source=Path(source)).digest)
 
 
@@ -272,7 +273,8 @@ import ctypes, json, pathlib, sqlite3, ssl, subprocess
 print(subprocess.run(["git", "init", "-q", "/tmp/r"], check=True).returncode)
 pathlib.Path("/tmp/r/test_x.py").write_text("def test_x(): assert 1")
 print(subprocess.run(["python", "-m", "pytest", "-q", "/tmp/r"], check=True, capture_output=True).returncode)
-for line in ("awk 'BEGIN{print 1}'", "patch --version", "ps aux", "find /tmp", "grep root /etc/passwd", "sed --version", "tar --version"):
+versions = ("patch --version", "sed --version", "tar --version")
+for line in ("awk 'BEGIN{print 1}'", "ps aux", "find /tmp", "grep root /etc/passwd", *versions):
     subprocess.run(line, shell=True, check=True, stdout=subprocess.DEVNULL)
 """
     mounts = f"mount --bind /dev {root}/dev; mount -t proc proc {root}/proc; mount -t tmpfs t {root}/tmp"

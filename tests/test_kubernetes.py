@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("kubernetes.aio", reason="the package kubernetes is not installed")
 
 from agentrl_sandboxes.backend import Handle
-from agentrl_sandboxes.kubernetes import FRAME, Kubernetes, KubernetesBackend, _client
+from agentrl_sandboxes.kubernetes import Kubernetes, KubernetesBackend
+from agentrl_sandboxes.kubernetes_api import FRAME, api_clients
 from agentrl_sandboxes.leases import new_lease
 from agentrl_sandboxes.pod import POLICY, STORE, pod
 from agentrl_sandboxes.pool import PoolOptions
@@ -41,7 +42,7 @@ def options(tmp_path):
 async def opened(options: Kubernetes, **report):
     async with cluster(**report) as there:
         there.config(path_of(options))
-        async with _client(options) as (core, stream, network):
+        async with api_clients(options.config, options.context) as (core, stream, network):
             backend = KubernetesBackend(options, core, stream)
             await backend.open(network)
             yield there, backend

@@ -141,8 +141,8 @@ def test_whatever_a_guest_says_is_an_answer_or_an_infrastructure_error(said, kno
     ("said", "reason"),
     [
         (frame(DATA, 1, b"x" * 51), "more than the 50 bytes"),
-        (frame(RESULT, 1, b"[]"), "an answer that is none"),
-        (frame(RESULT, 1, b"[" * 100_000), "an answer that is none"),
+        (frame(RESULT, 1, b"[]"), "a malformed answer"),
+        (frame(RESULT, 1, b"[" * 100_000), "a malformed answer"),
         (HEADER.pack(DATA, 1, CHUNK + 1), "a frame of"),
         (frame(RESULT, 0, b"AssertionError()"), "the guest broke: AssertionError"),
         (b"", "the guest is gone"),

@@ -88,7 +88,7 @@ async def test_the_longest_idle_of_another_spec_makes_room() -> None:
 async def test_who_waits_in_vain_learns_why() -> None:
     pool = Pool[str](1, print)
     await pool.take(ONE, deadline_s=1)
-    with pytest.raises(SandboxError, match=r"no sandbox came free within 0\.01 s: all 1 are in use"):
+    with pytest.raises(SandboxError, match=r"no sandbox became free within 0\.01 s: all 1 are in use"):
         await pool.take(ONE, deadline_s=0.01)
     assert pool.num_waiting == 0
 

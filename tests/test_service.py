@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from agentrl_sandboxes.backend import Backend, Handle, Lease, Stream
+from agentrl_sandboxes.metrics import METRICS
 from agentrl_sandboxes.pool import PoolOptions
-from agentrl_sandboxes.service import METRICS, Service, serving
+from agentrl_sandboxes.service import Service, serving
 from looped import looped
 
 from agentrl.errors import ConfigError, ImageMissing, SandboxError

@@ -1,1 +1,1 @@
-"""Sandbox providers that ship with agentrl; each registers under the entry-point group ``agentrl.sandboxes``."""
+"""Sandbox providers that ship with agentrl, registered in the entry-point group ``agentrl.sandboxes``."""

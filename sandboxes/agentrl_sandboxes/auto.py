@@ -1,4 +1,4 @@
-"""Whichever back end this machine has: the first that can do what is asked. Never one that can do less, silently."""
+"""Chooses the first back end of this machine that can do what is asked, and never one that can do less."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ LIMITS: frozenset[Limit] = frozenset({"cpu", "memory", "processes", "disk", "fil
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(SandboxProvider):
-    """The first of its candidates that works here, isolates as asked, and enforces every limit. It says which, and why not the others.
+    """The first candidate that works here, isolates as asked, and enforces every limit.
 
-    What a candidate cannot do is never made up for by asking for less: where none is good enough, every reason is in the error.
+    The log says which candidate was chosen, and why the others were not. The requirements are never lowered:
+    if no candidate meets them, the error lists all the reasons.
     """
 
     isolation: Isolation = "namespaces"
-    """The weakest that will do: ``container`` leaves ``local`` out, ``kernel`` takes gVisor or better."""
+    """The weakest isolation to accept: ``container`` excludes ``local``; ``kernel`` requires gVisor or
+    better."""
     unenforced: frozenset[Limit] = frozenset()
-    """Limits whose lack is accepted. A candidate that enforces all is taken before one that needs this."""
+    """Limits that need not be enforced. A candidate that enforces all limits is preferred."""
     candidates: tuple[SandboxProvider, ...] = ()
-    """What to try, in this order; unless given ``Local`` and then ``Docker``, with this pool."""
+    """The providers to try, in this order; by default ``Local`` and then ``Docker``, with this pool."""
     pool: PoolOptions = field(default_factory=PoolOptions)
 
     def tried(self) -> Sequence[SandboxProvider]:
         """Return the candidates, in the order in which they are tried."""
-        from agentrl_sandboxes.docker import (
-            Docker,
-        )  # imported when it is asked for: named candidates need neither
+        # imported here, because neither is needed if other candidates are named
+        from agentrl_sandboxes.docker import Docker
         from agentrl_sandboxes.local import Local
 
         ours = (
@@ -50,10 +51,10 @@ class Auto(SandboxProvider):
 
     @asynccontextmanager
     async def serve(self, *, run: str = "") -> AsyncIterator[Sandboxes]:
-        """Serve the first candidate that will do.
+        """Serve the first candidate that meets the requirements.
 
         Raises:
-            ConfigError: none does; the message has every reason.
+            ConfigError: none does; the message lists all the reasons.
         """
         reasons: list[str] = []
         for accepted in dict.fromkeys((frozenset[Limit](), self.unenforced)):
@@ -65,32 +66,28 @@ class Auto(SandboxProvider):
                     except ConfigError as problem:
                         reasons.append(f"{name}: {problem}")
                         continue
-                    if lack := self._lack(sandboxes.capabilities, accepted):
-                        reasons.append(f"{name}: {lack}")
+                    if reason := self._unfit(sandboxes.capabilities, accepted):
+                        reasons.append(f"{name}: {reason}")
                         continue
-                    _say(name, sandboxes.capabilities, reasons)
+                    _log_choice(name, sandboxes.capabilities, reasons)
                     yield sandboxes
                     return
         every = "\n  ".join(dict.fromkeys(reasons))
         raise ConfigError(
-            f"no sandbox back end of this machine will do:\n  {every}\nmend one of these, or name another provider"
+            f"no sandbox back end of this machine meets the requirements:\n  {every}\n"
+            "mend one of these, or name another provider"
         )
 
-    def _lack(self, found: Capabilities, accepted: frozenset[Limit]) -> str:
-        """Return what a candidate cannot do; nothing where it will do."""
+    def _unfit(self, found: Capabilities, accepted: frozenset[Limit]) -> str:
+        """Return which requirement a candidate does not meet; empty if it meets all."""
         if ISOLATION.index(found.isolation) < ISOLATION.index(self.isolation):
-            return f"it isolates by {found.isolation}, and {self.isolation} is asked for"
+            return f"it isolates by {found.isolation}, and {self.isolation} is required"
         if loose := sorted(LIMITS - found.limits - accepted):
             return f"it does not enforce {', '.join(loose)} here"
         return ""
 
 
-def _say(name: str, found: Capabilities, reasons: Sequence[str]) -> None:
-    others = f"; not taken: {'; '.join(reasons)}" if reasons else ""
-    log.info(
-        "sandboxes: %s, isolated by %s, which enforces %s%s",
-        name,
-        found.isolation,
-        ", ".join(sorted(found.limits)),
-        others,
-    )
+def _log_choice(name: str, found: Capabilities, reasons: Sequence[str]) -> None:
+    limits = ", ".join(sorted(found.limits))
+    others = f"; not used: {'; '.join(reasons)}" if reasons else ""
+    log.info("sandboxes: %s, isolated by %s, which enforces %s%s", name, found.isolation, limits, others)

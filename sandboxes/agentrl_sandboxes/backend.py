@@ -1,9 +1,10 @@
-"""What a new back end writes: six members. All else (commands, files, shells, pool, leases, deadlines) is shared code above it.
+"""The contract of back ends: six members. Commands, files, shells, the pool and deadlines are built on them.
 
-A back end starts one program in a closed place, ``guest.command(...)``, and carries bytes to and from that program's standard input and
-output. The guest program is the sandbox's first process: it answers requests, reaps orphans, and ends, with everything inside, when its
-input ends, when its owner's heartbeat stops, or when its lifetime is over. So a sandbox whose owner was killed ends itself; the reaper
-removes what even that left (a record at a daemon, a mount, a control group).
+A back end starts one program, ``guest.command(...)``, in an isolated place, and carries bytes to and from
+that program's standard input and output. This program, the guest, is the sandbox's first process: it serves
+requests, reaps orphans, and exits, with everything inside, when its input ends, when its owner's heartbeats
+stop, or when its lifetime is over. So a sandbox whose owner was killed ends by itself. The reaper removes
+what is left even then (a container at a daemon, a mount, a control group).
 """
 
 from __future__ import annotations
@@ -15,21 +16,31 @@ from typing import Protocol
 from agentrl.sandbox import Capabilities
 from agentrl.types import SandboxSpec
 
+SANDBOX_UID = 61000
+"""Uid of sandboxes that root or a daemon starts, and owner of the files of images that root builds.
+
+No account of the host has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Who holds a sandbox. Written to the provider as labels, so that a reaper elsewhere can read it."""
+    """Who holds a sandbox, and until when.
+
+    Stored with the sandbox as labels, so that reapers elsewhere can read it.
+    """
 
     id: str
-    """Unique; safe in file, container, pod and control-group names (lower case letters, digits, hyphens; at most 40)."""
+    """Unique, and valid as a name of a file, container, pod and control group: lower case letters, digits and
+    hyphens, at most 40."""
     owner: str
-    """The process that holds it: ``host/boot id/pid/start time``. Dead on this host means that its leases may be reaped at once."""
+    """The process that holds it: ``host/boot id/pid/start time``. If it was a process of this host and is
+    dead, its leases may be reaped at once."""
     run: str
     deadline: float
-    """Unix time after which anybody may reap it."""
+    """Unix time after which any process may reap it."""
 
     def labels(self) -> Mapping[str, str]:
-        """Return the lease as provider labels."""
+        """Return the lease as labels."""
         return {
             "agentrl.lease": self.id,
             "agentrl.owner": self.owner,
@@ -40,7 +51,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """A created sandbox, by its lease's id; ``native`` is whatever the back end needs to find it again."""
+    """A created sandbox.
+
+    ``id`` is its lease's; ``native`` is whatever the back end needs to find it again.
+    """
 
     id: str
     native: object = field(default=None, compare=False)
@@ -50,50 +64,61 @@ class Stream(Protocol):
     """The bytes to and from the guest program."""
 
     async def send(self, data: bytes) -> None:
-        """Send all of ``data``; raises ``ConnectionError`` once the other end is gone."""
+        """Send all of ``data``; raise ``ConnectionError`` once the other end is gone."""
         ...
 
     async def receive(self) -> bytes:
-        """Return some bytes as soon as there are any; ``b""`` once the other end is gone."""
+        """Wait for some bytes and return them; ``b""`` once the other end is gone."""
         ...
 
     async def close(self) -> None:
-        """Close both directions. Closing twice is fine."""
+        """Close both directions. May be called more than once."""
         ...
 
 
 class Backend(Protocol):
-    """One way to make sandboxes. Opened by its provider, used by many sandboxes at once, on one event loop."""
+    """One way to create sandboxes.
+
+    Its provider opens it; many sandboxes use it at once, on one event loop.
+    """
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is really enforced here: probed by reading limits back inside, not taken from flags."""
+        """What is really enforced here.
+
+        Probed, by reading limits back from inside, not taken from settings.
+        """
         ...
 
     async def prepare(self, image: str) -> None:
-        """Make an image usable: pull, import, unpack or build it. Idempotent, and locked between processes.
+        """Make an image usable: pull, import, unpack or build it. Idempotent, and safe with other processes.
 
         Raises:
-            ImageMissing: it cannot be had; the message says why.
+            ImageMissing: the image is not available; the message says why.
         """
         ...
 
     async def create(self, spec: SandboxSpec, lease: Lease, command: Sequence[str]) -> Handle:
-        """Start ``command`` as the first process of a new sandbox, labelled with the lease. Cancelled or failed, it leaves nothing.
+        """Start ``command`` as the first process of a new sandbox, and store the lease with it.
+
+        If this is cancelled or fails, it must leave nothing.
 
         Raises:
-            SandboxError: it did not start.
+            SandboxError: the sandbox did not start.
         """
         ...
 
     async def open_stream(self, handle: Handle) -> Stream:
-        """Return the byte pipe to that first process. Called once for each sandbox."""
+        """Return the stream to the first process. Called once for each sandbox."""
         ...
 
     async def destroy(self, handle: Handle) -> None:
-        """Kill everything inside and remove the sandbox. Idempotent; returns when nothing is left."""
+        """Kill everything inside and remove the sandbox; return when nothing is left. Idempotent."""
         ...
 
     async def reap(self, now: float) -> int:
-        """Remove sandboxes of ours whose owner is dead or whose deadline passed; return how many. Never touches others' things."""
+        """Remove our sandboxes whose owner is dead or whose deadline has passed; return how many.
+
+        It must never touch anything that does not carry a lease.
+        """
         ...

@@ -1,11 +1,14 @@
-"""Control groups: where they may be made here, and one for each sandbox.
+"""Control groups: finds where they can be created on this machine, and creates one for each sandbox.
 
-Groups are made below the group of the process that makes them, so they never escape a limit that was put on the whole run. Version 1
-keeps a tree for each controller, version 2 one for all; hybrids have some controllers here and some there, and each controller is looked
-for on its own. Version 2 allows controllers only in groups that hold no process themselves: the launcher, when it is the only process of
-its group (as ``systemd-run --scope -p Delegate=yes`` makes it), moves itself into a leaf first.
+Groups are created below the group of the process that creates them, so a limit on the whole run also holds
+for its sandboxes. Version 1 has a hierarchy for each controller, version 2 one for all; hybrid systems have
+some controllers in version 1 and others in version 2, so each controller is searched for separately. Version
+2 allows controllers only in groups that contain no processes themselves. Therefore the launcher first moves
+itself into a child group, if it is the only process of its group (as under ``systemd-run --scope -p
+Delegate=yes``).
 
-Nothing here imports more than the standard library: the launcher uses it. Every path is found in ``/proc``, none is assumed.
+This module imports the standard library only, because the launcher uses it. All paths are read from
+``/proc``.
 """
 
 from __future__ import annotations
@@ -19,24 +22,26 @@ from pathlib import Path
 
 CONTROLLERS = ("memory", "pids", "cpu")
 PERIOD_US = 100_000
-"""Over which the share of the processors is counted."""
+"""Period over which processor time is limited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Where groups may be made: for each controller that may be used, the version and the folder to make them in."""
+    """Where groups can be created: for each usable controller, its version and the parent folder."""
 
     parents: Mapping[str, tuple[int, Path]]
 
     def folders(self, name: str) -> list[Path]:
-        """Return the folders that a group called ``name`` consists of."""
+        """Return the folders that make up the group ``name``."""
         return list(dict.fromkeys(parent / name for _, parent in self.parents.values()))
 
     def make(self, name: str, *, memory: int, pids: int, cpus: float) -> None:
-        """Make a group with its limits: bytes, tasks, processors. What the limits are is read back from the kernel.
+        """Create a group with limits on memory (bytes), tasks and processors.
+
+        The limits are read back from the kernel.
 
         Raises:
-            OSError: the kernel refused, or did not take a limit as it was given.
+            OSError: the kernel refused, or set a limit to another value than it was given.
         """
         quota = max(1000, int(cpus * PERIOD_US))
         for folder in self.folders(name):
@@ -45,9 +50,8 @@ class Groups:
             folder = parent / name
             if controller == "memory" and version == 1:
                 _set(folder / "memory.limit_in_bytes", memory)
-                _set(
-                    folder / "memory.memsw.limit_in_bytes", memory, optional=True
-                )  # there only where swap is accounted
+                # exists only if swap is accounted
+                _set(folder / "memory.memsw.limit_in_bytes", memory, optional=True)
             elif controller == "memory":
                 _set(folder / "memory.max", memory)
                 _set(folder / "memory.swap.max", 0, optional=True)
@@ -60,9 +64,10 @@ class Groups:
                 _set(folder / "cpu.max", f"{quota} {PERIOD_US}")
 
     def join(self, name: str) -> None:
-        """Move the calling process, of one thread, into the group.
+        """Move the calling process, which must have a single thread, into the group.
 
-        As a thread where version 1 allows it: to move a whole process the kernel stops all others for an RCU grace period, 10 ms and more.
+        With version 1 it is moved as a thread: to move a whole process, the kernel makes all others wait for
+        an RCU grace period of 10 ms or more.
         """
         for folder in self.folders(name):
             tasks = folder / "tasks"
@@ -70,12 +75,15 @@ class Groups:
 
 
 def find(controllers: Iterable[str] = CONTROLLERS) -> Groups:
-    """Return where this process may make groups, after trying. A controller that cannot be used is left out."""
+    """Return where this process can create groups, found by trying.
+
+    Controllers that cannot be used are left out.
+    """
     parents: dict[str, tuple[int, Path]] = {}
     own = _own()
     for controller in controllers:
         for version, names, place in own:
-            if version == 1 and controller in names and _may_make(place):
+            if version == 1 and controller in names and _can_create(place):
                 parents[controller] = (1, place)
     rest = [controller for controller in controllers if controller not in parents]
     for version, _, place in own:
@@ -85,7 +93,7 @@ def find(controllers: Iterable[str] = CONTROLLERS) -> Groups:
 
 
 def remove(folders: Iterable[Path], *, deadline_s: float = 5.0) -> bool:
-    """Kill what is in these groups and remove them; say whether all are gone."""
+    """Kill the processes in these groups and remove the groups; return whether all are gone."""
     left = list(folders)
     end = time.monotonic() + deadline_s
     while left := [folder for folder in left if not _gone(folder)]:
@@ -114,7 +122,7 @@ def _kill(folder: Path) -> None:
             return
         for pid in (folder / "cgroup.procs").read_text().split():
             os.kill(int(pid), 9)
-    except OSError:  # it, or the group, went meanwhile
+    except OSError:  # the process has ended or the group was removed meanwhile
         return
 
 
@@ -124,11 +132,11 @@ def _set(path: Path, value: object, *, optional: bool = False) -> None:
     path.write_text(str(value))
     found = path.read_text().strip()
     if found != str(value):
-        raise OSError(errno.EINVAL, f"asked for {value}, the kernel made it {found}", str(path))
+        raise OSError(errno.EINVAL, f"asked for {value}, the kernel set it to {found}", str(path))
 
 
 def _own() -> list[tuple[int, frozenset[str], Path]]:
-    """Return this process's groups as (version, controllers, folder), for the hierarchies that are mounted."""
+    """Return this process's groups in all mounted hierarchies, as (version, controllers, folder)."""
     mounts = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -149,7 +157,8 @@ def _own() -> list[tuple[int, frozenset[str], Path]]:
     return groups
 
 
-def _may_make(place: Path) -> bool:
+def _can_create(place: Path) -> bool:
+    """Whether groups can be created in a folder; found by creating one."""
     trial = place / f"agentrl-trial-{os.getpid()}"
     try:
         trial.mkdir()
@@ -160,12 +169,12 @@ def _may_make(place: Path) -> bool:
 
 
 def _delegated(own: Path, controllers: list[str]) -> dict[str, Path]:
-    """Return the version 2 folder in which groups with these controllers may be made: our own group's, or one above it."""
+    """Return the version 2 folder in which groups with these controllers can be created: ours, or above."""
     try:
-        there = (own / "cgroup.controllers").read_text().split()
+        available = (own / "cgroup.controllers").read_text().split()
     except OSError:
         return {}
-    wanted = [controller for controller in controllers if controller in there]
+    wanted = [controller for controller in controllers if controller in available]
     if not wanted:
         return {}
     if (own / "cgroup.procs").read_text().split() == [str(os.getpid())]:
@@ -173,7 +182,7 @@ def _delegated(own: Path, controllers: list[str]) -> dict[str, Path]:
     for place in (own, *own.parents):
         if not (place / "cgroup.subtree_control").exists():
             return {}
-        if os.access(place / "cgroup.procs", os.W_OK) and _enable(place, wanted) and _may_make(place):
+        if os.access(place / "cgroup.procs", os.W_OK) and _enable(place, wanted) and _can_create(place):
             return dict.fromkeys(wanted, place)
     return {}
 
@@ -188,7 +197,10 @@ def _move_into_leaf(own: Path) -> None:
 
 
 def _enable(place: Path, controllers: list[str]) -> bool:
-    """Let the groups below ``place`` have these controllers. Refused, and harmless, where it holds processes of its own."""
+    """Enable controllers for the groups below ``place``; return whether that worked.
+
+    The kernel refuses it, without any effect, if the group itself contains processes.
+    """
     control = place / "cgroup.subtree_control"
     try:
         if missing := set(controllers) - set(control.read_text().split()):

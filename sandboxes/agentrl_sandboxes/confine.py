@@ -1,12 +1,17 @@
-"""How one process becomes a sandbox: its own mounts, an unprivileged user, limits, and then bubblewrap.
+"""How a process becomes a local sandbox: mounts, an unprivileged user, limits, and then bubblewrap.
 
-``become`` runs in a child of the launcher and never returns. The files: a tmpfs of the sandbox's disk size is mounted over ``/tmp`` in a
-mount namespace of its own, and an overlay in it shows the image below and takes all that is written. Nothing of this exists outside the
-namespace, so nothing of it can be left behind. The user: started by root, the process gives up root *before* bubblewrap starts (bubblewrap
-run by root leaves the host's sysctls writable); started by a user, the mounts are made in a user namespace. Either way bubblewrap is run in
-a fresh user namespace of an ordinary uid, which also makes the kernel count processes for each sandbox and not for the uid.
+``become`` runs in a child of the launcher and never returns.
 
-Nothing here imports more than the standard library.
+Files: a tmpfs as large as the sandbox's disk is mounted over ``/tmp`` in a new mount namespace. An overlay in
+it has the image as its lower layer and receives all writes. None of this exists outside the namespace, so
+nothing of it can be left behind.
+
+User: if it was started by root, the process gives up root *before* bubblewrap starts, because bubblewrap run
+by root leaves the host's sysctls writable. If it was started by an ordinary user, the mounts are made in a
+user namespace. In both cases bubblewrap runs in a new user namespace of an ordinary uid, which also makes the
+kernel count processes for each sandbox and not for the uid.
+
+This module imports the standard library only.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _C = ctypes.CDLL(None, use_errno=True)
 
 DISK = "/tmp"
-"""Covered by the sandbox's own tmpfs, in its own mount namespace: nothing here is the host's."""
+"""Where the sandbox's tmpfs is mounted, in its own mount namespace, so that the host's files there are
+hidden."""
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -62,16 +68,16 @@ _MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a sandbox is started from: plain data, as it comes over the launcher's socket."""
+class StartRequest:
+    """Everything that the launcher needs to start a sandbox: plain data, which is sent over its socket."""
 
     id: str
     command: tuple[str, ...]
     workdir: str
     folders: tuple[str, ...]
-    """More folders that must be there."""
+    """Further folders that must exist."""
     image: str
-    """The folder of the image; empty for the host's own ``/usr``, read-only."""
+    """The folder of the image; empty for the host's ``/usr``, read-only."""
     memory: int
     """Bytes."""
     disk: int
@@ -82,62 +88,61 @@ class Order:
 
 
 def become(
-    order: Order, *, bwrap: str, uid: int, groups: Groups, filter_program: bytes, info: int
+    request: StartRequest, *, bwrap: str, uid: int, groups: Groups, filter_program: bytes, info: int
 ) -> NoReturn:
-    """Turn this process into the sandbox. Its standard input, output and error are those of the sandbox's first process.
+    """Turn this process into the sandbox. The sandbox's first process inherits its standard streams.
 
     Args:
-        order: what is asked for.
+        request: the sandbox to start.
         bwrap: the path of bubblewrap.
-        uid: the user to become where this one is root.
-        groups: where control groups may be made; the sandbox's is made and joined here.
-        filter_program: of the system calls, see ``seccomp``.
-        info: descriptor on which bubblewrap tells the number of the first process.
+        uid: the user to become if this process runs as root.
+        groups: where control groups can be created; the sandbox's own is created and joined here.
+        filter_program: the filter of system calls, see ``seccomp``.
+        info: the file descriptor to which bubblewrap writes the pid of the first process.
 
     Raises:
         OSError: the kernel refused a step; the message names it.
     """
     launcher = os.getppid()
-    groups.make(
-        order.id, memory=order.memory, pids=order.num_processes + 2, cpus=order.cpus
-    )  # bubblewrap itself, and one as it starts
-    groups.join(order.id)
-    Path("/proc/self/oom_score_adj").write_text(
-        "200"
-    )  # where memory of the host runs short, a sandbox goes before the trainer
+    # two more processes: bubblewrap itself, and another one of it while it starts
+    groups.make(request.id, memory=request.memory, pids=request.num_processes + 2, cpus=request.cpus)
+    groups.join(request.id)
+    # when the host runs out of memory, the kernel is to kill a sandbox before the trainer
+    Path("/proc/self/oom_score_adj").write_text("200")
     if os.geteuid() == 0:
         _call("unshare", _CLONE_NEWNS)
-        _mount_files(order, owner=uid)
+        _mount_files(request, owner=uid)
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        _call(
-            "prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0
-        )  # lost with root; without it the next lines may not write /proc/self
-        _own_user_namespace(uid, uid, 0)
+        # changing the user made this process not dumpable, and then it cannot write its own files in /proc
+        _call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)
+        _enter_user_namespace(uid, uid, 0)
     else:
         uid, gid = os.geteuid(), os.getegid()
-        _own_user_namespace(uid, gid, _CLONE_NEWNS)
-        _mount_files(order, owner=None)
-    _limit(order, memory_too="memory" not in groups.parents)
-    _call(
-        "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
-    )  # bubblewrap does the same, but later; lost whenever credentials change
+        _enter_user_namespace(uid, gid, _CLONE_NEWNS)
+        _mount_files(request, owner=None)
+    _set_limits(request, bound_memory="memory" not in groups.parents)
+    # here because a change of user resets it; bubblewrap sets it too, but later
+    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != launcher:
         os._exit(1)
     filter_end, end = os.pipe()
-    os.write(end, filter_program)  # less than what a pipe holds
+    os.write(end, filter_program)  # does not block: it is smaller than a pipe's buffer
     os.close(end)
     os.set_inheritable(filter_end, True)
     os.set_inheritable(info, True)
-    arguments = _arguments(order, filter_end, info)
+    arguments = _arguments(request, filter_end, info)
     os.execve(bwrap, arguments, {"PATH": "/usr/bin:/bin"})
 
 
-def _arguments(order: Order, filter_end: int, info: int) -> list[str]:
-    """Return bubblewrap's command line. Its own name is the sandbox's, so that ``ps`` tells which is which."""
+def _arguments(request: StartRequest, filter_end: int, info: int) -> list[str]:
+    """Return bubblewrap's command line.
+
+    Its first word is the sandbox's id, so that ``ps`` shows which is which.
+    """
     words: list[str] = [
-        order.id,
+        request.id,
         "--unshare-all",
         "--unshare-user",
         "--disable-userns",
@@ -158,7 +163,7 @@ def _arguments(order: Order, filter_end: int, info: int) -> list[str]:
         f"{DISK}/root",
         "/",
     ]
-    if not order.image:
+    if not request.image:
         words += ["--ro-bind", "/usr", "/usr"]
         for name in _HOST_ETC:
             words += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
@@ -167,47 +172,49 @@ def _arguments(order: Order, filter_end: int, info: int) -> list[str]:
                 words += ["--symlink", str(top.readlink()), str(top)]
             else:
                 words += ["--ro-bind-try", str(top), str(top)]
-    # /dev is small and takes no files; shared memory lies on the sandbox's disk and counts there
+    # /dev is small and read-only; shared memory is on the sandbox's disk, and counts against its size
     words += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{DISK}/shm", "/dev/shm", "--remount-ro", "/dev"]
     words += ["--ro-bind", "/proc/sys", "/proc/sys"]
     for path in filter(os.path.exists, _MASKED):
         words += ["--ro-bind", "/dev/null", path]
-    for folder in (*order.folders, order.workdir):
+    for folder in (*request.folders, request.workdir):
         words += ["--dir", folder]
-    words += ["--chdir", order.workdir, "--clearenv"]
+    words += ["--chdir", request.workdir, "--clearenv"]
     for name, value in _ENVIRONMENT.items():
         words += ["--setenv", name, value]
-    return [*words, "--seccomp", str(filter_end), "--info-fd", str(info), "--", *order.command]
+    return [*words, "--seccomp", str(filter_end), "--info-fd", str(info), "--", *request.command]
 
 
-def _own_user_namespace(uid: int, gid: int, more: int) -> None:
-    """Enter a new user namespace, in which this user keeps its numbers and, until it runs a program, may mount."""
+def _enter_user_namespace(uid: int, gid: int, more: int) -> None:
+    """Enter a new user namespace. This user keeps its ids, and may mount until it executes a program.
+
+    ``more`` are the flags of other namespaces to enter.
+    """
     _call("unshare", _CLONE_NEWUSER | more)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
 
 
-def _mount_files(order: Order, *, owner: int | None) -> None:
-    """Mount the sandbox's disk over ``DISK``, with the root file system as ``DISK/root``."""
+def _mount_files(request: StartRequest, *, owner: int | None) -> None:
+    """Mount the sandbox's disk at ``DISK``, and its root file system at ``DISK/root``."""
     _mount("none", "/", "", _MS_PRIVATE_REC)
-    if order.image:
-        os.chdir(
-            order.image
-        )  # as a relative path below: nothing inside learns where it lies, and no character of its name matters
-    inodes = max(16384, order.disk // 4096)
+    if request.image:
+        # mounted as "." below, so that the path is not visible inside, and may contain any character
+        os.chdir(request.image)
+    inodes = max(16384, request.disk // 4096)
     mine = "" if owner is None else f",uid={owner},gid={owner}"
     _mount(
-        order.id,
+        request.id,
         DISK,
         "tmpfs",
         _MS_NOSUID | _MS_NODEV,
-        f"mode=0755,size={order.disk},nr_inodes={inodes}{mine}",
+        f"mode=0755,size={request.disk},nr_inodes={inodes}{mine}",
     )
     for name in ("lower", "upper", "work", "root", "shm"):
         Path(DISK, name).mkdir()
     Path(DISK, "shm").chmod(0o1777)
-    if not order.image:
+    if not request.image:
         _host_files(Path(DISK, "lower"))
         os.chdir(f"{DISK}/lower")
     if owner is not None:
@@ -226,7 +233,7 @@ def _mount_files(order: Order, *, owner: int | None) -> None:
 
 
 def _host_files(root: Path) -> None:
-    """Write the little that a root file system needs besides ``/usr``."""
+    """Write the files and folders that a root file system needs besides ``/usr``."""
     for name in _HOST_FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "tmp").chmod(0o1777)
@@ -235,16 +242,20 @@ def _host_files(root: Path) -> None:
         (root / name).write_text(text)
 
 
-def _limit(order: Order, *, memory_too: bool) -> None:
-    """Set the limits of a process, which nothing inside can raise; where memory has no control group, at least that of each process."""
+def _set_limits(request: StartRequest, *, bound_memory: bool) -> None:
+    """Set the limits of this process, which nothing inside can raise.
+
+    ``bound_memory`` bounds the memory of each single process, for machines without a control group for
+    memory.
+    """
     wanted = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: order.disk,
-        resource.RLIMIT_NOFILE: order.num_files,
-        resource.RLIMIT_NPROC: order.num_processes + 1,
+        resource.RLIMIT_FSIZE: request.disk,
+        resource.RLIMIT_NOFILE: request.num_files,
+        resource.RLIMIT_NPROC: request.num_processes + 1,
     }
-    if memory_too:
-        wanted[resource.RLIMIT_DATA] = order.memory
+    if bound_memory:
+        wanted[resource.RLIMIT_DATA] = request.memory
     for limit, value in wanted.items():
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)

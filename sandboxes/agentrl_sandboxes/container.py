@@ -1,4 +1,4 @@
-"""What the Engine API is told of a sandbox's container: every wall there is, in one place."""
+"""The container of a sandbox, as the Engine API takes it; everything that isolates it is set here."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from typing import Any  # Any: the API's JSON
 
 from agentrl.errors import ConfigError
 from agentrl.types import SandboxSpec
-from agentrl_sandboxes import images
-from agentrl_sandboxes.backend import Lease
+from agentrl_sandboxes.backend import SANDBOX_UID, Lease
 from agentrl_sandboxes.seccomp_profile import profile
 
 MIB = 1 << 20
 NPROC = 16384
-"""Processes of all sandboxes of a podman service together."""
+"""Most processes of all sandboxes of a podman service together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
-    """An image at a daemon."""
+class DaemonImage:
+    """An image that a daemon has."""
 
     id: str
     volumes: tuple[str, ...] = ()
-    """Folders that its maker wants to be volumes: they would be unbounded folders on the daemon's disk, and become small tmpfs here."""
+    """Folders that the image declares as volumes. They would be unbounded folders on the daemon's disk;
+    sandboxes get a small tmpfs there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """What differs between daemons, and how one is asked."""
+class ContainerEngine:
+    """What containers depend on besides the spec: the daemon, and how it is used."""
 
     runtime: str = ""
     network: str = ""
-    """Of specs whose network is open."""
+    """The network of sandboxes whose spec has ``network="open"``."""
     podman: bool = False
-    """It has its own way to give a tmpfs an owner, puts unbounded ones on /run and /var/tmp, and would raise the limit of processes."""
+    """Podman has its own option for the owner of a tmpfs, mounts unbounded ones at /run and /var/tmp, and
+    would raise the limit on processes."""
 
 
 def folders(spec: SandboxSpec) -> tuple[str, ...]:
-    """Return the folders that a spec wants to be writable, without those inside others of them.
+    """Return the folders that a spec wants to be writable, without those that are inside another one.
 
     >>> folders(SandboxSpec(workdir="/repo/main", writable=("/opt", "/repo")))
     ('/opt', '/repo')
@@ -47,7 +48,8 @@ def folders(spec: SandboxSpec) -> tuple[str, ...]:
     paths = sorted({PurePosixPath(path) for path in (spec.workdir, *spec.writable)})
     if PurePosixPath("/") in paths:
         raise ConfigError(
-            "a container's root folder cannot be written; name the workdir and the folders that must be writable"
+            "a container's root folder cannot be written; "
+            "name the workdir and the folders that must be writable"
         )
     return tuple(str(path) for path in paths if not any(other in path.parents for other in paths))
 
@@ -55,20 +57,22 @@ def folders(spec: SandboxSpec) -> tuple[str, ...]:
 def container(
     spec: SandboxSpec,
     lease: Lease,
-    image: Root,
+    image: DaemonImage,
     command: Sequence[str],
     *,
     copied: Mapping[str, int],
-    engine: Engine,
+    engine: ContainerEngine,
 ) -> Mapping[str, Any]:
-    """Return what the API needs to create a sandbox's container; ``copied`` are the bytes of the image that each writable folder gets.
+    """Return the API's description of a sandbox's container.
+
+    ``copied`` are the bytes of the image that are copied into each writable folder.
 
     Raises:
-        ConfigError: what is copied in leaves no room in ``disk_mib``.
+        ConfigError: the copied bytes leave no room in ``disk_mib``.
     """
     others = ("/tmp", *image.volumes, *(("/run", "/var/tmp") if engine.podman else ()))
     sizes, shared = _sizes(spec, others, copied)
-    owner = "U,notmpcopyup" if engine.podman else f"mode=755,uid={images.USER},gid={images.USER}"
+    owner = "U,notmpcopyup" if engine.podman else f"mode=755,uid={SANDBOX_UID},gid={SANDBOX_UID}"
     limits = {"nofile": spec.num_files, "core": 0, **({"nproc": NPROC} if engine.podman else {})}
     host = {
         "AutoRemove": True,
@@ -77,10 +81,8 @@ def container(
         "Tmpfs": {path: f"exec,nosuid,nodev,{owner},size={size}" for path, size in sizes.items()},
         "ShmSize": shared,
         "CapDrop": ["ALL"],
-        "SecurityOpt": [
-            "no-new-privileges",
-            *([] if engine.podman else [f"seccomp={profile()}"]),
-        ],  # podman's takes a path at the service
+        # podman expects a path on the machine of its service
+        "SecurityOpt": ["no-new-privileges", *([] if engine.podman else [f"seccomp={profile()}"])],
         "Privileged": False,
         "IpcMode": "private",
         "CgroupnsMode": "private",
@@ -98,7 +100,7 @@ def container(
         "Image": image.id,
         "Entrypoint": list(command),
         "Cmd": [],
-        "User": f"{images.USER}:{images.USER}",
+        "User": f"{SANDBOX_UID}:{SANDBOX_UID}",
         "WorkingDir": spec.workdir,
         "Hostname": "sandbox",
         "Env": [
@@ -123,12 +125,16 @@ def container(
 def _sizes(
     spec: SandboxSpec, others: Sequence[str], copied: Mapping[str, int]
 ) -> tuple[Mapping[str, int], int]:
-    """Divide ``disk_mib``, less what is copied in, among the writable folders: the spec's own get three quarters, /dev/shm a sixteenth."""
+    """Divide ``disk_mib``, less the copied bytes, among the writable folders.
+
+    The spec's own folders share three quarters, /dev/shm gets a sixteenth, and the others share the rest.
+    """
     room = spec.disk_mib * MIB - sum(copied.values())
     if room < MIB:
         needed = sum(copied.values()) / MIB
         raise ConfigError(
-            f"disk_mib is {spec.disk_mib}, and {needed:.0f} MiB of the image in {', '.join(copied)} must fit in it; raise it"
+            f"disk_mib is {spec.disk_mib}, and {needed:.0f} MiB of the image in {', '.join(copied)} "
+            "must fit in it; raise it"
         )
     asked, shared = folders(spec), room // 16
     others = [path for path in dict.fromkeys(others) if path not in asked]
@@ -138,5 +144,5 @@ def _sizes(
 
 
 def _pages(size: int) -> int:
-    """Return a size in whole pages, not more: a tmpfs rounds up."""
+    """Round a size down to whole pages, because a tmpfs would round it up."""
     return size // 4096 * 4096

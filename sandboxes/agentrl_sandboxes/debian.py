@@ -1,7 +1,8 @@
-"""What a root file system is made from without a registry: this host's own Debian packages, or a mirror's.
+"""Debian packages as the source of root file systems: this host's own, or those of a mirror.
 
-A package's files, and those of all it depends on, are copied as they lie here: seconds, no network, no root. What the packages' scripts
-would have done on a new system is little, and is done by ``images``: accounts, empty mount points, alternatives.
+The files of installed packages, and of all that they depend on, are copied from this host. That takes
+seconds, and needs neither network nor root. The little that the packages' scripts would do on a new system is
+done here and in ``images``: accounts, empty mount points, alternatives.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _ALTERNATIVES = "/etc/alternatives/"
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
-    """An installed package and what it needs: a tuple of alternatives for each dependency."""
+class DebianPackage:
+    """An installed package. ``needs`` has a tuple of alternatives for each dependency."""
 
     name: str
     architecture: str
@@ -42,25 +43,26 @@ class Package:
 
     @property
     def files(self) -> Path:
-        """The list of its files in dpkg's records."""
+        """Dpkg's list of its files."""
         plain = _INFO / f"{self.name}.list"
         return plain if plain.exists() else _INFO / f"{self.name}:{self.architecture}.list"
 
 
-def closure(names: Sequence[str]) -> tuple[Package, ...]:
-    """Return the packages of these names and all they depend on, sorted by name.
+def closure(names: Sequence[str]) -> tuple[DebianPackage, ...]:
+    """Return the packages of these names and all that they depend on, sorted by name.
 
     Raises:
-        ImageMissing: this is no Debian system, or some are not installed.
+        ImageMissing: this is not a Debian system, or some of the packages are not installed.
     """
     by_name = _installed()
     if missing := sorted({name for name in names if name not in by_name}):
         raise ImageMissing(
-            f"the image is made of this host's own packages, and some are not installed: {', '.join(missing)}; "
+            "the image is made of this host's own packages, "
+            f"and some are not installed: {', '.join(missing)}; "
             f"as root: apt-get install {' '.join(missing)}"
         )
     wanted = list(names)
-    found: dict[str, Package] = {}
+    found: dict[str, DebianPackage] = {}
     while wanted:
         package = by_name[wanted.pop()]
         if package.name not in found:
@@ -73,23 +75,27 @@ def closure(names: Sequence[str]) -> tuple[Package, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
-def _installed() -> Mapping[str, Package]:
-    """Return the installed packages by name and by what they provide."""
+def _installed() -> Mapping[str, DebianPackage]:
+    """Return the installed packages by their names and by the virtual packages that they provide."""
     if shutil.which("dpkg-query") is None:
         raise ImageMissing(
             "the image is made of the host's own Debian packages, and this host has no dpkg-query; "
-            "give a root file system instead: agentrl images build base --source ROOTFS.tar (such as 'docker export' writes)"
+            "use a root file system such as 'docker export' writes: "
+            "agentrl images build base --source ROOTFS.tar"
         )
-    form = "${db:Status-Abbrev}\t${Package}\t${Architecture}\t${Version}\t${Pre-Depends}, ${Depends}\t${Provides}\n"
+    form = (
+        "${db:Status-Abbrev}\t${Package}\t${Architecture}\t${Version}\t"
+        "${Pre-Depends}, ${Depends}\t${Provides}\n"
+    )
     listed = subprocess.run(
         ["dpkg-query", "-W", "-f", form], check=True, capture_output=True, text=True, timeout=60
     ).stdout
     packages = []
     for line in listed.splitlines():
         status, name, architecture, version, needs, provides = line.split("\t")
-        if status[1] in "iWt":  # installed, even if triggers are still to run
+        if status[1] in "iWt":  # installed, perhaps with triggers pending
             packages.append(
-                Package(
+                DebianPackage(
                     name, architecture, version, tuple(map(_names, _parts(needs, ","))), _names(provides, ",")
                 )
             )
@@ -110,10 +116,11 @@ def _names(text: str, separator: str = "|") -> tuple[str, ...]:
     return tuple(re.split(r"[\s:(]", part, maxsplit=1)[0] for part in _parts(text, separator))
 
 
-def copy(packages: Iterable[Package], root: Path) -> None:
-    """Copy the packages' files below ``root``, with their times and hard links, and the bytecode that lies beside them.
+def copy(packages: Iterable[DebianPackage], root: Path) -> None:
+    """Copy the packages' files below ``root``, with their times and hard links, and their bytecode.
 
-    Only what everybody on this host may read is taken: nothing private of the host gets in, and root and users get the same image.
+    Only files that every user of this host may read are copied: so nothing private gets into the image, and
+    root and other users build the same image.
     """
     known: dict[tuple[int, int], Path] = {}
     for package in packages:
@@ -123,7 +130,7 @@ def copy(packages: Iterable[Package], root: Path) -> None:
         _copy(link, root, known)
 
 
-def _listed(package: Package) -> Iterator[str]:
+def _listed(package: DebianPackage) -> Iterator[str]:
     for path in package.files.read_text().splitlines():
         if path.startswith(_LEFT_OUT) or path == "/.":
             continue
@@ -138,7 +145,7 @@ def _copy(path: str, root: Path, known: dict[tuple[int, int], Path]) -> None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        return  # left out of this installation, as documents often are
+        return  # not part of this installation, as is common for documentation
     target = Path(f"{root}{os.path.realpath(folder)}", name)
     if stat.S_ISLNK(status.st_mode):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,14 +160,12 @@ def _copy(path: str, root: Path, known: dict[tuple[int, int], Path]) -> None:
             target.hardlink_to(same)
         else:
             shutil.copyfile(path, target)
-            target.chmod(
-                0o755 if status.st_mode & stat.S_IXUSR else 0o644
-            )  # neither set-user-id nor anything but files
+            target.chmod(0o755 if status.st_mode & stat.S_IXUSR else 0o644)  # drops set-user-id bits
             os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
 def _alternatives(root: Path) -> Iterator[str]:
-    """Yield the links through /etc/alternatives that end at something in the image (awk, for one)."""
+    """Yield the links through /etc/alternatives whose target is in the image, such as that of awk."""
     for folder in _LINK_FOLDERS:
         for link in sorted(Path(folder).iterdir()):
             target = str(link.readlink()) if link.is_symlink() else ""
@@ -170,14 +175,15 @@ def _alternatives(root: Path) -> Iterator[str]:
 
 
 def bootstrap(packages: Sequence[str], archive: Path) -> None:
-    """Write a root file system of a mirror's packages to a tar archive, with mmdebstrap: minutes, and needs the mirror.
+    """Write a root file system of a mirror's packages to a tar archive with mmdebstrap, which takes minutes.
 
     Raises:
-        ImageMissing: mmdebstrap is not installed, or failed; the message ends with its own.
+        ImageMissing: mmdebstrap is not installed, or failed; the message ends with its error.
     """
     if shutil.which("mmdebstrap") is None:
         raise ImageMissing(
-            "building from a Debian mirror needs mmdebstrap, which is not installed; as root: apt-get install mmdebstrap"
+            "building from a Debian mirror needs mmdebstrap, which is not installed; "
+            "as root: apt-get install mmdebstrap"
         )
     left_out = [f"--dpkgopt=path-exclude={folder}*" for folder in _LEFT_OUT]
     command = [
@@ -201,7 +207,10 @@ def bootstrap(packages: Sequence[str], archive: Path) -> None:
 
 
 def _suite() -> str:
-    """Return the host's Debian release where it is one; it is built for the same kernel, and the mirror is known to work."""
+    """Return the Debian release to install: the host's own if it runs Debian, else ``stable``.
+
+    The host's own release suits its kernel, and its mirror is known to work.
+    """
     text = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
     values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     return values.get("VERSION_CODENAME", "stable") if values.get("ID") == "debian" else "stable"

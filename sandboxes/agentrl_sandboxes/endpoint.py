@@ -1,4 +1,7 @@
-"""A server inside, as a unix socket on this host: each connection to it is a channel of the one stream."""
+"""Access to a server inside a sandbox through a unix socket on this host.
+
+Each connection is a channel of the link to the guest.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from agentrl_sandboxes.link import Link
 
 @asynccontextmanager
 async def endpoint(link: Link, port: int) -> AsyncIterator[Path]:
-    """Serve ``port`` of the guest's loopback on a socket that only this user can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="agentrl-"))  # a short path: a socket's may have 107 bytes
+    """Yield a unix socket, for this user only, that leads to ``port`` on the guest's loopback interface."""
+    folder = Path(tempfile.mkdtemp(prefix="agentrl-"))  # short: a socket's path has at most 107 bytes
     connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,7 +45,7 @@ async def endpoint(link: Link, port: int) -> AsyncIterator[Path]:
 
 
 async def _carry(link: Link, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry one connection until either side has closed it. What breaks, breaks it: the client sees a closed connection."""
+    """Carry one connection until either side closes it. On an error the client sees its connection closed."""
     with suppress(SandboxError, ConnectionError):
         async with link.pipe("connect", port=port) as channel:
 

@@ -1,11 +1,13 @@
-"""Leases: who holds a sandbox, and whether that process is surely dead.
+"""Leases: which process holds a sandbox, and whether that process is certainly dead.
 
-A lease is written to the provider as labels. The reaper of any later process reads them and removes a sandbox when its deadline passed,
-or when its owner was a process of this machine that is gone. Of an owner elsewhere nothing is known, so only the deadline counts: a
-living run on another machine, or in another container of this one, never loses a sandbox to a reaper here.
+A lease is stored with the sandbox as labels. The reaper of any later process reads them, and removes a
+sandbox when its deadline has passed, or when its owner was a process of this machine that no longer exists.
+About owners elsewhere nothing is known, so only the deadline counts: a run on another machine, or in another
+container of this one, never loses a sandbox to a reaper here.
 
-A process is named by ``host/boot id/pid/start time``. The start time tells a process from a later one with the same number; the boot id,
-joined by the number of the process namespace, tells whether numbers seen here and there mean the same.
+A process is named ``host/boot id/pid/start time``. The start time distinguishes a process from a later one
+with the same pid. The boot id, followed by the number of the pid namespace, shows whether two pids belong to
+the same numbering.
 """
 
 from __future__ import annotations
@@ -21,51 +23,53 @@ from pathlib import Path
 from agentrl_sandboxes.backend import Lease
 
 PREFIX = "agentrl-"
-"""What the id of every lease begins with, and so the name of everything that a back end makes."""
+"""Prefix of every lease's id, and so of the names of everything that a back end creates."""
 GRACE_S = 60.0
-"""How long after its lifetime a sandbox, which ends itself, may be reaped by anybody."""
+"""A sandbox ends by itself after its lifetime; this much later any process may reap it."""
 DEAD = frozenset("ZX")
-"""Process states, as ``/proc/<pid>/stat`` has them, of what is dead and only not yet collected by its parent."""
+"""Process states in ``/proc/<pid>/stat`` that mean: dead, and not yet reaped by its parent."""
 
 
 def new_lease(*, run: str = "", lifetime_s: float) -> Lease:
-    """Return a fresh lease of this process."""
+    """Return a new lease, held by this process."""
     return Lease(
         id=PREFIX + secrets.token_hex(10), owner=owner(), run=run, deadline=time.time() + lifetime_s + GRACE_S
     )
 
 
-def owner() -> str:
-    """Return this process's name, ``host/boot id/pid/start time``."""
-    pid = os.getpid()
-    return f"{_place()}/{pid}/{_started(pid)}"
+def owner(pid: int | None = None) -> str:
+    """Return the name of a process of this machine, this one by default: ``host/boot id/pid/start time``."""
+    pid = os.getpid() if pid is None else pid
+    return f"{_numbering()}/{pid}/{_start_time(pid)}"
 
 
 def dead(name: str) -> bool:
-    """Whether the process called ``name`` is surely gone: it was of this machine, boot and process namespace, and is no more.
+    """Whether a process, as ``owner`` names it, is certainly dead.
+
+    That is known only of processes of this machine, boot and pid namespace.
 
     >>> dead(owner())
     False
     >>> dead("another-host/some-boot/1/1")
     False
     """
-    place, _, process = name.rpartition("/")[0].rpartition("/")
-    started = name.rpartition("/")[2]
-    if place != _place() or not process.isdecimal():
+    before, _, start_time = name.rpartition("/")
+    numbering, _, pid = before.rpartition("/")
+    if numbering != _numbering() or not pid.isdecimal():
         return False
     try:
-        os.kill(int(process), 0)  # asks only; what /proc hides from this user is there nevertheless
+        os.kill(int(pid), 0)  # sends nothing, and also finds processes that /proc hides from this user
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):
         pass
-    return _started(int(process)) not in {"", started}
+    return _start_time(int(pid)) not in {"", start_time}
 
 
 def reapable(labels: Mapping[str, str], now: float) -> bool:
-    """Whether what carries these labels is ours and may be removed at Unix time ``now``.
+    """Whether a sandbox with these labels is ours and may be removed at Unix time ``now``.
 
-    >>> reapable({"somebody": "else's"}, now=2e9)
+    >>> reapable({"another": "label"}, now=2e9)
     False
     >>> reapable(Lease(id="agentrl-1", owner=owner(), run="", deadline=1e9).labels(), now=2e9)
     True
@@ -75,7 +79,7 @@ def reapable(labels: Mapping[str, str], now: float) -> bool:
 
 
 def from_labels(labels: Mapping[str, str]) -> Lease | None:
-    """Return the lease that was written as ``labels``, or ``None`` where they are not ours.
+    """Return the lease that ``labels`` hold, or ``None`` if they hold none.
 
     >>> lease = Lease(id="agentrl-1", owner="host/boot/1/2", run="demo", deadline=5.0)
     >>> from_labels(lease.labels()) == lease
@@ -93,19 +97,20 @@ def from_labels(labels: Mapping[str, str]) -> Lease | None:
 
 
 @cache
-def _place() -> str:
-    """Return where process numbers mean what they mean here: ``host/boot id``, joined by the process namespace."""
+def _numbering() -> str:
+    """Return what identifies the numbering of processes here: ``host/boot id.pid namespace``."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     try:
         return f"{socket.gethostname()}/{boot.read_text().strip()}.{namespace.stat().st_ino}"
-    except OSError:  # no Linux: owners are told apart, and none is ever found dead
+    except OSError:  # not Linux: names stay unique, and no process is ever considered dead
         return f"{socket.gethostname()}/unknown-{secrets.token_hex(8)}"
 
 
-def _started(pid: int) -> str:
-    """Return when a process was started, in clock ticks since the boot; ``dead`` when it is a zombie, empty when it cannot be known.
+def _start_time(pid: int) -> str:
+    """Return when a process started, in clock ticks since the boot; ``dead`` for a zombie, empty if unknown.
 
-    The second field is the program's name in brackets and may hold anything, brackets and spaces included: fields are counted from its end.
+    The second field is the program's name in brackets, which may itself contain brackets and spaces: fields
+    are counted from its end.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")

@@ -1,7 +1,8 @@
-"""The host's side of the one stream to a guest: many requests at once, each with a deadline.
+"""The host's side of the stream to a guest: many requests at the same time, each with a deadline.
 
-What comes from a guest comes out of the sandbox, so none of it is trusted: a frame that is too long, more data than was asked for, or an
-answer that is none ends the link. A link ends once, with a reason; all that is under way, and all that comes later, raises that.
+What a guest sends comes out of the sandbox, so it is not trusted: a frame that is too long, more data than
+was asked for, or a malformed answer ends the link. A link ends once, with a reason; all pending and later
+requests raise that reason.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ from agentrl_sandboxes.guest.wire import (
 )
 
 GRACE_S = 10.0
-"""How much later than its deadline an answer may come before the guest is taken to be lost."""
+"""How much later than a request's deadline its answer may arrive; after that the guest counts as lost."""
 
 BEATS = 4
-"""How often the guest hears from us within its patience."""
+"""Heartbeats sent to the guest in each ``heartbeat_s``, the silence after which it exits."""
 
 C = TypeVar("C", bound="Channel")
 
 
 class RequestTooLong(ValueError):
-    """A request does not fit into a frame."""
+    """The arguments of a request do not fit into a frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The end of a request: a mapping, and the data that came before it."""
+    """The answer to a request: its result, and the data that was sent before that."""
 
     result: Mapping[str, Any]
     data: bytes
@@ -54,15 +55,12 @@ class Answer:
     def raise_for_errno(self, path: str = "") -> None:
         """Raise the ``OSError`` that happened inside, if one did."""
         if (number := self.result.get("errno")) is not None:
-            raise (
-                OSError(number, str(self.result.get("error", "")), path)
-                if path
-                else OSError(number, str(self.result.get("error", "")))
-            )
+            message = str(self.result.get("error", ""))
+            raise OSError(number, message, path) if path else OSError(number, message)
 
 
 class Channel:
-    """One request under way."""
+    """One pending request."""
 
     def __init__(self, link: Link, number: int, expect: int) -> None:
         self.link, self.number, self.expect = link, number, expect
@@ -72,13 +70,13 @@ class Channel:
         self.result: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
 
     def take(self, body: bytes) -> None:
-        """Keep data, and say so."""
+        """Keep data that arrived."""
         self.data += body
         if len(self.data) > self.expect:
             raise SandboxError(f"the guest sent more than the {self.expect} bytes it was asked for")
 
     async def feed(self, data: bytes, *, end: bool = True) -> None:
-        """Send data as fast as it is taken in."""
+        """Send data as fast as the guest consumes it."""
         view = memoryview(data)
         while view:
             while self.room <= 0:
@@ -91,12 +89,12 @@ class Channel:
             self.end()
 
     def end(self) -> None:
-        """Say that there is no more data."""
+        """Report to the guest that there is no more data."""
         self.link.post(END, self.number)
 
 
 class Pipe(Channel):
-    """A request whose data is wanted as it comes."""
+    """A request whose data is read while it arrives."""
 
     def __init__(self, link: Link, number: int, expect: int) -> None:
         super().__init__(link, number, expect)
@@ -104,12 +102,12 @@ class Pipe(Channel):
         self.result.add_done_callback(lambda result: self.news.set())
 
     def take(self, body: bytes) -> None:
-        """Keep data until it is asked for; the guest may be no more than a window ahead."""
+        """Keep data until ``next`` returns it; the guest may be at most a window ahead."""
         super().take(body)
         self.news.set()
 
     async def next(self) -> bytes:
-        """Return what has come since; ``b""`` at the end.
+        """Return the data that has arrived since the last call; ``b""`` at the end.
 
         Raises:
             SandboxError: the guest is gone.
@@ -124,18 +122,18 @@ class Pipe(Channel):
         return data
 
     def taken(self, num: int) -> None:
-        """Let the guest send so many bytes more."""
+        """Report that ``num`` more bytes were consumed, so that the guest may send as many again."""
         if not self.result.done():
             self.link.post(CREDIT, self.number, NUMBER.pack(num))
 
 
 class Link:
-    """An open stream to a guest. Made by ``Link.open``; whoever opened it closes it."""
+    """An open stream to a guest. Opened by ``Link.open``; its opener must close it."""
 
     def __init__(self, stream: Stream, heartbeat_s: float, lost: Callable[[], None] = lambda: None) -> None:
         self.stream, self.heartbeat_s, self.on_lost = stream, heartbeat_s, lost
         self.reason = ""
-        """Why the link has ended; empty while it has not."""
+        """Why the link has ended; empty while it is open."""
         self.channels: dict[int, Channel] = {}
         self.numbers = 0
         self.waiting: deque[bytes] = deque()
@@ -145,10 +143,10 @@ class Link:
 
     @classmethod
     async def open(cls, stream: Stream, *, heartbeat_s: float = 120.0, start_s: float = 60.0) -> Link:
-        """Wait for the guest's first word.
+        """Wait for the guest's greeting and return the open link.
 
         Raises:
-            SandboxError: it did not start, or its ``workdir`` cannot be used.
+            SandboxError: the guest did not start, or its ``workdir`` cannot be used.
         """
         link = cls(stream, heartbeat_s)
         hello = link.channels[0] = Channel(link, 0, 0)
@@ -164,21 +162,22 @@ class Link:
         return link
 
     def post(self, kind: int, channel: int, body: bytes | memoryview = b"") -> None:
-        """Send a frame, after those before it."""
+        """Queue a frame to be sent."""
         self.waiting.append(HEADER.pack(kind, channel, len(body)) + body)
         self.wake.set()
 
     async def request(
         self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: Any
     ) -> Answer:
-        """Ask the guest for something and wait for the answer.
+        """Send a request and wait for its answer.
 
         Args:
-            op: what it shall do.
-            data: goes with it.
-            deadline_s: how long it may take; ``GRACE_S`` later the link is lost.
-            expect: how many bytes of data may come back.
-            arguments: how it shall do it.
+            op: the operation.
+            data: sent with the request.
+            deadline_s: longest time that the operation may take; if no answer arrives within ``GRACE_S``
+                after that, the link ends.
+            expect: most bytes of data that may come back.
+            arguments: of the operation.
 
         Raises:
             SandboxError: the guest is gone, or did not answer in time.
@@ -198,7 +197,7 @@ class Link:
 
     @asynccontextmanager
     async def pipe(self, op: str, **arguments: Any) -> AsyncIterator[Pipe]:
-        """Open a channel for data both ways; leaving the context ends it."""
+        """Open a channel that carries data in both directions; leaving the context cancels it."""
         channel = self._start(op, Pipe, 2 * WINDOW, arguments)
         try:
             yield channel
@@ -218,7 +217,7 @@ class Link:
         return channel
 
     async def ping(self) -> None:
-        """Go there and back."""
+        """Send a frame that the guest answers at once, and wait for the answer."""
         if self.reason:
             raise SandboxError(self.reason)
         self.numbers += 1
@@ -227,7 +226,7 @@ class Link:
         await self._answer(channel, 0.0, GRACE_S)
 
     async def close(self) -> None:
-        """End the link, which ends the guest."""
+        """End the link, which makes the guest exit."""
         self._end("the sandbox was closed")
         for task in self.tasks:
             task.cancel()
@@ -235,12 +234,11 @@ class Link:
         await self.stream.close()
 
     async def _answer(self, channel: Channel, deadline_s: float, grace_s: float) -> Mapping[str, Any]:
-        """Wait for a channel's result; a channel that is not waited for any more is cancelled."""
+        """Wait for a channel's result. If the wait is cancelled, so is the request."""
         loop = asyncio.get_running_loop()
 
-        def overdue() -> (
-            None
-        ):  # in two steps: if this process itself was stopped for long, the answer may be here already
+        def overdue() -> None:
+            # two timers: if this process was stopped for long, the answer may have arrived and only be unread
             timers.append(loop.call_later(max(grace_s, 1.0), missed))
 
         def missed() -> None:
@@ -255,19 +253,19 @@ class Link:
             self._forget(channel)
 
     def _forget(self, channel: Channel) -> None:
-        """Cancel what is not waited for any more, unless it has been answered."""
+        """Cancel a request unless it has been answered."""
         if self.channels.pop(channel.number, None) and not self.reason:
             self.post(CANCEL, channel.number)
 
     def _end(self, reason: str) -> None:
-        """Fail everything, now and later, with a reason; the first one counts."""
+        """Make all pending and later requests fail with a reason. Only the first call has an effect."""
         if self.reason:
             return
         self.reason = reason
         for channel in self.channels.values():
             if not channel.result.done():
                 channel.result.set_exception(SandboxError(reason))
-                channel.result.exception()  # nobody may be waiting
+                channel.result.exception()  # mark it as retrieved: perhaps nothing waits for it
         self.on_lost()
 
     async def _receive(self) -> None:
@@ -295,7 +293,7 @@ class Link:
         channel = self.channels.get(number)
         if number == 0 and kind == RESULT and channel is None:
             raise SandboxError(f"the guest broke: {body.decode(errors='replace')}")
-        if channel is None:  # an answer to what nobody waits for any more
+        if channel is None:  # the answer to a request that was cancelled
             return
         if kind == DATA:
             channel.take(body)
@@ -312,7 +310,7 @@ class Link:
             except (ValueError, RecursionError):
                 result = None
             if not isinstance(result, dict):
-                raise SandboxError("the guest gave an answer that is none")
+                raise SandboxError("the guest sent a malformed answer")
             del self.channels[number]
             if not channel.result.done():
                 channel.result.set_result(result)
@@ -328,8 +326,8 @@ class Link:
             self._end(f"the guest is gone: {problem}")
 
     async def _beat(self) -> None:
-        """Let the guest know that somebody is here, and see that it still is."""
-        while self.silence <= BEATS:  # counted and not timed: this process itself may have been stopped
+        """Send heartbeats to the guest, and end the link when the guest is silent."""
+        while self.silence <= BEATS:  # counts beats, not seconds, because this process may itself be stopped
             self.silence += 1
             self.post(PING, 0)
             await asyncio.sleep(self.heartbeat_s / BEATS)

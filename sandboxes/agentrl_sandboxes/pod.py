@@ -1,6 +1,6 @@
-"""What the Kubernetes API is told of a sandbox's pod: every wall there is, in one place.
+"""The pod of a sandbox, as the Kubernetes API takes it; everything that isolates it is set here.
 
-It satisfies the "restricted" pod security standard.
+The pod satisfies the "restricted" pod security standard.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any  # Any: the API's JSON
 
 from agentrl.types import SandboxSpec
-from agentrl_sandboxes import images, inside
-from agentrl_sandboxes.backend import Lease
+from agentrl_sandboxes import programs
+from agentrl_sandboxes.backend import SANDBOX_UID, Lease
 from agentrl_sandboxes.container import folders
 
 SANDBOX, FILL = "sandbox", "fill"
 """The names of the two containers."""
 STORE = "/.agentrl"
-"""Where the one writable volume is while it is filled."""
+"""Where the writable volume is mounted while it is filled."""
 POLICY = "agentrl-closed"
 """The network policy that all sandboxes of a namespace share."""
 CLOSED = "agentrl.closed"
-"""The label of pods without a network."""
+"""The label of pods that have no network."""
 GRACE_S = 120
-"""How long after a sandbox's lifetime the cluster itself ends its pod."""
+"""Seconds after a sandbox's lifetime after which the cluster itself ends its pod."""
 
 FILLING = r"""
 import os, shutil, sys
@@ -39,7 +39,7 @@ for number, folder in enumerate(sys.argv[2:]):
             if not os.path.islink(path):
                 os.chmod(path, os.stat(path).st_mode & 0o777 | 0o600)
 """
-"""Copies what the image has in the writable folders to the volume that will lie over them."""
+"""Copies what the image has in the writable folders to the volume that will be mounted over them."""
 
 
 def pod(
@@ -52,9 +52,10 @@ def pod(
     secrets: Sequence[str] = (),
     nodes: Mapping[str, str] | None = None,
 ) -> Mapping[str, Any]:
-    """Return a sandbox's pod. Its program starts when it is let go on, once it is attached to (``inside.COPY_IN``).
+    """Return a sandbox's pod. Its first program, ``programs.COPY_IN``, waits until it is attached to.
 
-    All writable folders are parts of one volume in memory, which ``disk_mib`` bounds. What is in it counts against ``memory_mib`` too.
+    All writable folders are parts of one volume in memory, which ``disk_mib`` bounds. Its content also counts
+    against ``memory_mib``.
     """
     paths = (*folders(spec), *(path for path in ("/tmp", "/dev/shm") if path not in folders(spec)))
     return {
@@ -63,7 +64,7 @@ def pod(
         "metadata": {
             "name": lease.id,
             "labels": {"agentrl.lease": lease.id, **({CLOSED: "yes"} if spec.network == "none" else {})},
-            "annotations": dict(lease.labels()),  # an owner's name is no valid label
+            "annotations": dict(lease.labels()),  # an owner's name is not valid as a label
         },
         "spec": {
             "activeDeadlineSeconds": round(spec.lifetime_s) + GRACE_S,
@@ -79,7 +80,7 @@ def pod(
             "nodeSelector": dict(nodes or {}),
             "restartPolicy": "Never",
             "securityContext": {
-                "fsGroup": images.USER,
+                "fsGroup": SANDBOX_UID,
                 "runAsNonRoot": True,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
@@ -99,7 +100,7 @@ def _sandbox(
     return {
         **_common(spec, image),
         "name": SANDBOX,
-        "command": [command[0], "-I", "-S", "-c", inside.COPY_IN, *command],
+        "command": [command[0], "-I", "-S", "-c", programs.COPY_IN, *command],
         "workingDir": spec.workdir,
         "stdin": True,
         "stdinOnce": True,
@@ -112,7 +113,7 @@ def _sandbox(
 
 
 def _fill(spec: SandboxSpec, image: str, python: str, paths: Sequence[str]) -> Mapping[str, Any]:
-    """Return the container that copies the image's files before."""
+    """Return the container that runs first and copies the image's files to the volume."""
     return {
         **_common(spec, image),
         "name": FILL,
@@ -122,7 +123,7 @@ def _fill(spec: SandboxSpec, image: str, python: str, paths: Sequence[str]) -> M
 
 
 def _common(spec: SandboxSpec, image: str) -> Mapping[str, Any]:
-    """Return what holds for both containers."""
+    """Return what both containers have in common."""
     sizes = {"cpu": f"{round(spec.cpus * 1000)}m", "memory": f"{spec.memory_mib}Mi"}
     return {
         "image": image,
@@ -134,15 +135,15 @@ def _common(spec: SandboxSpec, image: str) -> Mapping[str, Any]:
             "privileged": False,
             "readOnlyRootFilesystem": True,
             "runAsNonRoot": True,
-            "runAsUser": images.USER,
-            "runAsGroup": images.USER,
+            "runAsUser": SANDBOX_UID,
+            "runAsGroup": SANDBOX_UID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
 
 
 def policy() -> Mapping[str, Any]:
-    """Return the network policy that lets nothing into or out of pods without a network."""
+    """Return the network policy that blocks all traffic of the pods that have no network."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -1,8 +1,9 @@
-"""The pool: how many sandboxes there are at once, which of them are kept warm, and who is next.
+"""The pool: how many sandboxes exist at once, which of them are kept warm, and which request is served next.
 
-A slot is held by whatever exists: a sandbox that is open, warm, starting, or being closed. Who asks waits in one line, first come first
-served; the head of the line gets a warm sandbox of its spec, else a free slot to start one in, else the slot of the warm sandbox that
-was idle for longest, which is closed for it. So warm sandboxes never keep anybody waiting, and nobody is overtaken.
+Every sandbox holds a slot while it is starting, warm, open or being closed. Requests wait in one queue and
+are served in its order. The first one gets a warm sandbox of its spec; else a free slot to start one in; else
+the slot of the warm sandbox that was idle for longest, which is closed for it. So a request never waits
+because of warm sandboxes, and is never overtaken.
 """
 
 from __future__ import annotations
@@ -22,30 +23,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOptions:
-    """How a provider starts sandboxes and how many it keeps. Each process that serves the provider has a pool of its own."""
+    """How a provider starts sandboxes and how many it keeps.
+
+    Each process that serves the provider has its own pool.
+    """
 
     num_warm: int = 0
-    """Sandboxes of each spec in use that are kept ready, so that opening one takes no start."""
+    """Sandboxes kept ready for each spec in use; opening one of them does not have to wait for a start."""
     num_open: int = 256
-    """Slots: sandboxes that may exist at once, warm ones and those being started included."""
+    """Slots: the most sandboxes that exist at once, including warm ones and those being started."""
     num_starting: int = 4
-    """Sandboxes started at the same time."""
+    """Most sandboxes that are started at the same time."""
     attempts: int = 3
     """How often a start is tried before the episode fails."""
     backoff_s: float = 0.25
-    """The wait before the second attempt; doubled for each later one, and spread by half either way."""
+    """Wait before the second attempt, doubled for each later one; each wait is multiplied by a random 0.5 to
+    1.5."""
     start_deadline_s: float = 60.0
-    """The longest that one attempt may take."""
+    """Longest duration of one attempt."""
     wait_deadline_s: float = 1800.0
-    """The longest that an episode waits for a slot."""
+    """Longest time that an episode waits for a slot."""
     quarantine_after: int = 6
-    """Failed starts in a row after which an image is refused at once."""
+    """Consecutive failed starts after which an image is refused at once."""
     quarantine_s: float = 120.0
-    """How long it is refused, until it is tried again."""
+    """How long the image is refused before it is tried again."""
     idle_s: float = 300.0
-    """Warm sandboxes that nobody took for this long are closed."""
+    """Warm sandboxes that are not used for this long are closed."""
     reap_every_s: float = 30.0
-    """How often what dead owners left is looked for."""
+    """Interval between searches for sandboxes of dead owners."""
 
     def __post_init__(self) -> None:
         least = {"num_warm": 0, "num_open": 1, "num_starting": 1, "attempts": 1, "quarantine_after": 1}
@@ -53,7 +58,9 @@ class PoolOptions:
             value, low = getattr(self, option.name), least.get(option.name, 0.0)
             if not low <= value < float("inf") or (option.name in least and not isinstance(value, int)):
                 kind = "a whole number" if option.name in least else "a finite number of seconds"
-                raise ConfigError(f"PoolOptions.{option.name} must be {kind} from {low} on, found {value!r}")
+                raise ConfigError(
+                    f"PoolOptions.{option.name} must be {kind}, at least {low}, found {value!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +70,22 @@ class _Warm(Generic[T]):
 
 
 class Pool(Generic[T]):
-    """Slots, what is warm, and the line of those who wait. It starts and closes nothing itself: ``evict`` does, and gives the slot back."""
+    """The slots, the warm sandboxes, and the queue of requests.
+
+    It does not start or close sandboxes itself. ``evict`` closes one and then calls ``give_back``.
+    """
 
     def __init__(self, num_slots: int, evict: Callable[[T], object]) -> None:
         self.num_slots = num_slots
         self._free = num_slots
         self._evict, self._evicting = evict, 0
         self._warm: dict[SandboxSpec, deque[_Warm[T]]] = {}
-        self._line: deque[tuple[SandboxSpec, asyncio.Future[T | None]]] = deque()
+        self._queue: deque[tuple[SandboxSpec, asyncio.Future[T | None]]] = deque()
 
     @property
     def num_waiting(self) -> int:
-        """How many stand in line."""
-        return sum(not future.done() for _, future in self._line)
+        """Requests in the queue."""
+        return sum(not future.done() for _, future in self._queue)
 
     @property
     def num_used(self) -> int:
@@ -83,53 +93,54 @@ class Pool(Generic[T]):
         return self.num_slots - self._free
 
     def num_warm(self, spec: SandboxSpec | None = None) -> int:
-        """How many are warm: of one spec, or altogether."""
+        """Return the number of warm sandboxes: of one spec, or of all."""
         return sum(len(kept) for key, kept in self._warm.items() if spec is None or key == spec)
 
     async def take(self, spec: SandboxSpec, *, deadline_s: float) -> T | None:
         """Return a warm sandbox with its slot, or ``None`` and a slot to start one in.
 
         Raises:
-            SandboxError: the line did not move within the deadline.
+            SandboxError: the request was not served within the deadline.
         """
         future: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
-        self._line.append((spec, future))
+        self._queue.append((spec, future))
         self._serve()
         try:
             async with asyncio.timeout(deadline_s):
                 return await future
         except BaseException as problem:
-            if future.done() and not future.cancelled():  # it was served in the moment of giving up
+            if future.done() and not future.cancelled():  # served at the moment of giving up
                 self._return(spec, future.result())
             self._serve()
             if isinstance(problem, TimeoutError):
                 raise SandboxError(
-                    f"no sandbox came free within {deadline_s:g} s: all {self.num_slots} are in use and {self.num_waiting} wait; "
+                    f"no sandbox became free within {deadline_s:g} s: all {self.num_slots} are in use, and "
+                    f"{self.num_waiting} more episodes wait; "
                     "play fewer episodes at once, or raise num_open of the provider's pool"
                 ) from problem
             raise
 
     def take_spare(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
+        """Take a slot if one is free and no request waits; return whether that worked."""
         if self._free == 0 or self.num_waiting:
             return False
         self._free -= 1
         return True
 
     def put(self, spec: SandboxSpec, item: T) -> None:
-        """Keep a sandbox warm, in the slot that it holds."""
+        """Keep a sandbox warm; it holds its slot."""
         self._warm.setdefault(spec, deque()).append(_Warm(item, time.monotonic()))
         self._serve()
 
     def give_back(self) -> None:
-        """Free a slot: what held it is gone."""
+        """Free the slot of a sandbox that is gone."""
         assert self._free < self.num_slots, "a slot was given back twice"
         self._free += 1
         self._evicting = max(self._evicting - 1, 0)
         self._serve()
 
     def idle(self, longer_than_s: Callable[[SandboxSpec], float]) -> list[T]:
-        """Take out what was warm for too long; the caller closes it and gives the slots back."""
+        """Remove and return sandboxes that were warm for too long; the caller must close them."""
         now, found = time.monotonic(), []
         for spec, kept in list(self._warm.items()):
             while kept and now - kept[0].since >= longer_than_s(spec):
@@ -137,7 +148,7 @@ class Pool(Generic[T]):
         return found
 
     def empty(self) -> Iterable[T]:
-        """Take out everything warm."""
+        """Remove and return all warm sandboxes."""
         return self.idle(lambda spec: float("-inf"))
 
     def _pop(self, spec: SandboxSpec) -> _Warm[T]:
@@ -154,10 +165,10 @@ class Pool(Generic[T]):
             self.put(spec, served)
 
     def _serve(self) -> None:
-        """Serve the line from its head for as long as there is something to give."""
-        while self._line:
-            spec, future = self._line[0]
-            if future.done():  # it gave up
+        """Serve the queue from its head, while there is a warm sandbox or a slot for the first request."""
+        while self._queue:
+            spec, future = self._queue[0]
+            if future.done():  # the request was given up
                 pass
             elif spec in self._warm:
                 future.set_result(self._pop(spec).item)
@@ -169,7 +180,7 @@ class Pool(Generic[T]):
                     self._evicting += 1
                     self._evict(self._pop(oldest[2]).item)
                 return
-            self._line.popleft()
+            self._queue.popleft()
 
     def _oldest(self) -> Iterator[tuple[float, int, SandboxSpec]]:
         for index, (spec, kept) in enumerate(self._warm.items()):

@@ -1,6 +1,7 @@
-"""What the local back end really isolates and enforces on this machine: tried from inside, not taken from flags.
+"""Probes what the local back end really isolates and enforces on this machine.
 
-One sandbox is started with small limits, and the program below tries in it what must fail, and runs into what must hold.
+It starts one sandbox with small limits. The program below runs in it, tries what must fail, and uses
+resources up to the limits.
 """
 
 from __future__ import annotations
@@ -12,16 +13,14 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentrl.errors import ConfigError, SandboxError
 from agentrl.sandbox import Capabilities, Limit
 from agentrl.types import SandboxSpec
 from agentrl_sandboxes import records, seccomp
 from agentrl_sandboxes.leases import new_lease
-
-if TYPE_CHECKING:
-    from agentrl_sandboxes.local import LocalBackend
+from agentrl_sandboxes.local_backend import LocalBackend
 
 DEADLINE_S = 60.0
 _INSIDE = r"""
@@ -120,19 +119,17 @@ _SYSCTLS = (
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
     ("user/max_user_namespaces", "0", "10000"),
 )
-"""Sysctls that switch unprivileged user namespaces off: the value that does, and one that does not."""
+"""Sysctls that disable unprivileged user namespaces: the value that disables them, and one that does not."""
 
 
 def bubblewrap() -> str:
     """Return the path of bubblewrap.
 
     Raises:
-        ConfigError: this is no Linux, or one of a machine without a filter, or it is not installed.
+        ConfigError: this is not Linux, there is no filter for this machine, or bubblewrap is not installed.
     """
     if sys.platform != "linux":
-        raise ConfigError(
-            f"local sandboxes are made of Linux namespaces, and this is {sys.platform}; use Docker"
-        )
+        raise ConfigError(f"local sandboxes need Linux namespaces, and this is {sys.platform}; use Docker")
     try:
         seccomp.program()
     except LookupError as problem:
@@ -142,16 +139,18 @@ def bubblewrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
         raise ConfigError(
-            "local sandboxes need bubblewrap 0.8 or newer, and no bwrap is on the path; as root: apt-get install bubblewrap"
+            "local sandboxes need bubblewrap 0.8 or newer, and no bwrap is on the path; "
+            "as root: apt-get install bubblewrap"
         )
     return found
 
 
 async def probe(backend: LocalBackend) -> Capabilities:
-    """Return what is enforced.
+    """Return what the back end enforces.
 
     Raises:
-        ConfigError: a sandbox cannot be started here, or would not be closed; the message says why and how to mend it.
+        ConfigError: sandboxes cannot be started here, or would not be isolated; the message says why and how
+            to mend it.
     """
     image = "host" if os.access("/usr/bin/python3", os.X_OK) else ""
     spec = SandboxSpec(
@@ -163,30 +162,33 @@ async def probe(backend: LocalBackend) -> Capabilities:
         num_files=64,
         lifetime_s=DEADLINE_S,
     )
-    found, controllers = await _ask(backend, spec), await backend.controllers()
+    found, controllers = await _run(backend, spec), await backend.controllers()
     if found["leaks"]:
         raise ConfigError(
-            f"local sandboxes are not closed on this machine: from inside one can {', '.join(found['leaks'])}; use Docker"
+            "local sandboxes are not isolated on this machine: "
+            f"from inside one can {', '.join(found['leaks'])}; use Docker"
         )
     if not found["overlay"]:
         raise ConfigError(
             f"local sandboxes cannot replace folders of an image on Linux {os.uname().release}: "
             "an overlay in memory needs Linux 6.6, or root; start as root, or use Docker"
         )
-    limits: set[Limit] = {"lifetime"}  # the first process sees to it
-    limits |= {limit for limit in _TRIED if found.get(limit)}
-    limits |= {limit for limit in _GROUPED if found[limit] and limit in controllers}
+    limits: set[Limit] = {"lifetime"}  # the guest enforces it
+    limits |= {limit for limit in _PROCESS_LIMITS if found.get(limit)}
+    limits |= {limit for limit in _GROUP_LIMITS if found[limit] and limit in controllers}
     return Capabilities(isolation="namespaces", limits=frozenset(limits))
 
 
-_TRIED: tuple[Limit, ...] = ("disk", "files", "processes")
-_GROUPED: tuple[Limit, ...] = ("cpu", "memory")  # called like their controllers
+_PROCESS_LIMITS: tuple[Limit, ...] = ("disk", "files", "processes")
+"""Limits that need no control group."""
+_GROUP_LIMITS: tuple[Limit, ...] = ("cpu", "memory")
+"""Limits that need a control group; they have the names of their controllers."""
 
 
-async def _ask(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  # Any: JSON
+async def _run(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  # Any: JSON
     """Run the program in a sandbox and return what it found."""
     limits = (spec.memory_mib << 20, spec.disk_mib << 20, spec.num_processes, spec.num_files, spec.cpus)
-    said = b""
+    output = b""
     try:
         command = ["/usr/bin/python3", "-I", "-S", "-c", _INSIDE, str(records.place()), *map(str, limits)]
         async with asyncio.timeout(DEADLINE_S):
@@ -194,10 +196,10 @@ async def _ask(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  
             try:
                 stream = await backend.open_stream(handle)
                 while data := await stream.receive():
-                    said += data
+                    output += data
             finally:
                 await backend.destroy(handle)
-        found: Mapping[str, Any] = json.loads(said)
+        found: Mapping[str, Any] = json.loads(output)
     except (SandboxError, OSError, ValueError) as problem:
         raise ConfigError(
             f"local sandboxes do not work on this machine: {problem or 'no answer'}; {_mend(str(problem))}"
@@ -206,15 +208,22 @@ async def _ask(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  
 
 
 def _mend(problem: str) -> str:
-    """Return what most likely helps against a start that failed with these words."""
+    """Return what is most likely to mend a start that failed with this error."""
     if "nknown option" in problem:
         return "bubblewrap 0.8 or newer is needed: install a newer one, or use Docker"
     for name, bad, good in _SYSCTLS:
         path = Path("/proc/sys", name)
         if path.exists() and path.read_text().strip() == bad:
-            return f"unprivileged user namespaces are switched off; as root: sysctl -w {name.replace('/', '.')}={good}, or use Docker"
+            setting = f"{name.replace('/', '.')}={good}"
+            return f"unprivileged user namespaces are disabled; as root: sysctl -w {setting}, or use Docker"
     if Path("/run/.containerenv").exists() or Path("/.dockerenv").exists():
-        return "a container usually refuses namespaces: start it with --security-opt seccomp=unconfined, or use its host's Docker"
+        return (
+            "containers usually refuse namespaces: start this one with --security-opt seccomp=unconfined, "
+            "or use its host's Docker"
+        )
     if "overlay" in problem:
-        return "an overlay in a user namespace needs Linux 5.11, and 6.6 to be of use; start as root, or use Docker"
+        return (
+            "an overlay in a user namespace needs Linux 5.11, and Linux 6.6 to replace folders; "
+            "start as root, or use Docker"
+        )
     return "user namespaces and overlays must be allowed; else use Docker"

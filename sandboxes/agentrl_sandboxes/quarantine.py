@@ -1,4 +1,4 @@
-"""Images that do not start are refused at once, for a while, in place of costing every episode its attempts."""
+"""Quarantine: an image that fails to start is refused at once for a while, without further attempts."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ from agentrl.errors import AgentRLError, ImageMissing, SandboxError
 
 
 @dataclass(slots=True)
-class _Record:
-    failures: int = 0
+class _Failures:
+    num: int = 0
     until: float = 0.0
     last: AgentRLError | None = None
 
 
 class Quarantine:
-    """Counts failed starts in a row of each image; after ``after`` of them the image is refused for ``refuse_s`` seconds.
+    """Refuses an image for ``refuse_s`` seconds after ``after`` failed starts in a row.
 
-    Then one start is tried: it clears the record, or the image is refused again. An image that is missing is refused at once.
+    After that time one start is tried: if it succeeds the count is cleared, else the image is refused again.
+    A missing image is refused after its first failure.
     """
 
     def __init__(self, *, after: int, refuse_s: float) -> None:
         self._after, self._refuse_s = after, refuse_s
-        self._records: dict[str, _Record] = {}
+        self._failures: dict[str, _Failures] = {}
         self.num_ever = 0
-        """Times that an image was put in."""
+        """How often an image was put in quarantine."""
 
     def check(self, image: str) -> None:
-        """Pass an image, or refuse it.
+        """Raise if an image is in quarantine.
 
         Raises:
-            ImageMissing, SandboxError: it is refused; the message says why, and for how long.
+            ImageMissing, SandboxError: the image is refused; the message says why, and for how long.
         """
-        record = self._records.get(image)
-        if record is None or record.last is None or (left := record.until - time.monotonic()) <= 0:
+        failures = self._failures.get(image)
+        if failures is None or failures.last is None or (left := failures.until - time.monotonic()) <= 0:
             return
-        if isinstance(record.last, ImageMissing):
-            raise ImageMissing(str(record.last))
-        count = f"{record.failures} failed starts in a row"
+        if isinstance(failures.last, ImageMissing):
+            raise ImageMissing(str(failures.last))
+        count = f"{failures.num} failed starts in a row"
         raise SandboxError(
-            f"image {image!r} is in quarantine after {count}, for another {left:.0f} s; the last: {record.last}"
+            f"image {image!r} is in quarantine after {count}, for another {left:.0f} s; "
+            f"the last: {failures.last}"
         )
 
     def failed(self, image: str, problem: AgentRLError) -> None:
         """Count a failed start."""
-        record = self._records.setdefault(image, _Record())
-        record.failures, record.last = record.failures + 1, problem
-        if record.failures >= self._after or isinstance(problem, ImageMissing):
+        failures = self._failures.setdefault(image, _Failures())
+        failures.num, failures.last = failures.num + 1, problem
+        if failures.num >= self._after or isinstance(problem, ImageMissing):
             now = time.monotonic()
-            self.num_ever += record.until <= now
-            record.until = now + self._refuse_s
+            self.num_ever += failures.until <= now
+            failures.until = now + self._refuse_s
 
     def started(self, image: str) -> None:
-        """Clear an image's record."""
-        self._records.pop(image, None)
+        """Clear an image's count."""
+        self._failures.pop(image, None)

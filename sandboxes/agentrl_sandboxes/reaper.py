@@ -1,4 +1,4 @@
-"""What removes a sandbox from outside its launcher: because the launcher was killed, or because its time is over."""
+"""Removes local sandboxes from outside their launcher, which was killed, or after their deadline."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ DEADLINE_S = 5.0
 
 
 def reap(now: float) -> int:
-    """Remove what is left of sandboxes of this user whose owner is dead or whose deadline passed; return how many there were."""
+    """Remove this user's sandboxes whose owner is dead or whose deadline has passed; return how many."""
     folder = records.place()
     found = [record for record in records.read(folder) if leases.reapable(record.labels, now)]
     return sum(remove(folder, record) for record in found)
 
 
 def remove_by_name(name: str) -> bool:
-    """Remove what is left of one sandbox; say whether nothing is left."""
+    """Remove what is left of one sandbox; return whether nothing is left now."""
     folder = records.place()
     return all([remove(folder, record) for record in records.read(folder) if record.id == name])
 
 
 def remove(folder: Path, record: Record) -> bool:
-    """Remove one sandbox; say whether nothing is left of it. Its launcher, if there is one, may remove the same things at the same time."""
+    """Remove one sandbox; return whether nothing is left of it.
+
+    Its launcher, if there is one, may be removing the same things at the same time.
+    """
     end = time.monotonic() + DEADLINE_S
     while left := processes(record.id):
         if time.monotonic() > end:
@@ -44,12 +47,21 @@ def remove(folder: Path, record: Record) -> bool:
 
 
 def processes(name: str) -> list[int]:
-    """Return every process of a sandbox: bubblewrap bears its name, and all that it became sees the disk of that name mounted."""
-    found, called, disk = [], name.encode() + b"\0", f" tmpfs {name} ".encode()
-    for path in Path("/proc").glob("[0-9]*"):
+    """Return the ids of all processes of a sandbox.
+
+    Bubblewrap runs under the sandbox's name, and all processes inside see a disk of that name in their mount
+    table.
+    """
+    argv0, disk = name.encode() + b"\0", f" tmpfs {name} ".encode()
+
+    def belongs(process: Path) -> bool:
+        if (process / "cmdline").read_bytes().startswith(argv0):
+            return True
+        return disk in (process / "mountinfo").read_bytes()
+
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (path / "cmdline").read_bytes().startswith(called) or disk in (
-                path / "mountinfo"
-            ).read_bytes():
-                found.append(int(path.name))
+            if belongs(process):
+                found.append(int(process.name))
     return found

@@ -1,11 +1,14 @@
-"""The system calls that a local sandbox does without, as the filter program that the kernel runs before each call.
+"""The filter of system calls of local sandboxes: a program that the kernel runs before each call.
 
-Namespaces are only as tight as the kernel behind them, so what programs under test do not need is refused: the parts of the kernel in
-which holes are found most often (new namespaces and mounts, io_uring, bpf, userfaultfd, perf, keys), and socket families that no network
-namespace holds back (``AF_VSOCK`` reaches the hypervisor from any namespace). Refused calls fail with an ordinary error; none kills.
+Namespaces are only as secure as the kernel that implements them. Therefore calls that programs under test do
+not need are refused: those to parts of the kernel in which holes are found most often (new namespaces and
+mounts, io_uring, bpf, userfaultfd, perf, keys), and sockets of families that network namespaces do not
+confine (``AF_VSOCK`` reaches the hypervisor from any namespace). A refused call returns an ordinary error; it
+does not kill the process.
 
-The program is classic BPF (``linux/filter.h``): eight bytes an instruction, ``struct sock_filter {u16 code; u8 jt, jf; u32 k}``, over
-``struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}``. Nothing here imports more than the standard library.
+The program is classic BPF (``linux/filter.h``). An instruction has eight bytes, ``struct sock_filter {u16
+code; u8 jt, jf; u32 k}``; its input is ``struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}``. This
+module imports the standard library only.
 """
 
 from __future__ import annotations
@@ -15,18 +18,15 @@ import os
 import struct
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # ld [k]; jeq; jge; jset; ret
-_NUMBER, _ARCH, _FIRST_ARGUMENT = (
-    0,
-    4,
-    16,
-)  # offsets; the low half of an argument comes first on both machines
+_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets; the low half of an argument is first on both machines
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 _NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
-_X32 = 0x40000000  # the third set of x86 system calls, under the number of the second
+FAMILIES = (1, 2, 10, 16)
+"""Socket families that are allowed: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK."""
+_X32 = 0x40000000  # set in the numbers of x32 calls, which have the same architecture code as those of x86_64
 
-_NEWER = {  # the same number on every machine
+_NEWER = {  # the same numbers on every machine
     "io_uring_setup": 425,
     "io_uring_enter": 426,
     "io_uring_register": 427,
@@ -108,10 +108,10 @@ _SPECIAL = {"socket", "clone", "clone3"}
 
 
 def program(machine: str = "") -> bytes:
-    """Return the filter for a machine (``os.uname().machine`` unless given).
+    """Return the filter for a machine, by default this one (``os.uname().machine``).
 
     Raises:
-        LookupError: there is no table of system calls for this machine.
+        LookupError: the numbers of this machine's system calls are not known here.
     """
     machine = machine or os.uname().machine
     if machine not in _MACHINES:
@@ -129,7 +129,7 @@ def program(machine: str = "") -> bytes:
     ]
     if machine == "x86_64":
         code += [_jump(_AT_LEAST, _X32, skip_if=0, skip_if_not=1), _return(errno.ENOSYS)]
-    # what clone3 asks for lies in memory, where a filter cannot look: C libraries fall back to clone
+    # clone3 takes its flags in memory, which a filter cannot read; without it C libraries fall back to clone
     code += [_jump(_EQUAL, numbers["clone3"], skip_if=0, skip_if_not=1), _return(errno.ENOSYS)]
     for number in refused:
         code += [_jump(_EQUAL, number, skip_if=0, skip_if_not=1), _return(errno.EPERM)]
@@ -140,7 +140,7 @@ def program(machine: str = "") -> bytes:
         _return(None),
         _load(_FIRST_ARGUMENT),
     ]
-    for family in _FAMILIES:
+    for family in FAMILIES:
         code += [_jump(_EQUAL, family, skip_if=0, skip_if_not=1), _return(None)]
     return b"".join([*code, _return(errno.EAFNOSUPPORT)])
 

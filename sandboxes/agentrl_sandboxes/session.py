@@ -1,4 +1,4 @@
-"""A sandbox that is open: the ``Sandbox`` protocol, over a guest in whatever place a back end made for it."""
+"""An open sandbox: implements the ``Sandbox`` protocol by requests to the guest in it, for every back end."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from agentrl.types import SandboxSpec
 from agentrl_sandboxes import guest
 from agentrl_sandboxes.backend import Backend, Handle, Lease
 from agentrl_sandboxes.endpoint import endpoint
-from agentrl_sandboxes.guest.processes import NOT_RUN
+from agentrl_sandboxes.guest.commands import NOT_RUN
 from agentrl_sandboxes.link import Answer, Link, RequestTooLong
 from agentrl_sandboxes.shell import GuestShell
 from agentrl_sandboxes.tasks import to_the_end
 
 HEARTBEAT_S = 120.0
-"""A guest that hears nothing for so long ends itself, and its sandbox."""
+"""A guest that receives nothing for this long exits, which ends its sandbox."""
 START_S = 60.0
 FILE_S = 60.0
-"""What a file operation may take, and a second more for every MiB."""
-
-
+"""Deadline of a file operation; a second is added for every MiB."""
 SLACK = 1 << 16
-"""What the end of an archive may take beyond its content."""
+"""Bytes that the end of an archive may take beyond its content."""
 CLOSED = "the sandbox is closed"
 
 
 class Session:
-    """An open sandbox. Made by ``Session.start``; whoever made it closes it."""
+    """An open sandbox. Created by ``Session.start``; its creator must close it."""
 
     def __init__(self, backend: Backend, spec: SandboxSpec, lease: Lease, python: str) -> None:
         self.backend, self.lease, self.python = backend, lease, python
@@ -45,7 +43,7 @@ class Session:
     async def start(
         cls, backend: Backend, spec: SandboxSpec, lease: Lease, *, python: str = "/usr/bin/python3"
     ) -> Session:
-        """Make a sandbox. Cancelled or failed, it leaves nothing.
+        """Create a sandbox. If that is cancelled or fails, nothing is left.
 
         Raises:
             SandboxError: it did not start.
@@ -56,12 +54,12 @@ class Session:
 
     @property
     def spec(self) -> SandboxSpec:
-        """What was asked for."""
+        """The spec that it was created from."""
         return self._spec
 
     @property
     def alive(self) -> bool:
-        """Whether it can still be used."""
+        """Whether it can be used."""
         return self._link is not None and not self._link.reason
 
     async def exec(
@@ -94,7 +92,7 @@ class Session:
             return ExecResult(
                 exit_code=NOT_RUN, stdout=b"", stderr=reason, stdout_total=0, stderr_total=len(reason)
             )
-        if "errno" in answer.result:  # of the guest's own: what is wrong with the command is a result
+        if "errno" in answer.result:  # an error of the guest itself: errors of the command are results
             raise SandboxError(f"the guest cannot start commands: {answer.result.get('error')}")
         with boundary(SandboxError, "the guest's answer"):
             result, length = answer.result, int(answer.result["length"])
@@ -118,7 +116,7 @@ class Session:
         return answer.data
 
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        """Write a file, making its parent folders; see ``agentrl.sandbox.Sandbox``."""
+        """Write a file and create its parent folders; see ``agentrl.sandbox.Sandbox``."""
         answer = await self._request(
             "write", data, deadline_s=FILE_S + len(data) / 2**20, path=path, mode=mode
         )
@@ -155,34 +153,34 @@ class Session:
         try:
             yield shell
         finally:
-            if link is self._link and self.alive:  # else it is gone with its sandbox
+            if link is self._link and self.alive:  # else the shell is gone with its sandbox
                 await self._request("close_shell", deadline_s=FILE_S, shell=answer.result["shell"])
 
     def endpoint(self, port: int) -> AbstractAsyncContextManager[Path]:
-        """Reach a TCP server that listens on the sandbox's loopback, as a unix socket on this host."""
+        """Yield a unix socket on this host that leads to a TCP server on the sandbox's loopback interface."""
         if self._link is None:
             raise SandboxError(CLOSED)
         return endpoint(self._link, port)
 
     async def kill_all(self) -> int:
-        """Kill every process but the sandbox's own; return how many there were. Shells are gone."""
+        """Kill every process except the sandbox's own, shells included; return how many there were."""
         answer = await self._request("kill_all", deadline_s=FILE_S)
         with boundary(SandboxError, "the guest's answer"):
             return int(answer.result["num"])
 
     async def reset(self) -> None:
-        """Put a new sandbox of the same spec in this one's place."""
+        """Replace the sandbox by a new one of the same spec."""
         await self.close()
         await self._open()
 
     async def close(self) -> None:
-        """Destroy the sandbox. Closing twice is fine; returns when nothing is left."""
+        """Destroy the sandbox; return when nothing is left of it. May be called more than once."""
         link, handle = self._link, self._handle
         self._link = self._handle = None
         await to_the_end(self._destroy(link, handle))
 
     async def _open(self) -> None:
-        """Make the sandbox and reach its guest, or leave nothing."""
+        """Create the sandbox and connect to its guest; if that fails, leave nothing."""
         command = guest.command(self._spec, heartbeat_s=HEARTBEAT_S, python=self.python)
         handle = await self.backend.create(self._spec, self.lease, command)
         stream = None
@@ -203,13 +201,13 @@ class Session:
     async def _request(
         self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: Any
     ) -> Answer:
-        """Ask the guest; a sandbox whose guest is lost is destroyed before that is raised."""
+        """Send a request to the guest. If the guest is lost, destroy the sandbox before raising that."""
         link = self._link
         if link is None:
             raise SandboxError(CLOSED)
         try:
             return await link.request(op, data, deadline_s=deadline_s, expect=expect, **arguments)
         except SandboxError:
-            if link is self._link:  # and not one that a reset has put in its place
+            if link is self._link:  # else a reset has already replaced the sandbox
                 await self.close()
             raise

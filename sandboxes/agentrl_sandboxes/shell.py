@@ -1,4 +1,4 @@
-"""A persistent shell, as a session hands it out."""
+"""The host's side of a persistent shell: the ``Shell`` that a session returns."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from agentrl.sandbox import MAX_OUTPUT, ShellResult
 from agentrl_sandboxes.link import Answer
 
 SETTLE_S = 30.0
-"""What the guest may take beyond a command's own deadline: to interrupt it, to kill it, to start a new bash."""
+"""Time beyond a command's deadline in which the guest may interrupt it, kill it and start a new bash."""
 SYNTAX_ERROR = 2
 NUL = b"bash: a command cannot hold a NUL byte\n"
 
 
 class Request(Protocol):
-    """How a session asks its guest."""
+    """A session's method that sends a request to its guest."""
 
     async def __call__(
         self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: object
     ) -> Answer:
-        """Ask, and wait for the answer."""
+        """Send a request and wait for the answer."""
         ...
 
 
 class GuestShell:
-    """A bash session inside; see ``agentrl.sandbox.Shell``."""
+    """A bash inside the sandbox; see ``agentrl.sandbox.Shell``."""
 
     def __init__(self, request: Request, number: int, cwd: str) -> None:
         self._request, self._number, self._cwd = request, number, cwd
@@ -41,9 +41,7 @@ class GuestShell:
             return ShellResult(exit_code=SYNTAX_ERROR, output=NUL, output_total=len(NUL), cwd=self._cwd)
         try:
             text = command.encode("utf-8", "surrogateescape")
-        except (
-            UnicodeEncodeError
-        ):  # half of a surrogate pair, which a model's JSON may hold, is no text at all
+        except UnicodeEncodeError:  # half of a surrogate pair, which a model's JSON may hold, has no encoding
             text = command.encode("utf-8", "replace")
         async with self._one_at_a_time:
             started = time.monotonic()

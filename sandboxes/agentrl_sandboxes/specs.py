@@ -1,4 +1,4 @@
-"""Whether a back end can give what a spec asks: found out before anything is started."""
+"""Checks whether a back end can provide what a spec asks for, before anything is started."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ LIMITS: dict[str, Limit] = {
     "num_files": "files",
     "lifetime_s": "lifetime",
 }
-"""The field of a spec that sets each limit."""
+"""The limit that each field of a spec sets."""
 
 
 def check_spec(spec: SandboxSpec, capabilities: Capabilities, *, unenforced: Collection[Limit] = ()) -> None:
-    """Pass a spec that the back end can give.
+    """Check a spec against what the back end can do.
 
     Raises:
-        ConfigError: a value makes no sense, or the back end cannot enforce or offer it, and ``unenforced`` does not accept that.
+        ConfigError: a value is invalid, or the back end cannot provide or enforce it. Limits in
+            ``unenforced`` need not be enforced.
     """
     for name in LIMITS:
         value = getattr(spec, name)
@@ -36,9 +37,10 @@ def check_spec(spec: SandboxSpec, capabilities: Capabilities, *, unenforced: Col
     if loose := sorted(set(LIMITS.values()) - capabilities.limits - set(unenforced)):
         fields = ", ".join(name for name, limit in LIMITS.items() if limit in loose)
         enforced = ", ".join(sorted(capabilities.limits)) or "nothing"
+        accepted = f"frozenset({{{', '.join(map(repr, loose))}}})"
         raise ConfigError(
-            f"this back end cannot enforce a sandbox's {fields} on this machine, only {enforced}; accept that with "
-            f"unenforced=frozenset({{{', '.join(map(repr, loose))}}}) of the provider, or take another provider"
+            f"this back end cannot enforce a sandbox's {fields} on this machine, only {enforced}; "
+            f"accept that with unenforced={accepted} of the provider, or use another provider"
         )
     if spec.network not in capabilities.networks:
         offered = ", ".join(map(repr, sorted(capabilities.networks)))
@@ -47,6 +49,6 @@ def check_spec(spec: SandboxSpec, capabilities: Capabilities, *, unenforced: Col
         )
     if spec.image and not capabilities.images:
         raise ConfigError(
-            f"this back end has only its own root file system, and the sandbox asks for image {spec.image!r}; "
-            "leave image empty, or take another provider"
+            "this back end has only its own root file system, "
+            f"and the sandbox asks for image {spec.image!r}; leave image empty, or use another provider"
         )

@@ -1,16 +1,22 @@
-"""Waiting for what must not be left half done."""
+"""Waiting for work that must not be left half done, or that must not take too long."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar  # Any: what a coroutine is sent is nobody's business
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import (
+    Any,
+    TypeVar,
+)  # Any: the types that a coroutine yields and is sent, which do not matter here
+
+from agentrl.errors import SandboxError, boundary
 
 T = TypeVar("T")
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Do something to its end, however often this task is cancelled meanwhile; then be cancelled."""
+    """Run a coroutine to its end even if this task is cancelled meanwhile; then raise the cancellation."""
     job = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not job.done():
@@ -21,5 +27,19 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is None:
         return job.result()
     if not job.cancelled():
-        job.exception()  # it was seen; the cancellation counts
+        job.exception()  # mark it as retrieved: the cancellation is raised in its place
     raise cancelled
+
+
+@asynccontextmanager
+async def within(deadline_s: float, what: str) -> AsyncIterator[None]:
+    """Give a block a deadline.
+
+    Every error that leaves it is a ``SandboxError`` that names ``what`` was being done.
+    """
+    try:
+        async with asyncio.timeout(deadline_s):
+            with boundary(SandboxError, what):
+                yield
+    except TimeoutError as late:
+        raise SandboxError(f"{what} took longer than {deadline_s:g} s") from late

@@ -1,10 +1,12 @@
-"""The program inside: the first process of a sandbox, which does there what the host asks for over its standard input and output.
+"""The guest: the first process inside a sandbox, which serves the host over its standard input and output.
 
-The standard library, Python 3.8 or later, one loop and no threads. ``command`` packs the modules of this package into arguments, so that
-any image's interpreter can run it: nothing is installed inside.
+It uses the standard library only (Python 3.8 or later), one event loop and no threads. ``command`` packs the
+modules of this package into arguments, so that the interpreter of any image can run it, and nothing has to be
+installed inside.
 
-The guest ends, and everything with it, when its input ends, when no frame came for ``heartbeat_s``, or when ``lifetime_s`` is over. As the
-first process of its namespace it cannot be killed from inside; it is also not dumpable, so that nobody inside reads or writes its pipes.
+The guest exits, and everything inside with it, when its input ends, when no frame arrived for
+``heartbeat_s``, or when ``lifetime_s`` is over. As the first process of its namespace it cannot be killed
+from inside. It is also not dumpable, so that no process inside can read or write its pipes.
 """
 
 from __future__ import annotations
@@ -19,8 +21,20 @@ from zlib import compress
 
 from agentrl.types import SandboxSpec
 
-MODULES = ("light", "wire", "loop", "processes", "channels", "files", "tar", "ports", "shell", "main")
-"""In the order of their imports."""
+MODULES = (
+    "light",
+    "wire",
+    "loop",
+    "processes",
+    "server",
+    "commands",
+    "files",
+    "tar",
+    "ports",
+    "shell",
+    "main",
+)
+"""The modules of the guest; each imports only those before it."""
 BOOT = """
 import sys
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -41,9 +55,10 @@ module.main()
 
 @cache
 def program() -> tuple[str, str]:
-    """Return the whole guest, as this interpreter's bytecode with what starts it, and as source for images whose bytecode is another.
+    """Return the guest twice: as a script that starts it from bytecode of this interpreter, and as source.
 
-    Compiling takes more processor time than all the rest of a start.
+    The source is for images whose interpreter has another bytecode format. Compiling takes more processor
+    time than all the rest of a start.
     """
     folder, package = Path(__file__).parent, __name__
     modules = [(package.partition(".")[0], ""), (package, "")]
@@ -51,13 +66,12 @@ def program() -> tuple[str, str]:
         (f"{package}.{name}", (folder / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES
     ]
     compiled = [(name, compile(source, name, "exec")) for name, source in modules]
-    return BOOT.format(magic=MAGIC_NUMBER, code=b2a_base64(compress(dumps(compiled)), newline=False)), repr(
-        modules
-    )
+    code = b2a_base64(compress(dumps(compiled)), newline=False)
+    return BOOT.format(magic=MAGIC_NUMBER, code=code), repr(modules)
 
 
 def command(spec: SandboxSpec, *, heartbeat_s: float, python: str = "/usr/bin/python3") -> list[str]:
-    """Return what a back end starts as the first process of a sandbox."""
+    """Return the command line that a back end starts as the first process of a sandbox."""
     config = {
         "workdir": spec.workdir,
         "num_files": spec.num_files,

@@ -1,4 +1,4 @@
-"""Files: read, written, and whole folders as tar archives."""
+"""Reading and writing files."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import errno
 import os
 import stat
 
-from agentrl_sandboxes.guest.channels import Channel
-from agentrl_sandboxes.guest.processes import raw
+from agentrl_sandboxes.guest.processes import fs_encode
+from agentrl_sandboxes.guest.server import Operation
 from agentrl_sandboxes.guest.wire import CHUNK, WINDOW
 
 FLAGS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-"""Opening a pipe, a terminal or a device shall neither wait nor take anything over."""
+"""Opening a pipe, a terminal or a device must neither block nor make it this process's controlling terminal.
+"""
 
 
 def open_regular(path: bytes, flags: int, mode: int = 0) -> int:
-    """Open a regular file; anything else is refused before it is touched."""
+    """Open a regular file; refuse anything else before opening it."""
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "not a regular file")
-    except FileNotFoundError:  # and if it is not to be made, the next line says so again
+    except FileNotFoundError:  # either the flags create it, or the next line raises this again
         pass
     return os.open(path, flags | FLAGS, mode)
 
 
-class Read(Channel):
-    """The content of a file, as fast as the host takes it."""
+class Read(Operation):
+    """Send the content of a file, as fast as the host takes it."""
 
     def open(self, path: str, max_bytes: int) -> None:
-        """Start."""
-        self.fd = open_regular(raw(path), os.O_RDONLY)
+        """Open the file and begin to send."""
+        self.fd = open_regular(fs_encode(path), os.O_RDONLY)
         self.left = max_bytes
         if os.fstat(self.fd).st_size > max_bytes:
             self.too_long()
@@ -40,12 +41,12 @@ class Read(Channel):
             self.more()
 
     def too_long(self) -> None:
-        """Refuse the rest."""
+        """Fail: the file is longer than ``max_bytes``."""
         self.close()
         self.fail(OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
 
     def more(self) -> None:
-        """Send some, and then let others have their turn."""
+        """Send up to a window of data, then give other operations their turn."""
         try:
             for _ in range(WINDOW // CHUNK):
                 data = os.read(self.fd, CHUNK) if self.fd >= 0 else b""
@@ -72,18 +73,18 @@ class Read(Channel):
         self.fd = -1
 
     def cancel(self) -> None:
-        """Stop at the next turn."""
+        """Close the file, which makes the next turn stop."""
         self.close()
 
 
-class Write(Channel):
-    """A file's new content. A new file has the ``mode`` asked for, one that exists keeps its own."""
+class Write(Operation):
+    """Write a file. A new file gets ``mode``; an existing file keeps its own."""
 
     problem: OSError | None = None
 
     def open(self, path: str, mode: int) -> None:
-        """Make the file and its folders."""
-        name = raw(path)
+        """Create the file and its parent folders."""
+        name = fs_encode(path)
         try:
             os.makedirs(os.path.dirname(name) or b".", exist_ok=True)
         except FileExistsError:
@@ -94,19 +95,18 @@ class Write(Channel):
             os.fchmod(self.fd, mode)
 
     def data(self, body: bytes) -> None:
-        """Write some; after a failure, drop it."""
+        """Write data; after a failure, discard it."""
         self.credit(len(body))
         try:
             while body and not self.problem:
                 body = body[os.write(self.fd, body) :]
-        except (
-            OSError
-        ) as problem:  # a limit on the size of a file stands for one on the disk, on some back ends
+        except OSError as problem:
+            # some back ends bound the disk by a limit on the size of a file
             number = errno.ENOSPC if problem.errno == errno.EFBIG else problem.errno or errno.EIO
             self.problem = OSError(number, os.strerror(number))
 
     def end(self) -> None:
-        """Answer."""
+        """Close the file and send the result."""
         os.close(self.fd)
         if self.problem:
             self.fail(self.problem)
@@ -114,5 +114,5 @@ class Write(Channel):
             self.finish()
 
     def cancel(self) -> None:
-        """Leave it as it is."""
+        """Leave the file as it is now."""
         os.close(self.fd)

@@ -1,7 +1,7 @@
-"""What the guest takes straight from the interpreter's own C modules, because the modules around them are dear.
+"""Replacements for expensive standard modules, taken directly from the interpreter's C modules.
 
-Importing ``json``, ``signal`` and ``collections`` (and ``re``, ``enum`` and ``functools`` with them) would take a quarter of a start's
-processor time, and nearly two megabytes of every idle sandbox.
+Importing ``json``, ``signal`` and ``collections`` (and with them ``re``, ``enum`` and ``functools``) would
+take a quarter of the processor time of a sandbox's start, and almost two megabytes of every idle sandbox.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ else:
         import _signal as signal
         from _collections import deque
         from _json import encode_basestring_ascii, make_scanner
-    except ImportError:  # another Python than CPython
+    except ImportError:  # a Python other than CPython
         import signal
         from collections import deque
         from json.encoder import encode_basestring_ascii
@@ -27,8 +27,8 @@ else:
 __all__ = ["deque", "dumps", "loads", "signal"]
 
 
-class _Plain:
-    """What the scanner wants to know: JSON as it is."""
+class _ScannerOptions:
+    """The attributes that ``make_scanner`` reads; these values make it read standard JSON."""
 
     strict, memo = False, {}  # type: ignore[var-annotated]
     object_hook = object_pairs_hook = None
@@ -37,24 +37,21 @@ class _Plain:
 
 
 def loads(text: str) -> Any:
-    """Read JSON."""
-    return make_scanner(_Plain)(text, 0)[0]  # type: ignore[arg-type]  # it only looks at the attributes
+    """Parse JSON."""
+    return make_scanner(_ScannerOptions)(text, 0)[0]  # type: ignore[arg-type]  # it only reads the attributes
 
 
 def dumps(value: object) -> str:
-    """Write texts, numbers, truths, nothing, and lists and dictionaries of these, as JSON."""
+    """Return strings, numbers, booleans, ``None``, and lists and dictionaries of these, as JSON."""
     if isinstance(value, str):
         return encode_basestring_ascii(value)
     if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{encode_basestring_ascii(key)}: {dumps(item)}" for key, item in value.items())
-            + "}"
-        )
+        pairs = (f"{encode_basestring_ascii(key)}: {dumps(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(dumps, value)) + "]"
-    return (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or isinstance(value, bool)
-        else repr(value)
-    )
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)

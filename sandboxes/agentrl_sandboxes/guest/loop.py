@@ -1,4 +1,4 @@
-"""Waiting for files and for times, and what is waited for most: pipes."""
+"""The event loop of the guest, and pipes that are read and written without blocking."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """Waits for files and for times."""
+    """An event loop over file descriptors and timers."""
 
     def __init__(self) -> None:
         self.poll = select.epoll()
@@ -27,7 +27,10 @@ class Loop:
         self.order = count()
 
     def watch(self, fd: int, event: int, callback: Callable[[], object] | None) -> None:
-        """Call back whenever ``fd`` can be read (``EPOLLIN``) or written (``EPOLLOUT``); ``None`` ends it."""
+        """Call ``callback`` whenever ``fd`` is readable (``EPOLLIN``) or writable (``EPOLLOUT``).
+
+        ``None`` stops that.
+        """
         events = self.watched.setdefault(fd, {})
         before = sum(events)
         if callback:
@@ -45,17 +48,20 @@ class Loop:
                 self.poll.unregister(fd)
 
     def close(self, fd: int) -> None:
-        """Close a file that may be watched."""
+        """Close a file descriptor that may be watched."""
         for event in list(self.watched.get(fd, ())):
             self.watch(fd, event, None)
         os.close(fd)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
-        """Call once, later. Who has lost interest by then must find that out itself."""
+        """Call ``callback`` once, later.
+
+        There is no way to cancel it: the callback must check whether it still applies.
+        """
         heapq.heappush(self.timers, (time.monotonic() + seconds, next(self.order), callback))
 
     def run(self) -> NoReturn:
-        """Go on for ever."""
+        """Run for ever."""
         while True:
             wait = self.timers[0][0] - time.monotonic() if self.timers else 60.0
             for fd, mask in self.poll.poll(max(wait, 0.0)):
@@ -67,8 +73,11 @@ class Loop:
                 heapq.heappop(self.timers)[2]()
 
 
-class Sink:
-    """A pipe or socket to write to without waiting; ``taken(n)`` is told what has left, or will never."""
+class PipeWriter:
+    """A pipe or socket that is written to without blocking.
+
+    ``taken(n)`` is called when n more bytes were written or dropped.
+    """
 
     def __init__(self, loop: Loop, fd: int, taken: Callable[[int], object]) -> None:
         self.loop, self.fd, self.taken = loop, fd, taken
@@ -77,7 +86,7 @@ class Sink:
         os.set_blocking(fd, False)
 
     def write(self, data: bytes) -> None:
-        """Write now or later."""
+        """Write now, or as soon as there is room."""
         if self.fd < 0:
             self.taken(len(data))
         elif data:
@@ -87,14 +96,14 @@ class Sink:
                 self.flush()
 
     def flush(self) -> None:
-        """Write as much as can be."""
+        """Write as much as there is room for."""
         written = 0
         while self.waiting:
             try:
                 left = os.writev(self.fd, list(islice(self.waiting, 64)))
             except BlockingIOError:
                 break
-            except OSError:  # nobody reads any more
+            except OSError:  # the reading end is closed
                 written += self.size
                 self.size = 0
                 self.close()
@@ -122,7 +131,7 @@ class Sink:
             self.close()
 
     def close(self) -> None:
-        """Close now; what waits is dropped."""
+        """Close now, and drop what is not written yet."""
         self.waiting.clear()
         if self.fd >= 0:
             self.loop.close(self.fd)
@@ -130,14 +139,14 @@ class Sink:
 
 
 class Capture:
-    """The first and the last half of what came, within ``limit`` bytes, and how much came."""
+    """The beginning and the end of an output, together at most ``limit`` bytes, and its whole length."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.total = limit, 0
         self.head, self.tail = bytearray(), bytearray()
 
     def add(self, data: bytes) -> None:
-        """Take more output in."""
+        """Add more output."""
         self.total += len(data)
         room = max(self.limit // 2 - len(self.head), 0)
         self.head += data[:room]
@@ -147,13 +156,13 @@ class Capture:
             del self.tail[: len(self.tail) - keep]
 
     def kept(self) -> bytes:
-        """Return what is kept, in one piece."""
+        """Return the two halves, joined."""
         keep = self.limit - self.limit // 2
         return bytes(self.head + self.tail[max(len(self.tail) - keep, 0) :])
 
 
-class Source:
-    """A pipe that is read as soon as there is something; at its end it is closed, and ``over`` is called."""
+class PipeReader:
+    """A pipe that is read as soon as it has data. At its end it is closed, and ``over`` is called."""
 
     def __init__(
         self, loop: Loop, fd: int, take: Callable[[bytes], object], over: Callable[[], object] = lambda: None
@@ -163,7 +172,7 @@ class Source:
         loop.watch(fd, select.EPOLLIN, self.read)
 
     def read(self) -> bool:
-        """Read once; return whether there may be more now."""
+        """Read once; return whether there may be more data now."""
         try:
             data = os.read(self.fd, CHUNK)
         except BlockingIOError:
@@ -178,17 +187,20 @@ class Source:
         return bool(data)
 
     def drain(self) -> None:
-        """Read what is there now; ever more of it may come, from what was left behind in the background."""
+        """Read what the pipe holds now.
+
+        The reads are bounded: a background process may never stop writing.
+        """
         for _ in range(16):
             if self.fd < 0 or not self.read():
                 break
 
     def ignore(self) -> None:
-        """Go on reading, for nothing: what still writes shall not break."""
+        """Keep reading, and discard the data, so that processes that still write to the pipe do not fail."""
         self.take, self.over = lambda data: None, lambda: None
 
     def pause(self) -> None:
-        """Read no more for now."""
+        """Stop reading until ``resume``."""
         if self.fd >= 0:
             self.loop.watch(self.fd, select.EPOLLIN, None)
 
@@ -198,7 +210,7 @@ class Source:
             self.loop.watch(self.fd, select.EPOLLIN, self.read)
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading for good."""
         if self.fd >= 0:
             self.loop.close(self.fd)
             self.fd = -1

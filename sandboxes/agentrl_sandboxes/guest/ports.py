@@ -1,4 +1,4 @@
-"""Connections to servers that listen on the sandbox's own loopback."""
+"""Connections to servers that listen on the sandbox's loopback interface."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ import errno
 import os
 import select
 
-from agentrl_sandboxes.guest.channels import Channel
-from agentrl_sandboxes.guest.loop import Sink, Source
+from agentrl_sandboxes.guest.loop import PipeReader, PipeWriter
+from agentrl_sandboxes.guest.server import Operation
 from agentrl_sandboxes.guest.wire import WINDOW
 
 
-class HalfClosing(Sink):
+class SocketWriter(PipeWriter):
     """The sending direction of a socket."""
 
     def close(self) -> None:
-        """Tell the other end that no more will come."""
+        """Shut down the sending direction, so that the other end reads an end of file."""
         if self.fd >= 0:
             socket = _socket.socket(fileno=self.fd)
             try:
                 socket.shutdown(_socket.SHUT_WR)
-            except OSError:  # it is closed already
+            except OSError:  # it is already closed
                 pass
             socket.detach()
         super().close()
 
 
-class Connect(Channel):
-    """A TCP connection, byte for byte."""
+class Connect(Operation):
+    """A TCP connection: the request's data is sent to the server, and the server's data to the host."""
 
-    sink: Sink | None = None
+    writer: PipeWriter | None = None
 
     def open(self, port: int) -> None:
-        """Connect; a server may listen on either of the two loopback addresses."""
+        """Connect. A server may listen on either of the two loopback addresses."""
         self.room, self.early, self.ending = WINDOW, bytearray(), False
-        self.ways = [(_socket.AF_INET6, ("::1", port)), (_socket.AF_INET, ("127.0.0.1", port))]
+        self.addresses = [(_socket.AF_INET6, ("::1", port)), (_socket.AF_INET, ("127.0.0.1", port))]
         self.attempt(errno.ECONNREFUSED)
 
     def attempt(self, number: int) -> None:
-        """Try the next address; when there is none, say why the last one failed."""
-        if not self.ways:
+        """Try the next address; when none is left, fail with ``number``, the error of the last attempt."""
+        if not self.addresses:
             self.fail(OSError(number, os.strerror(number)))
             return
-        family, address = self.ways.pop()
+        family, address = self.addresses.pop()
         try:
             self.socket = _socket.socket(
                 family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
@@ -58,60 +58,60 @@ class Connect(Channel):
             self.settle(number)
 
     def connected(self) -> None:
-        """Hear how the attempt ended."""
+        """Read how the attempt ended."""
         self.loop.watch(self.socket.fileno(), select.EPOLLOUT, None)
         self.settle(self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR))
 
     def settle(self, number: int) -> None:
-        """Go on with the connection, or with the next attempt."""
+        """Use the connection, or try the next address if ``number`` is an error."""
         if number:
             self.socket.close()
             self.attempt(number)
             return
         fd = self.socket.detach()
-        self.sink = HalfClosing(self.loop, os.dup(fd), self.credit)
-        self.source = Source(self.loop, fd, self.pass_on, self.over)
-        self.sink.write(bytes(self.early))
+        self.writer = SocketWriter(self.loop, os.dup(fd), self.credit)
+        self.reader = PipeReader(self.loop, fd, self.pass_on, self.over)
+        self.writer.write(bytes(self.early))
         if self.ending:
-            self.sink.end()
+            self.writer.end()
 
     def data(self, body: bytes) -> None:
-        """Pass it on, as soon as there is a connection."""
-        if self.sink:
-            self.sink.write(body)
+        """Send data to the server, or keep it until there is a connection."""
+        if self.writer:
+            self.writer.write(body)
         else:
             self.early += body
 
     def end(self) -> None:
-        """Pass on that there is no more; the answer may still come."""
+        """Close the sending direction; the server may still answer."""
         self.ending = True
-        if self.sink:
-            self.sink.end()
+        if self.writer:
+            self.writer.end()
 
     def pass_on(self, data: bytes) -> None:
-        """Send what came, as far as the host takes it in."""
+        """Send the server's data to the host, and stop reading when the host is a window behind."""
         self.send(data)
         self.room -= len(data)
         if self.room <= 0:
-            self.source.pause()
+            self.reader.pause()
 
     def credited(self, num: int) -> None:
-        """Go on."""
+        """Resume reading: the host has consumed data."""
         self.room += num
-        if self.room > 0 and self.sink:
-            self.source.resume()
+        if self.room > 0 and self.writer:
+            self.reader.resume()
 
     def over(self) -> None:
-        """End the channel: the server has closed."""
-        if self.sink:
-            self.sink.close()
+        """Finish: the server has closed the connection."""
+        if self.writer:
+            self.writer.close()
         self.finish(done=True)
 
     def cancel(self) -> None:
-        """Hang up."""
-        if self.sink:
-            self.sink.close()
-            self.source.close()
+        """Close the connection."""
+        if self.writer:
+            self.writer.close()
+            self.reader.close()
         else:
-            self.ways.clear()
+            self.addresses.clear()
             self.loop.close(self.socket.detach())

@@ -1,15 +1,18 @@
-"""The launcher: a small process that starts sandboxes, sees each one end, and leaves nothing when its owner is gone.
+"""The launcher: a small process that starts and stops local sandboxes, and stops all when its owner ends.
 
-A trainer is a bad parent: it is large, has threads, and may be killed. So ``local`` runs one launcher and asks it, over a socket that is
-the launcher's standard input, to start and stop sandboxes; what a sandbox says goes straight between it and the trainer. The launcher
-adopts orphans (``PR_SET_CHILD_SUBREAPER``): a sandbox is over when both bubblewrap and its first process have been collected, and the
-kernel lets the first process of a namespace go only after all others in it. When the owner's process ends, however it ends, the
-launcher stops every sandbox and ends too. If the launcher itself is killed, the kernel kills every bubblewrap, which kills what is inside.
+A trainer is not suited as the parent of sandboxes: it is large, has threads, and may be killed. So the local
+back end runs one launcher, and asks it over a socket, which is the launcher's standard input, to start and
+stop sandboxes. The stream of a sandbox does not pass through the launcher. The launcher adopts orphans
+(``PR_SET_CHILD_SUBREAPER``). A sandbox has ended when both bubblewrap and the sandbox's first process have
+been reaped, because the kernel lets the first process of a namespace be reaped only after all others in it.
+When the owner ends, for whatever reason, the launcher stops every sandbox and exits. If the launcher itself
+is killed, the kernel kills every bubblewrap, and so everything inside.
 
-Messages are JSON, one per packet. To the launcher: ``{"start": {...}}`` with the descriptor of the sandbox's stream,
-``{"stop": id}``. From it: ``{"ready": controllers}``, ``{"started": id}`` once its command runs, ``{"ended": id, "reason": text}``.
+Messages are JSON, one in each packet. To the launcher: ``{"start": {...}, "labels": {...}}`` with the file
+descriptor of the sandbox's stream, and ``{"stop": id}``. From the launcher: ``{"ready": controllers}``,
+``{"started": id}`` once the sandbox's command runs, and ``{"ended": id, "reason": text}``.
 
-Runs as ``python -I -S``; nothing here imports more than the standard library.
+It runs as ``python -I -S`` and imports the standard library only.
 """
 
 from __future__ import annotations
@@ -29,35 +32,36 @@ from pathlib import Path
 from typing import Any
 
 from agentrl_sandboxes import cgroups, records
-from agentrl_sandboxes.confine import Order, become
+from agentrl_sandboxes.confine import StartRequest, become
 from agentrl_sandboxes.seccomp import program
 
 _PR_SET_CHILD_SUBREAPER = 36
 MAX_MESSAGE = 1 << 18
-WELL = "exit code 0"
-"""The reason of a sandbox that ended by itself, without complaint."""
+ENDED_WELL = "exit code 0"
+"""The reason reported for a sandbox that ended by itself, without an error."""
 _MAX_REASON = 2000
-_LOOK_S = 0.002
+_POLL_S = 0.002
 
 
 @dataclass(slots=True)
 class _Child:
-    """A sandbox: ``outer`` is bubblewrap, ``inner`` the first process inside, 0 until it is known."""
+    """A sandbox: ``outer`` is the pid of bubblewrap, ``inner`` that of the first process inside."""
 
     id: str
     outer: int
     info: int
     errors: int
     inner: int = 0
-    told: bytes = b""
-    complaint: bytes = b""
+    """0 until bubblewrap has reported it."""
+    info_text: bytes = b""
+    error_text: bytes = b""
     status: int | None = None
     inside: set[int] = field(default_factory=set)
-    """What must be collected after bubblewrap."""
+    """Processes that must be reaped after bubblewrap."""
 
 
-class Launcher:
-    """Everything the launcher knows. One thread, one loop."""
+class LauncherServer:
+    """The launcher's state and its event loop, in one thread."""
 
     def __init__(self, control: socket.socket, *, owner: int, uid: int, bwrap: str, folder: Path) -> None:
         self._control, self._uid, self._bwrap, self._records = control, uid, bwrap, folder
@@ -65,7 +69,8 @@ class Launcher:
         self._groups = cgroups.find()
         self._children: dict[str, _Child] = {}
         self._starting: list[_Child] = []
-        """Those whose first process is still bubblewrap's, which does not die with its parent until it becomes the command."""
+        """Sandboxes whose first process still runs bubblewrap, which dies with its parent only once it runs
+        the command."""
         self._open = True
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._wake, self._wake_end = socket.socketpair()
@@ -80,8 +85,8 @@ class Launcher:
         self._selector.register(self._owner, selectors.EVENT_READ, self._on_orphaned)
 
     def run(self) -> None:
-        """Serve until the owner is gone, then stop everything."""
-        self._tell({"ready": sorted(self._groups.parents)})
+        """Serve until the owner has ended, then stop all sandboxes."""
+        self._send({"ready": sorted(self._groups.parents)})
         while self._open:
             self._turn()
         for gone in (self._control, self._owner):
@@ -92,12 +97,12 @@ class Launcher:
             self._turn()
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(_LOOK_S if self._starting else None):
-            if self._selector.get_map().get(key.fileobj) is key:  # else an earlier one of this turn closed it
+        for key, _ in self._selector.select(_POLL_S if self._starting else None):
+            if self._selector.get_map().get(key.fileobj) is key:  # else an earlier callback has closed it
                 key.data()
         for child in [child for child in self._starting if _runs_another_program(child.inner, self._bwrap)]:
             self._starting.remove(child)
-            self._tell({"started": child.id})
+            self._send({"started": child.id})
 
     def _on_orphaned(self) -> None:
         self._open = False
@@ -116,13 +121,14 @@ class Launcher:
                 self._start(request["start"], request["labels"], descriptors[0])
             elif request["stop"] in self._children:
                 _kill(self._children[request["stop"]].outer)
-            # else its end was told already, on the way here: told twice, it would be taken for that of a next one of the same name
+            # else its end has already been reported, while the request was on its way: a second report would
+            # be taken for the end of the next sandbox with the same id
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _start(self, wanted: Mapping[str, Any], labels: Mapping[str, str], stream: int) -> None:
-        order = Order(**wanted)
+    def _start(self, fields: Mapping[str, Any], labels: Mapping[str, str], stream: int) -> None:
+        request = StartRequest(**fields)
         pipes: list[int] = []
         try:
             pipes += os.pipe()
@@ -131,23 +137,25 @@ class Launcher:
         except OSError as problem:
             for end in pipes:
                 os.close(end)
-            self._tell({"ended": order.id, "reason": f"the launcher could not start a process: {problem}"})
+            self._send({"ended": request.id, "reason": f"the launcher could not start a process: {problem}"})
             return
         info, info_end, errors, errors_end = pipes
         if pid == 0:
             try:
-                self._child(order, labels, stream, info_end, errors_end)
+                self._child(request, labels, stream, info_end, errors_end)
             finally:
                 os._exit(1)
         os.close(info_end)
         os.close(errors_end)
-        child = self._children[order.id] = _Child(order.id, pid, info, errors)
+        child = self._children[request.id] = _Child(request.id, pid, info, errors)
         for end, reader in ((info, self._on_info), (errors, self._on_errors)):
             os.set_blocking(end, False)
             self._selector.register(end, selectors.EVENT_READ, partial(reader, child))
 
-    def _child(self, order: Order, labels: Mapping[str, str], stream: int, info: int, errors: int) -> None:
-        """In the new process: become the sandbox, or say on standard error why not."""
+    def _child(
+        self, request: StartRequest, labels: Mapping[str, str], stream: int, info: int, errors: int
+    ) -> None:
+        """In the new process: become the sandbox, or write the reason why not to standard error."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -155,9 +163,9 @@ class Launcher:
         os.dup2(stream, 1)
         os.dup2(errors, 2)
         try:
-            records.write(self._records, order.id, labels, groups=self._groups.folders(order.id))
+            records.write(self._records, request.id, labels, groups=self._groups.folders(request.id))
             become(
-                order,
+                request,
                 bwrap=self._bwrap,
                 uid=self._uid,
                 groups=self._groups,
@@ -168,27 +176,31 @@ class Launcher:
             os.write(2, str(problem).encode())
 
     def _on_info(self, child: _Child) -> None:
-        """Bubblewrap says the number of the sandbox's first process."""
+        """Read from bubblewrap the pid of the sandbox's first process."""
         data = _read(child.info)
-        child.told += data or b""
-        if not child.inner and b"}" in child.told:
-            child.inner = json.loads(child.told)["child-pid"]
+        child.info_text += data or b""
+        if not child.inner and b"}" in child.info_text:
+            child.inner = json.loads(child.info_text)["child-pid"]
             self._starting.append(child)
         if data == b"":
             self._selector.unregister(child.info)
 
     def _on_errors(self, child: _Child) -> None:
-        """Bubblewrap, or the sandbox's first process, complains."""
+        """Read what bubblewrap or the sandbox's first process writes to standard error."""
         data = _read(child.errors)
-        child.complaint = (child.complaint + (data or b""))[-_MAX_REASON:]
+        child.error_text = (child.error_text + (data or b""))[-_MAX_REASON:]
         if data == b"":
             self._selector.unregister(child.errors)
 
     def _on_collect(self) -> None:
-        """Collect what ended. A sandbox is over with bubblewrap and its first process, which becomes ours where bubblewrap went first."""
+        """Reap children, and see which sandboxes have ended.
+
+        A sandbox has ended with both bubblewrap and its first process; the launcher adopts the latter if
+        bubblewrap ends first.
+        """
         self._wake.recv(4096)
         ended: dict[int, int] = {}
-        while found := _collected():
+        while found := _reaped():
             ended[found[0]] = found[1]
         for child in list(self._children.values()):
             if child.outer in ended:
@@ -203,45 +215,46 @@ class Launcher:
                 self._over(child)
 
     def _orphans(self) -> set[int]:
-        """Return our children that are no bubblewraps we started: first processes whose bubblewrap was killed before it named them."""
+        """Return our children other than bubblewrap.
+
+        They are first processes of sandboxes whose bubblewrap was killed before it reported them.
+        """
         known = {child.outer for child in self._children.values() if child.status is None}
-        return {
-            pid
-            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-            if pid not in known and _is_ours(pid)
-        }  # noqa: PTH208
+        pids = map(int, filter(str.isdigit, os.listdir("/proc")))  # noqa: PTH208 - only names
+        return {pid for pid in pids if pid not in known and _is_ours(pid)}
 
     def _over(self, child: _Child) -> None:
         del self._children[child.id]
         if child in self._starting:
             self._starting.remove(child)
-            if not child.complaint.startswith(b"bwrap: "):  # its command ran, and ended before anybody looked
-                self._tell({"started": child.id})
+            if not child.error_text.startswith(b"bwrap: "):  # its command ran, and ended before the next poll
+                self._send({"started": child.id})
         for end in (child.info, child.errors):
             if end in self._selector.get_map():
                 self._selector.unregister(end)
             os.close(end)
         if cgroups.remove(self._groups.folders(child.id), deadline_s=0.5):
-            records.remove(self._records, child.id)  # else the reaper finds it there
-        complaint = child.complaint.decode(errors="replace").strip()
+            records.remove(self._records, child.id)  # else the reaper needs the record
+        error = child.error_text.decode(errors="replace").strip()
         code = os.waitstatus_to_exitcode(child.status or 0)
         how = f"exit code {code}" if code >= 0 else f"signal {-code}"
-        self._tell({"ended": child.id, "reason": f"{complaint} ({how})" if complaint else how})
+        self._send({"ended": child.id, "reason": f"{error} ({how})" if error else how})
 
-    def _tell(self, message: Mapping[str, object]) -> None:
-        with suppress(OSError):  # the owner is gone: what follows is the end
+    def _send(self, message: Mapping[str, object]) -> None:
+        with suppress(OSError):  # the owner has ended, and so the loop is about to end
             self._control.send(json.dumps(message).encode())
 
 
 def _read(descriptor: int) -> bytes | None:
-    """Return what there is, ``b""`` at the end, ``None`` where there is nothing yet."""
+    """Return the data that is available, ``b""`` at the end of the file, ``None`` if there is no data yet."""
     try:
         return os.read(descriptor, 4096)
     except BlockingIOError:
         return None
 
 
-def _collected() -> tuple[int, int] | None:
+def _reaped() -> tuple[int, int] | None:
+    """Reap one child that has ended; return its pid and status, or ``None`` if there is no such child."""
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -250,7 +263,7 @@ def _collected() -> tuple[int, int] | None:
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether a process is our child, alive or not collected yet; only then does its number surely still mean it."""
+    """Whether a process is our child and not reaped yet; after that its pid may belong to another process."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -259,10 +272,10 @@ def _is_ours(pid: int) -> bool:
 
 
 def _runs_another_program(pid: int, program: str) -> bool:
-    """Whether a process that was started as ``program`` runs another one by now."""
+    """Whether a process that was started as ``program`` has executed another program since."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().rstrip("\n") != Path(program).name[:15]
-    except OSError:  # it has ended, which is told elsewhere
+    except OSError:  # it has ended, which is reported elsewhere
         return False
 
 
@@ -272,10 +285,13 @@ def _kill(child: int) -> None:
 
 
 def main() -> None:
-    """Serve the socket that is standard input. Arguments: the owner's process, the uid for sandboxes, bubblewrap, the folder of records."""
+    """Serve the socket that is standard input.
+
+    Arguments: the owner's pid, the uid of sandboxes, the path of bubblewrap, the folder of records.
+    """
     owner, uid, bwrap, folder = sys.argv[1:]
     with socket.socket(fileno=os.dup(0)) as control:
-        Launcher(control, owner=int(owner), uid=int(uid), bwrap=bwrap, folder=Path(folder)).run()
+        LauncherServer(control, owner=int(owner), uid=int(uid), bwrap=bwrap, folder=Path(folder)).run()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Two programs that run in a container before the guest: one that tells what is enforced, and one that copies an image's files in.
+"""Two programs that run inside containers: one probes what is enforced, one copies an image's files in.
 
-Both are the standard library only, for Python 3.8 or later, and are handed to the interpreter in the image.
+Both use the standard library only (Python 3.8 or later), and are passed to the interpreter of the image as an
+argument.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ PYTHON = "/usr/bin/python3"
 MIB = 1 << 20
 
 SPEC = SandboxSpec(cpus=0.5, memory_mib=64, disk_mib=8, num_processes=64, num_files=64, lifetime_s=60.0)
-"""What the probe asks for: less than it would get where a limit is ignored."""
+"""The spec of the probe's sandbox. Its limits are smaller than what a container would get if they were
+ignored."""
 
 PROBE = (
-    f"WORKDIR, CPUS, MEMORY, PROCESSES, DISK = {SPEC.workdir!r}, {SPEC.cpus!r}, {SPEC.memory_mib * MIB}, {SPEC.num_processes}, "
-    f"{SPEC.disk_mib * MIB}"
+    f"WORKDIR, CPUS, MEMORY = {SPEC.workdir!r}, {SPEC.cpus!r}, {SPEC.memory_mib * MIB}\n"
+    f"PROCESSES, DISK = {SPEC.num_processes}, {SPEC.disk_mib * MIB}\n"
     + r"""
 import errno, json, os, resource, signal, socket, time
 
@@ -56,12 +58,13 @@ def reaches(family, address):
     return True
 
 def service():
-    address = (os.environ.get("KUBERNETES_SERVICE_HOST", ""), int(os.environ.get("KUBERNETES_SERVICE_PORT", "443")))
-    if not address[0]:
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
         return "nowhere"
     for _ in range(5):
         try:
-            socket.create_connection(address, 2).close()
+            socket.create_connection((host, int(port)), 2).close()
         except OSError:
             return "closed"
         time.sleep(1)
@@ -77,9 +80,10 @@ def in_child(action):
     return os.waitpid(child, 0)[1]
 
 def memory():
-    total = [int(line.split()[1]) * 1024 for line in text("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
-    told = min(number("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"), *total)
-    return told <= MEMORY or os.WIFSIGNALED(in_child(lambda: bytearray(b"x") * (2 * MEMORY)))
+    lines = [line for line in text("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
+    total = [int(line.split()[1]) * 1024 for line in lines]
+    limit = min(number("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"), *total)
+    return limit <= MEMORY or os.WIFSIGNALED(in_child(lambda: bytearray(b"x") * (2 * MEMORY)))
 
 def processes():
     if number("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max") <= PROCESSES:
@@ -102,7 +106,8 @@ def processes():
 def cpu():
     quota, period = (text("/sys/fs/cgroup/cpu.max").split() + ["", ""])[:2]
     if not period:
-        quota, period = text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip(), text("/sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
+        quota = text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
+        period = text("/sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
     if quota.isdigit() and period.isdigit():
         return int(quota) <= CPUS * int(period) + 1
     began, used = time.monotonic(), time.process_time()
@@ -123,6 +128,7 @@ def disk():
             os.unlink(WORKDIR + "/.probe")
 
 status = dict(line.split(":", 1) for line in text("/proc/self/status").splitlines() if ":" in line)
+folders = ("/", "/etc", "/usr", "/var", "/proc/sys/kernel", "/sys/fs/cgroup")
 def say(**found):
     os.write(1, json.dumps(found).encode() + b"\n")
 
@@ -133,7 +139,7 @@ say(
     capabilities=any(int(status.get(name, "1"), 16) for name in ("CapPrm", "CapEff", "CapBnd")),
     no_new_privileges=int(status.get("NoNewPrivs", "0")),
     seccomp=int(status.get("Seccomp", "0")),
-    writable=[folder for folder in ("/", "/etc", "/usr", "/var", "/proc/sys/kernel", "/sys/fs/cgroup") if can_write(folder)],
+    writable=[folder for folder in folders if can_write(folder)],
     reaches=reaches(socket.AF_INET, "192.0.2.1") or reaches(socket.AF_INET6, "2001:db8::1"),
     service=service(),
     files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
@@ -149,7 +155,7 @@ COPY_IN = r'''
 import os, stat, sys, tarfile
 
 class Part:
-    """So many bytes of standard input, unbuffered: what follows them is the guest's."""
+    """The next ``size`` bytes of standard input, unbuffered: the bytes behind them belong to the guest."""
     def __init__(self, size):
         self.left = size
     def read(self, size):
@@ -191,15 +197,16 @@ os.write(1, b"+")
 os.execv(sys.argv[1], sys.argv[1:])
 '''
 COPIED = b"+"
-"""What ``COPY_IN`` says when it is done and hands over."""
+"""What ``COPY_IN`` writes when it is done and is about to execute the guest."""
 END = b"\0\0"
-"""What follows the last of its records."""
+"""What is sent to ``COPY_IN`` after the last record."""
 
 
 def record(folder: str, archive: bytes) -> bytes:
-    """Return one record for ``COPY_IN``: a folder, and the tar archive of it whose members begin with its last name.
+    """Return a record for ``COPY_IN``: the path of a folder, and a tar archive of it.
 
-    An archive of nothing but the folder itself needs no copying: the result is empty.
+    Empty if the folder is empty.
+    The names of the archive's members begin with the last part of the path.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
         if not any(len(PurePosixPath(member.name).parts) > 1 for member in members):
@@ -208,27 +215,30 @@ def record(folder: str, archive: bytes) -> bytes:
     return len(name).to_bytes(2, "big") + name + len(archive).to_bytes(8, "big") + archive
 
 
-def report(said: bytes) -> Mapping[str, Any]:
-    r"""Return what ``PROBE`` put out, as one report. A limit at which the whole sandbox ended (gVisor's on processes) is one.
+def report(output: bytes) -> Mapping[str, Any]:
+    r"""Combine the output lines of ``PROBE`` into one report.
+
+    If the whole sandbox ended while a limit was tried, as gVisor's does at the limit on processes, then this
+    limit holds.
 
     Raises:
-        ValueError: it ended before it began.
+        ValueError: the program ended before it reported anything.
 
     >>> report(b'{"uid": 1}\n{"trying": "cpu"}\n{"cpu": false}\n{"trying": "disk"}\n')["disk"]
     True
     """
     found: dict[str, Any] = {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         found |= json.loads(line)
     if "uid" not in found:
-        raise ValueError("the probe ended before it began")
+        raise ValueError("the probe ended before it reported anything")
     if (last := found.pop("trying", "")) and last not in found:
         found[last] = True
     return {"cpu": False, "disk": False, "memory": False, "processes": False} | found
 
 
 def holes(report: Mapping[str, Any], *, own_kernel: bool) -> list[str]:
-    """Return in which ways a container that reported this is not closed."""
+    """Return in which ways a container with this report is not isolated."""
     found = {
         "it runs as root": report["uid"] == 0,
         "it sees other processes": report["pid"] != 1,
@@ -238,11 +248,14 @@ def holes(report: Mapping[str, Any], *, own_kernel: bool) -> list[str]:
         f"it can write to {', '.join(report['writable'])}": bool(report["writable"]),
         "it has a network": report["reaches"],
     }
-    return [hole for hole, there in found.items() if there]
+    return [hole for hole, is_open in found.items() if is_open]
 
 
 def enforced(report: Mapping[str, Any]) -> frozenset[Limit]:
-    """Return the limits that a container reported. Its lifetime is the guest's to end."""
+    """Return the limits that are enforced in a container with this report.
+
+    The guest enforces the lifetime.
+    """
     found: dict[Limit, bool] = {
         "cpu": report["cpu"],
         "memory": report["memory"],
@@ -251,4 +264,4 @@ def enforced(report: Mapping[str, Any]) -> frozenset[Limit]:
         "files": report["files"] <= SPEC.num_files,
         "lifetime": True,
     }
-    return frozenset(limit for limit, there in found.items() if there)
+    return frozenset(limit for limit, holds in found.items() if holds)

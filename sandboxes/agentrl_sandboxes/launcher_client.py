@@ -1,4 +1,4 @@
-"""The trainer's side of the launcher: starting it, asking it for sandboxes, and hearing how they end."""
+"""The client of the launcher: starts it, asks it to start and stop sandboxes, and learns how they end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from typing import Any
 
 from agentrl.errors import SandboxError
 from agentrl_sandboxes import records
-from agentrl_sandboxes.confine import Order
-from agentrl_sandboxes.launch import MAX_MESSAGE
+from agentrl_sandboxes.confine import StartRequest
+from agentrl_sandboxes.launcher_server import MAX_MESSAGE
 
 _READY_S = 10.0
 _CLOSE_S = 20.0
-_RUN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from agentrl_sandboxes.launch import main; main()"
+_RUN = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from agentrl_sandboxes.launcher_server import main; main()"
+)
 
 
-class Launcher:
-    """A running launcher. Made by ``Launcher.open``, on the loop that uses it."""
+class LauncherClient:
+    """A connection to a running launcher.
+
+    Opened by ``LauncherClient.open``, on the event loop that uses it.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
         self._process, self._control = process, control
@@ -36,15 +42,15 @@ class Launcher:
         self._ended: dict[str, asyncio.Future[str]] = {}
         self._exited = self._loop.create_future()
         self.controllers: frozenset[str] = frozenset()
-        """Control group controllers that it may use."""
+        """Control group controllers that the launcher may use."""
         self._loop.add_reader(control, self._on_message)
 
     @classmethod
-    async def open(cls, *, bwrap: str, uid: int) -> Launcher:
-        """Start a launcher: in a control group of its own where only systemd can give one, else as a plain child.
+    async def open(cls, *, bwrap: str, uid: int) -> LauncherClient:
+        """Start a launcher; if systemd manages the control groups, in one that systemd delegates to it.
 
         Raises:
-            SandboxError: it did not come up.
+            SandboxError: the launcher did not start.
         """
         problem = SandboxError("the launcher of local sandboxes did not start")
         for prefix in _prefixes():
@@ -66,7 +72,7 @@ class Launcher:
         raise problem
 
     @classmethod
-    def _spawn(cls, prefix: Sequence[str], *, bwrap: str, uid: int) -> Launcher:
+    def _spawn(cls, prefix: Sequence[str], *, bwrap: str, uid: int) -> LauncherClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parent.parent)
         command = [
@@ -94,27 +100,29 @@ class Launcher:
 
     @property
     def lost(self) -> bool:
-        """Whether it is gone, and all its sandboxes with it."""
+        """Whether the launcher has exited, and all its sandboxes with it."""
         return self._exited.done()
 
-    async def start(self, order: Order, labels: Mapping[str, str], stream: int) -> asyncio.Future[str]:
-        """Start a sandbox. What is returned is done, with the reason, when nothing of it is left.
+    async def start(
+        self, request: StartRequest, labels: Mapping[str, str], stream: int
+    ) -> asyncio.Future[str]:
+        """Start a sandbox. The future that is returned gets the reason of its end when nothing of it is left.
 
         Raises:
-            SandboxError: it did not start.
+            SandboxError: the sandbox did not start.
         """
         ended: asyncio.Future[str] = self._loop.create_future()
         started: asyncio.Future[None] = self._loop.create_future()
-        self._ended[order.id], self._started[order.id] = ended, started
+        self._ended[request.id], self._started[request.id] = ended, started
         try:
-            await self._send({"start": asdict(order), "labels": dict(labels)}, [stream])
-            waited: list[asyncio.Future[Any]] = [started, ended]  # Any: of several kinds of result
+            await self._send({"start": asdict(request), "labels": dict(labels)}, [stream])
+            waited: list[asyncio.Future[Any]] = [started, ended]  # Any: their results have different types
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
-            await asyncio.shield(self.stop(order.id))
+            await asyncio.shield(self.stop(request.id))
             raise
         finally:
-            self._started.pop(order.id, None)
+            self._started.pop(request.id, None)
         if not started.done():
             raise SandboxError(f"a local sandbox did not start: {ended.result()}")
         return ended
@@ -124,12 +132,12 @@ class Launcher:
         ended = self._ended.get(name)
         if ended is None or ended.done():
             return
-        with suppress(SandboxError):  # lost, and with it the sandbox
+        with suppress(SandboxError):  # the launcher is gone, and the sandbox with it
             await self._send({"stop": name}, ())
         await asyncio.shield(ended)
 
     async def close(self) -> None:
-        """Stop all that is left and end the launcher."""
+        """Make the launcher stop all its sandboxes and exit."""
         self._control.shutdown(socket.SHUT_RDWR)
         try:
             async with asyncio.timeout(_CLOSE_S):
@@ -146,7 +154,8 @@ class Launcher:
         data = json.dumps(message).encode()
         if len(data) > MAX_MESSAGE:
             raise SandboxError(
-                f"the command of a local sandbox is too long: {len(data)} bytes, at most {MAX_MESSAGE} can be passed"
+                f"the command of a local sandbox is too long: {len(data)} bytes, "
+                f"at most {MAX_MESSAGE} can be passed"
             )
         while True:
             if self.lost:
@@ -181,7 +190,7 @@ class Launcher:
             _finish(ended, str(message["reason"]))
 
     def _lose(self) -> None:
-        """Say of every sandbox that it is over: the launcher is gone, and the kernel has killed them."""
+        """Mark every sandbox as ended: the launcher is gone, and so the kernel has killed them."""
         if self.lost:
             return
         self._exited.set_result(None)
@@ -190,24 +199,21 @@ class Launcher:
             self._ready.set_exception(
                 SandboxError(f"it ended at once, with exit code {self._process.poll()}")
             )
-            self._ready.exception()  # seen, whether or not anybody waits
+            self._ready.exception()  # mark it as retrieved: perhaps nothing waits for it
         for ended in self._ended.values():
             _finish(ended, "the launcher of local sandboxes was killed")
         self._ended.clear()
 
 
-def _finish(future: asyncio.Future[Any], result: object) -> None:  # Any: futures of several kinds of result
+def _finish(future: asyncio.Future[Any], result: object) -> None:  # Any: a future of any type
     if not future.done():
         future.set_result(result)
 
 
 def _prefixes() -> list[list[str]]:
-    """Return what to start the launcher under, best first."""
-    if (
-        Path("/sys/fs/cgroup/cgroup.controllers").exists()
-        and Path("/run/systemd/system").exists()
-        and shutil.which("systemd-run")
-    ):
+    """Return the commands to try to start the launcher under, best first; an empty one starts it directly."""
+    version_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    if version_2 and Path("/run/systemd/system").exists() and shutil.which("systemd-run"):
         whose = [] if os.geteuid() == 0 else ["--user"]
         return [["systemd-run", *whose, "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"], []]
     return [[]]
