@@ -176,7 +176,7 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from agentrl import checkpoint
+from agentrl.learner import checkpoint
 from small_learner import TOKENIZER, new_learner
 learner = new_learner()
 for number in range(1000):
