@@ -7,7 +7,8 @@ convention. It reads packaging metadata and imports no environment:
     text, info = env.reset(options={"task": "bandit-train-0"})
 
 Actions and observations are text. ``info`` holds the signals, the task's id and the admissible actions, if
-the environment lists them. The other direction, gymnasium environments in agentrl, is ``agentrl.env.gym_text``.
+the environment lists them. The other direction, gymnasium environments in agentrl, is
+``agentrl.env.gym_text``.
 """
 
 from __future__ import annotations

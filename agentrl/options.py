@@ -78,9 +78,10 @@ _ROOTS = ("agentrl", "agentrl_environments", "agentrl_sandboxes")
 
 
 def public_name(module: str, qualname: str) -> str:
-    """Return the name under which a class or function is described: it does not change when agentrl moves its code.
+    """Return the name under which a class or function is described.
 
-    Names of agentrl's own packages are unique within a package (a test holds this), so the module is left out; others keep theirs.
+    It does not change when agentrl moves its code: the names of agentrl's own packages are unique within a
+    package, so their modules are left out. Others keep their modules.
 
     >>> public_name("agentrl.credit.group", "RLOO"), public_name("mine.rewards", "Speed")
     ('agentrl:RLOO', 'mine.rewards:Speed')
@@ -273,7 +274,10 @@ def check_types(value: object, path: str = "") -> Iterator[str]:
 
 
 def too_small(part: object, where: str, **least: float) -> Iterator[str]:
-    """Yield one line for each field of ``part`` that is below its least value; ``where`` is the path of ``part`` in messages."""
+    """Yield one line for each field of ``part`` that is below its least value.
+
+    ``where`` is the path of ``part`` in messages.
+    """
     for name, low in least.items():
         found = getattr(part, name)
         if found < low:

@@ -3,7 +3,7 @@
 ```
 runs/demo/
   recipe.json  manifest.json      what was run, on what
-  recipe.py  overrides.json       the recipe's source, so that the folder alone is enough to resume or evaluate
+  recipe.py  overrides.json       the recipe's source: the folder alone is enough to resume or evaluate
   tokenizer/                      trained once, or copied
   demonstrations/<stage>.parquet  episodes that a stage learns from again and again
   trajectories/update=000037/     every turn: text, tokens, log-probabilities, ledger, advantages
@@ -13,9 +13,9 @@ runs/demo/
   checkpoints/000038/             model (a Hugging Face folder), optimiser, value head, sampler state
 ```
 
-**Exact resume.** The rename of a checkpoint commits everything before it. Opening a folder again returns to the newest whole checkpoint and
-drops whatever was written after it. Every seed is derived from the update's number, so on the CPU the resumed run produces the numbers of a
-run that was never killed.
+**Exact resume.** The rename of a checkpoint commits everything before it. Opening a folder again returns to
+the newest whole checkpoint and drops whatever was written after it. Every seed is derived from the update's
+number, so on the CPU the resumed run produces the numbers of a run that was never killed.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ class Learners:
     teachers: Mapping[str, OpenTeacher]
 
     def start(self, stage: Stage) -> None:
-        """Begin a stage: every optimiser is fresh, and what learns beside the policy starts from the policy's weights."""
+        """Begin a stage: optimisers are fresh, and scorers start from the policy's weights."""
         self.policy.start(stage.optimisation, stage.updates)
         for scorer in self.scorers[stage.name]:
             scorer.start(self.policy.weights(), stage.updates)
 
     def measure(self, stage: Stage, groups: Sequence[ScoredGroup], temperature: float) -> list[ScoredGroup]:
-        """Return the groups with every measurement that the stage needs, and with its scorers' rewards in their ledgers."""
+        """Return the groups with every measurement that the stage needs, and with its scorers' rewards."""
         measured = self.policy.annotate(groups, stage.needs - {"teacher_logprobs"}, temperature)
         if stage.name in self.teachers:
             measured = self.teachers[stage.name].annotate(measured, self.policy, temperature)
@@ -166,7 +166,8 @@ class Run:
         """
         if self.alarms:
             raise Collapsed(
-                f"update {self.update}: {'; '.join(self.alarms)}. The run is committed up to here; mend the recipe "
+                f"update {self.update}: {'; '.join(self.alarms)}. The run is committed up to here; mend the "
+                "recipe "
                 "and give another --out"
             )
 
@@ -202,10 +203,12 @@ async def open_run(
 ) -> AsyncIterator[Run]:
     """Open ``folder`` for ``recipe``: a new run, or the same one where it was left.
 
-    ``origin`` is kept in a new folder, which then needs no recipe file; ``make`` builds everything that learns.
+    ``origin`` is kept in a new folder, which then needs no recipe file; ``make`` builds everything that
+    learns.
 
     Raises:
-        ConfigError: the folder is in use or belongs to another recipe, or something the recipe needs cannot be opened.
+        ConfigError: the folder is in use or belongs to another recipe, or a part of the recipe cannot be
+        opened.
     """
     reporter = reporter or Reporter()
     # samplers and transforms that learn are part of the recipe: two runs of one recipe must not share them
@@ -284,7 +287,10 @@ def _engine(recipe: Recipe, vocab_size: int, renderer: Renderer) -> AbstractAsyn
 
 
 async def _tasks(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[str, Sequence[Task]]:
-    """Return the tasks of each split that can be played here; write the manifest, or compare it with the one in the folder."""
+    """Return the tasks of each split that can be played here.
+
+    A new run writes the manifest; a resumed one compares it with the folder's.
+    """
     recipe.env.prepare(reporter.progress)
     panels = check_panels(recipe)
     use_threads(recipe.compute.threads)
@@ -365,7 +371,7 @@ async def _tokenizer(recipe: Recipe, folder: Path, host: Host) -> PreTrainedToke
 
 
 async def _texts(recipe: Recipe, host: Host, num_episodes: int) -> list[str]:
-    """Return all texts of random play of training tasks; of expert play, where random play is not possible."""
+    """Return the texts of random play of training tasks, or of expert play if random play is impossible."""
     split = recipe.stages[0].source.split
     tasks = recipe.env.tasks(split)
     draws = [Draw(task, 1, 0) for task in tasks[:num_episodes]]
@@ -376,8 +382,10 @@ async def _texts(recipe: Recipe, host: Host, num_episodes: int) -> list[str]:
             break
     else:
         raise ConfigError(
-            f"a tokenizer is trained on play, and no episode of split {split!r} could be played, neither at random nor "
-            f"by the expert: {played.failures[-1].error}; mend the environment, or give ModelSpec.tokenizer a folder"
+            f"a tokenizer is trained on play, and no episode of split {split!r} could be played, neither at "
+            "random nor "
+            f"by the expert: {played.failures[-1].error}; mend the environment, or give ModelSpec.tokenizer "
+            "a folder"
         )
     turns = [turn for group in played.groups for trajectory in group for turn in trajectory.turns]
     return [

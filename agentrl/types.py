@@ -277,9 +277,9 @@ Group = tuple[Trajectory, ...]
 class Measured(Generic[Array]):
     """What the learner measured on action tokens, each ``None`` unless a part of the recipe needs it.
 
-    The fields are the names of ``Need``; every array has one number per action token, ``[T]`` of a trajectory or
-    ``[A]`` of a batch. ``values``: the critic's value of the state *before* the token. ``entropies``: in nats, over
-    the whole vocabulary. ``old_logprobs``: under the learner's weights at the start of the update.
+    The fields are the names of ``Need``. Every array has one number per action token, ``[T]`` of a trajectory
+    or ``[A]`` of a batch. ``values``: the critic's value of the state *before* the token. ``entropies``: in
+    nats, over the whole vocabulary. ``old_logprobs``: under the learner's weights at the start of the update.
     ``ref_logprobs``: under the reference model. ``teacher_logprobs``: under the stage's teacher.
     """
 
@@ -305,7 +305,7 @@ class Scored:
 
     trajectory: Trajectory
     ledger: Ledger
-    measured: Measured[FloatArray] = Measured()  # noqa: RUF009 - frozen
+    measured: Measured[FloatArray] = Measured()
 
     def with_measured(self, **arrays: FloatArray | None) -> Scored:
         """Return the same with further measurements, by their names in ``Measured``."""

@@ -14,7 +14,7 @@ from agentrl.render import Renderer
 
 
 class EngineSpec(Protocol):
-    """A configured engine. Inherit from it: ``plan`` uses the defaults for an engine that computes elsewhere."""
+    """A configured engine. Inherit from it; the defaults are those of an engine that computes elsewhere."""
 
     @property
     def max_context(self) -> int:

@@ -1,11 +1,12 @@
 """Batches: credited trajectories as rows of tokens, and their division into minibatches and micro-batches.
 
-Legend: ``L`` the tokens of a row; ``N`` those of a micro-batch; ``A`` their action tokens, sequence after sequence, in order of time; ``S``
-tokens that are no actions.
+Legend: ``L`` the tokens of a row; ``N`` the tokens of a micro-batch; ``A`` its action tokens, sequence after
+sequence, in order of time; ``S`` tokens that are not part of an action.
 
-A row is one *segment*: context that only grew. An action that is ``fresh`` starts the next row of its trajectory. Rows are never cut and
-never padded: the learner lays the rows of a micro-batch end to end. The rows of one trajectory always stay together, because a loss may
-look at whole sequences; the trajectories of a group stay together where a loss compares them (``whole_groups``).
+A row is one *segment*: context that only grew. A ``fresh`` action starts the next row of its trajectory. Rows
+are never cut and never padded: the learner lays the rows of a micro-batch end to end. The rows of one
+trajectory always stay together, because a loss may need whole sequences. The trajectories of a group stay
+together if a loss compares them (``whole_groups``).
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ class Row:
 
     tokens_L: IntArray
     positions_A: npt.NDArray[np.int64]
-    """Where the action tokens stand in ``tokens_L``; at least 1: nothing predicts the first token of a context."""
+    """The positions of the action tokens in ``tokens_L``; at least 1, because nothing predicts the first
+    token."""
     turn_A: IntArray
     """The turn of its trajectory that each action token belongs to."""
     behaviour_A: FloatArray
     given_A: BoolArray
-    """Whether a token was given to the policy rather than sampled by it from this context (``Trajectory.given``)."""
+    """Whether the token was given to the policy, not sampled from this context (``Trajectory.given``)."""
     advantages_A: FloatArray
     targets_A: FloatArray
-    """What the critic should say before each action token; NaN where nothing."""
+    """The critic's target before each action token; NaN if there is none."""
     measured: Measured[FloatArray] = Measured()  # noqa: RUF009 - frozen
 
     @property
@@ -88,7 +90,7 @@ class Batch:
         return [sequence.turn_lengths for sequence in self.sequences]
 
     def units(self, *, whole_groups: bool) -> list[tuple[int, ...]]:
-        """Return what is dealt and packed as one, as indices of sequences: groups, or each sequence by itself."""
+        """Return the units that are never divided, as indices of sequences: groups, or single sequences."""
         if not whole_groups:
             return [(index,) for index in range(len(self.sequences))]
         members: dict[int, list[int]] = {}
@@ -97,7 +99,9 @@ class Batch:
         return [tuple(indices) for indices in members.values()]
 
     def minibatches(self, number: int, seed: int, *, whole_groups: bool = False) -> list[Batch]:
-        """Deal the sequences, or groups, into ``number`` parts of nearly equal count, at random; fewer where there are fewer to deal.
+        """Divide the sequences, or groups, at random into ``number`` parts of nearly equal size.
+
+        There are fewer parts if there are fewer sequences or groups.
 
         One part is the batch itself, in its own order.
         """
@@ -112,9 +116,10 @@ class Batch:
         return [Batch(tuple(self.sequences[index] for index in part)) for part in parts]
 
     def packs(self, token_budget: int, *, whole_groups: bool = False) -> list[tuple[int, ...]]:
-        """Divide the sequences into micro-batches of at most ``token_budget`` tokens: their indices, longest sequences (or groups) first.
+        """Divide the sequences into micro-batches of at most ``token_budget`` tokens; return their indices.
 
-        First-fit decreasing. A sequence, or group, above the budget is a micro-batch of its own. Equal input gives an equal division.
+        First-fit decreasing, longest sequences (or groups) first. A sequence, or group, above the budget is a
+        micro-batch of its own. Equal input gives an equal division.
         """
         units = self.units(whole_groups=whole_groups)
         sizes = [sum(self.sequences[index].num_tokens for index in unit) for unit in units]
@@ -134,7 +139,7 @@ class Batch:
 def make_batch(
     groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]] | None = None
 ) -> Batch:
-    """Lay trajectories out as rows; ``credited`` has the shape of ``groups`` (``None``: to measure, not to learn).
+    """Lay trajectories out as rows; ``credited`` has the shape of ``groups``, or is ``None`` to measure only.
 
     Trajectories without tokens have no rows and are left out.
 
@@ -163,7 +168,8 @@ def _rows(scored: Scored, credit: Credited | None) -> Iterator[Row]:
     ):
         if array is not None and array.shape != (num_tokens,):
             raise ValueError(
-                f"{name} of task {scored.trajectory.task.id!r}: {array.shape} numbers for {num_tokens} action tokens"
+                f"{name} of task {scored.trajectory.task.id!r}: {array.shape} numbers for {num_tokens} "
+                "action tokens"
             )
     starts = [index for index, turn in enumerate(turns) if index == 0 or turn.action.fresh]
     offset = 0
@@ -203,7 +209,10 @@ def _row(scored: Scored, credit: Credited | None, start: int, stop: int, offset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Micro:
-    """A micro-batch on the device: the rows, and what belongs to their action tokens. ``predicts_A``: the token before each of them."""
+    """A micro-batch on the device: its rows, and the data of their action tokens.
+
+    ``predicts_A`` is the position before each action token: its hidden state predicts the token.
+    """
 
     rows: tuple[IntArray, ...]
     predicts_A: Tensor
@@ -217,7 +226,7 @@ class Micro:
     targets_A: Tensor
     measured: Measured[Tensor]
     observes_S: Tensor
-    """The token before each token that is no action and has a context."""
+    """The position before each token that is not part of an action and has a context."""
     observed_S: Tensor
 
     @classmethod

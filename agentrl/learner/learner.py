@@ -1,10 +1,11 @@
 """The learner of this package: a model in this process, its optimiser, and the update.
 
-Legend: ``N`` tokens of a micro-batch, ``A`` its action tokens, sequence after sequence, in order of time; ``H`` hidden size.
+Legend: ``N`` tokens of a micro-batch, ``A`` its action tokens, sequence after sequence, in order of time;
+``H`` hidden size.
 
-The token at position ``t`` is predicted by the hidden state at ``t - 1``: that shift happens in ``batch.Micro.lay`` and nowhere else. Every
-denominator is taken over the whole minibatch before it is divided into micro-batches, so the sum of their gradients is the minibatch's
-gradient, whatever the token budget. What trains is what sampled: dropout is off, log-probabilities are those at the temperature.
+The token at position ``t`` is predicted by the hidden state at ``t - 1``: that shift happens in
+``batch.Micro.lay`` and nowhere else. Training computes what sampling computed: dropout is off, and
+log-probabilities are those at the sampling temperature.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ from agentrl.types import Json, Need, Scored, ScoredGroup, floats, seed_of
 class TorchLearner:
     """Holds the weights, the value head and the optimiser. One call of ``update`` is one update.
 
-    ``allowed_V``: the ids that a sampler may draw (``Renderer.allowed``); log-probabilities of actions leave out the others, as it did.
+    ``allowed_V`` marks the ids that an action may consist of (``Renderer.allowed``). The sampler gives the
+    others probability 0, and so do the log-probabilities of actions here.
 
     Raises:
-        ConfigError: the model's logits are more than its output layer over its last hidden states.
+        ConfigError: the model's logits are not its output layer applied to its last hidden states.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class TorchLearner:
         self._total_updates = 0
 
     def start(self, optimisation: Optimisation, total_updates: int) -> None:
-        """Begin a stage of ``total_updates``: a fresh optimiser; the reference policy is the policy as it is now."""
+        """Begin a stage: the optimiser is fresh, and the reference policy is the policy as it is now."""
         self._optimisation = optimisation
         self._total_updates = total_updates
         self._optimiser = make_adamw(self._trained, self._value_head, optimisation)
@@ -85,10 +87,14 @@ class TorchLearner:
     def annotate(
         self, groups: Sequence[ScoredGroup], needs: frozenset[Need], temperature: float = 1.0
     ) -> list[ScoredGroup]:
-        """Measure what ``needs`` names on every trajectory, and nothing else: one pass for the policy, one for the reference.
+        """Return the groups with exactly the measurements that ``needs`` names.
+
+        This takes one pass of the policy, and one of the reference if it is needed.
 
         Raises:
-            ConfigError: values without a value head; a reference asked for first when the stage has begun to learn.
+            ConfigError: values are needed and there is no value head, or the reference is first needed after
+            the
+                stage's first update.
         """
         flat = [scored for group in groups for scored in group]
         own = needs - {"ref_logprobs"}
@@ -110,13 +116,14 @@ class TorchLearner:
         seed: int = 0,
         temperature: float = 1.0,
     ) -> dict[str, float]:
-        """Take ``epochs * minibatches`` optimiser steps on ``batch`` and return what was measured, averaged over them.
+        """Take ``epochs * minibatches`` optimiser steps on ``batch``; return measurements averaged over them.
 
-        ``logprob_gap`` is the largest difference of a log-probability from the sampler's, at the first minibatch, before any step:
-        rounding where learner and engine hold the same weights and tokens, and large where anything is shifted.
+        ``logprob_gap`` is the largest difference between a log-probability and the sampler's, on the first
+        minibatch before any step. It is a rounding error if learner and engine hold the same weights and
+        tokens; it is large if anything is shifted.
 
         Raises:
-            ConfigError: the objective needs what the batch or the learner has not.
+            ConfigError: the objective needs what the batch or the learner does not have.
             Diverged: a loss or gradient is not finite; no step was taken with it.
         """
         optimisation, optimiser = self._started()
@@ -153,7 +160,7 @@ class TorchLearner:
 
     @property
     def packed(self) -> bool:
-        """Whether rows are laid end to end, or padded because the model does not take our attention function."""
+        """Whether rows are laid end to end; they are padded if the model cannot use our attention."""
         return self._forward.packed
 
     @property
@@ -180,7 +187,7 @@ class TorchLearner:
         return merged
 
     def load_weights(self, weights: Weights) -> None:
-        """Replace all weights. Only for a model without adapters: their names are those of the merged model."""
+        """Replace all weights, which have the names of ``weights``; only for a model without adapters."""
         self.model.load_state_dict(dict(weights))
 
     def save_model(self, folder: Path) -> None:
@@ -190,7 +197,7 @@ class TorchLearner:
             model.save_pretrained(folder, state_dict=self.weights())
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
-        """Return all that decides the next update: trained weights, value head, moments, reference; and counts."""
+        """Return what decides the next update: trained weights, value head, moments, reference, counts."""
         tensors = {f"model.{name}": weight.detach() for name, weight in self._trained.items()}
         tensors |= {f"reference.{name}": weight for name, weight in self._reference.items()}
         if self._value_head is not None:
@@ -203,7 +210,9 @@ class TorchLearner:
         return tensors, {"num_updates": self.num_updates, "total_updates": self._total_updates}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Json]) -> None:
-        """Go on from ``state_dict``'s result; where it was taken within a stage, call ``start`` with the stage's settings first.
+        """Continue from the result of ``state_dict``.
+
+        If it was taken within a stage, call ``start`` with the stage's settings first.
 
         Raises:
             ConfigError: weights are missing, or differ in shape: they are of another model.
@@ -256,17 +265,20 @@ class TorchLearner:
         )
         if frozen and objective.value is None:
             raise ConfigError(
-                "freeze_policy_updates trains the value head alone, and the objective has no value loss; set Objective.value"
+                "freeze_policy_updates trains the value head alone, and the objective has no value loss; set "
+                "Objective.value"
             )
         if objective.value is not None and self._value_head is None:
             raise ConfigError(
-                "the objective has a value loss, but the learner has no value head; make it with value_head=True"
+                "the objective has a value loss, but the learner has no value head; make it with "
+                "value_head=True"
             )
         rows = [row for sequence in batch.sequences for row in sequence.rows]
         for need in sorted(objective.needs & {"old_logprobs", "ref_logprobs"}):
             if any(row.measured.get(need) is None for row in rows):
                 raise ConfigError(
-                    f"the objective needs {need}, and the batch has none; annotate with the objective's needs first"
+                    f"the objective needs {need}, and the batch has none; annotate with the objective's "
+                    "needs first"
                 )
         if any(not np.isfinite(row.advantages_A).all() for row in rows):
             raise ConfigError("an advantage is not a finite number; look at the rewards and the credit rule")
@@ -284,8 +296,10 @@ class TorchLearner:
         norm = float(nn.utils.clip_grad_norm_(trained, optimisation.grad_clip)) if trained else 0.0
         if not (math.isfinite(norm) and math.isfinite(float(loss))):
             raise Diverged(
-                f"update {self.num_updates} of the stage: loss {float(loss)}, gradient norm {norm}; no step was "
-                "taken. Lower the learning rate, or look at the advantages and log-probabilities of this update"
+                f"update {self.num_updates} of the stage: loss {float(loss)}, gradient norm {norm}; no step "
+                "was "
+                "taken. Lower the learning rate, or look at the advantages and log-probabilities of this "
+                "update"
             )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -295,7 +309,10 @@ class TorchLearner:
 
     @torch.no_grad()
     def _measure(self, flat: Sequence[Scored], needs: frozenset[Need], temperature: float) -> list[Scored]:
-        """Return ``flat`` with ``needs`` measured by the weights in place; where no token was sampled the arrays are empty."""
+        """Return ``flat`` with ``needs`` measured by the present weights.
+
+        Without tokens the arrays are empty.
+        """
         if "values" in needs and self._value_head is None:
             raise ConfigError(
                 "values are needed, but the learner has no value head; make it with value_head=True"
@@ -330,7 +347,8 @@ class TorchLearner:
         if not self._reference:
             if self.num_updates:
                 raise ConfigError(
-                    "the reference policy is the one at a stage's start; ask for ref_logprobs from its first update on"
+                    "the reference policy is the one at a stage's start; ask for ref_logprobs from its first "
+                    "update on"
                 )
             self._reference = {name: weight.detach().clone() for name, weight in self._trained.items()}
         own = {name: weight.data for name, weight in self._trained.items()}
@@ -355,7 +373,9 @@ def make_learner(
     """Build a learner in this process; the ``MakeLearner`` of every run.
 
     Raises:
-        ConfigError: the model cannot be built, or its logits are more than its output layer over its last hidden states.
+        ConfigError: the model cannot be built, or its logits are not its output layer applied to its last
+        hidden
+            states.
         MissingExtra: LoRA without ``peft``.
     """
     built = build_model(model, vocab_size, seed, compute.device)

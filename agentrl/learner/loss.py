@@ -1,9 +1,10 @@
 """The loss of an update, one micro-batch at a time.
 
-Legend: ``N`` tokens of a micro-batch, ``A`` its action tokens, ``S`` tokens that are no actions; ``H`` hidden size.
+Legend: ``N`` tokens of a micro-batch, ``A`` its action tokens, ``S`` tokens that are not part of an action;
+``H`` hidden size.
 
-Every denominator is taken over the whole minibatch before it is divided into micro-batches, so the sum of their gradients is the
-gradient of the minibatch, whatever the token budget.
+Every denominator is taken over the whole minibatch before it is divided into micro-batches. So the sum of
+their gradients is the gradient of the minibatch, whatever the token budget.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from agentrl.losses.tis import weight_metrics
 
 @dataclass(frozen=True, slots=True)
 class _Totals:
-    """Denominators of a minibatch: tokens with a value target, and tokens that are no actions."""
+    """Denominators of a minibatch: tokens with a value target, and tokens that are not part of an action."""
 
     targets: int
     observed: int
@@ -44,7 +45,7 @@ class UpdateLoss:
     meter: Meter
 
     def backward(self, part: Batch, token_budget: int) -> Tensor:
-        """Accumulate the gradient of a minibatch over its micro-batches; return its loss, a scalar without gradient."""
+        """Accumulate a minibatch's gradient over its micro-batches; return its loss, without gradient."""
         device = self.forward.device
         weights = [aggregate(part.turn_lengths) for aggregate in self.objective.aggregations]
         lengths = [sum(turns) for turns in part.turn_lengths]
@@ -69,7 +70,7 @@ class UpdateLoss:
         return loss
 
     def _loss(self, micro: Micro, weights: Sequence[Tensor], totals: _Totals) -> Tensor | None:
-        """Return the micro-batch's share of the minibatch's loss; ``None`` where nothing in it can learn."""
+        """Return the micro-batch's share of the minibatch's loss; ``None`` if nothing in it is trained on."""
         with torch.set_grad_enabled(not self.frozen):
             hidden_NH = self.forward.hidden(micro.rows)
         hidden_AH = hidden_NH[micro.predicts_A]
@@ -98,7 +99,10 @@ class UpdateLoss:
     def _policy_loss(
         self, micro: Micro, weights: Sequence[Tensor], logprobs_A: Tensor, entropies_A: Tensor | None
     ) -> Tensor:
-        """Return the weighted loss of the action tokens, regularisers included; ``weights`` as ``Objective.aggregations``."""
+        """Return the weighted loss of the action tokens, with regularisers.
+
+        ``weights`` are in the order of ``Objective.aggregations``.
+        """
         self.meter.gap((logprobs_A.detach() - micro.behaviour_A).masked_fill(micro.given_A, 0.0))
         inputs = LossInputs(
             logprobs_A=logprobs_A,

@@ -12,7 +12,7 @@ from agentrl.learner.optimiser import Optimisation
 
 
 def use_threads(threads: int) -> None:
-    """Compute with so many threads on the CPU from here on; 0 leaves the choice to torch."""
+    """Use ``threads`` threads on the CPU from now on; 0 leaves the choice to torch."""
     if threads:
         torch.set_num_threads(threads)
 
@@ -20,7 +20,7 @@ def use_threads(threads: int) -> None:
 def make_adamw(
     trained: Mapping[str, Tensor], value_head: nn.Linear | None, optimisation: Optimisation
 ) -> torch.optim.AdamW:
-    """Return the optimiser: matrices decay, all else does not; the value head has a learning rate of its own."""
+    """Return the optimiser. Weight decay is for matrices only; the value head has its own learning rate."""
     lr, decay = optimisation.lr, optimisation.weight_decay
     groups = [
         {
@@ -60,5 +60,6 @@ def check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: 
         name = differing[0]
         raise ConfigError(
             f"the stored {what} is not this one's: {len(differing)} tensors differ, first {name}: "
-            f"stored {shapes.get(name, 'none')}, wanted {own.get(name, 'none')}; use the recipe it was made with"
+            f"stored {shapes.get(name, 'none')}, wanted {own.get(name, 'none')}; use the recipe it was made "
+            "with"
         )

@@ -1,18 +1,25 @@
 """Trajectories on disk: Parquet, one row per turn, exact enough to be scored, credited and trained on again.
 
-A run keeps ``trajectories/update=000037/part-0.parquet``. Each file is whole or absent, its pages carry checksums, and what is read
-back equals what was written. Any Parquet reader opens it; the update is in the folder's name, not in a column:
+A run keeps ``trajectories/update=000037/part-0.parquet``. Each file is whole or absent, its pages carry
+checksums, and what is read back equals what was written. Any Parquet reader opens it. The update is in the
+folder's name, not in a column:
 
 ```python
-pandas.read_parquet("runs/demo/trajectories")                                   # `update` comes out as a categorical
-duckdb.sql("select update, avg(success::int) from read_parquet('runs/demo/trajectories/*/*.parquet', "
-           "hive_types = {'update': int}) where turn = num_turns - 1 group by update order by update")   # hive_types: else text
+pandas.read_parquet("runs/demo/trajectories")  # `update` becomes a categorical
+duckdb.sql(
+    "select update, avg(success::int) "
+    "from read_parquet('runs/demo/trajectories/*/*.parquet', hive_types = {'update': int}) "  # else text
+    "where turn = num_turns - 1 group by update order by update"
+)
 ```
 
-``episode`` (place in the file) and ``turn`` identify a row; ``task`` and ``sample`` identify the episode in the run, except that an
-attempt that failed (``group_index`` -1) has those of the one that replaced it. An episode without a turn is one row with turn -1.
-Task data stands on an episode's first row; ``error`` and ``final`` on its last. Text that is no valid Unicode (lone surrogates) is
-stored with those characters escaped; all else is exact.
+``episode`` (its position in the file) and ``turn`` identify a row. ``task`` and ``sample`` identify the
+episode in the run; a failed attempt (``group_index`` -1) has the same two as the attempt that replaced it. An
+episode without a turn is one row with turn -1. Task data is on an episode's first row, ``error`` and
+``final`` are on its last. Text that is not valid Unicode (lone surrogates) is stored with those characters
+escaped; all else is exact.
+
+Files carry the version of their format. Every version that was ever written can be read (``READERS``).
 """
 
 from __future__ import annotations
@@ -133,7 +140,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """A trajectory as it was kept. ``scored`` and ``credited`` are ``None`` where it had not come that far."""
+    """A trajectory as it was stored.
+
+    ``scored`` and ``credited`` are ``None`` if it was not yet paid or credited.
+    """
 
     update: int
     stage: str
@@ -161,7 +171,9 @@ def write_trajectories(
     stage: str,
     failures: Sequence[Trajectory] = (),
 ) -> None:
-    """Write the trajectories of an update, atomically: scored or bare, with credit in the shape of ``groups``, and failed attempts.
+    """Write the trajectories of an update, scored or bare, and its failed attempts; atomically.
+
+    ``credited`` has the shape of ``groups``.
 
     Raises:
         ConfigError: the disk is full or the folder not writable; no file is left behind then.
@@ -210,11 +222,13 @@ def read_trajectories(path: Path, *, verify: bool = True) -> list[Stored]:
         pa.ArrowException,
     ) as problem:  # a flipped byte may also break the text of the header
         raise CheckpointError(
-            f"the trajectory file {path} is torn or altered ({problem}); delete it, or restore it from a copy: the others can be read"
+            f"the trajectory file {path} is torn or altered ({problem}); delete it, or restore it from a "
+            "copy: the others can be read"
         ) from problem
     if not table.schema.equals(SCHEMA) or header.get("format") != _FORMAT or "update" not in header:
         raise CheckpointError(
-            f"{path} is not a trajectory file of this version (format {header.get('format')}, expected {_FORMAT}); "
+            f"{path} is not a trajectory file of this version (format {header.get('format')}, expected "
+            f"{_FORMAT}); "
             "read it with the version that wrote it"
         )
     rows = table.drop_columns(list(_ARRAYS)).to_pylist()
