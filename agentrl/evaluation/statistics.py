@@ -145,9 +145,9 @@ def sign_flip_p_value(differences_K: Sequence[float], *, seed: int = 0) -> float
     """Return the two-sided p-value of the hypothesis that A and B are equal, by a sign-flip permutation test.
 
     It is the share of random signs for which the sum of paired differences is at least as far from 0. For up
-    to 14 tasks that differ, all ``2^n`` signs are tried (Fisher 1935), else 100,000 random ones, ``(1 + hits)
-    / (1 + flips)`` (Phipson & Smyth 2010 for the added one). Tasks without a difference do not change the sum
-    and are left out.
+    to 14 tasks that differ, all ``2^n`` signs are tried (Fisher 1935), else 100,000 random ones, with the
+    p-value ``(1 + hits) / (1 + flips)`` (Phipson & Smyth 2010 for the added one). Tasks without a difference
+    do not change the sum and are left out.
     """
     differences = np.asarray([d for d in differences_K if d != 0.0], dtype=np.float64)
     if differences.size == 0:

@@ -73,16 +73,16 @@ def check_engine(
       same seed may then sample other tokens, so tokens are not compared. Instead, ``rescore`` computes the
       log-probabilities of the tokens that each of these actions stored, and those that the action recorded
       must be within the tolerance. Other weights are checked in the same way, with ``rescore`` under the
-      weights of the version that the action reports. Actions at temperature 0 may differ from a token on
-      whose alternatives are within twice the tolerance of each other. Whether a token limit changes earlier
-      tokens is not checked.
+      weights of the version that the action reports. Two actions at temperature 0 may differ from the first
+      token at which their choices are within twice the tolerance of each other. Whether a token limit changes
+      earlier tokens is not checked.
 
     Everything else is checked alike on both levels: records, versions, limits, and that seeds make a
     difference.
 
     Raises:
         ContractViolation: lists every violated clause and what was found.
-        ConfigError: the tolerance is negative, lacks ``rescore``, or is too large to notice outdated weights.
+        ConfigError: the tolerance is negative, comes without ``rescore``, or would hide outdated weights.
     """
     if tolerance < 0.0 or (tolerance > 0.0 and rescore is None):
         raise ConfigError(
@@ -120,7 +120,7 @@ class _Level:
 
     def gap(self, past: Sequence[Turn], action: Action, weights: Weights) -> float:
         """Return the largest difference of an action's log-probabilities from the rescored ones."""
-        return float(np.abs(self.scores(past, action, weights) - action.logprobs).max())
+        return float(np.abs(self.scores(past, action, weights) - action.logprobs).max(initial=0.0))
 
     def excess(self, gap: float) -> str:
         """Describe a gap above the tolerance; empty if it is accepted."""
@@ -221,7 +221,7 @@ async def _views(engine: Engine, level: _Level) -> list[str]:
 
 
 def _differ(level: _Level, one: Action, other: Action) -> bool:
-    """Return whether two greedy actions differ; with a tolerance, a choice between near equals may."""
+    """Return whether greedy actions differ; with a tolerance, a choice between near equals does not count."""
     pairs = zip(one.tokens.tolist(), other.tokens.tolist(), strict=False)
     first = next((index for index, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
     if level.rescore is None or first is None:
