@@ -73,7 +73,7 @@ FILES = {
     "a signal that nobody measures": (
         "from agentrl.rewards.outcome import Process\n"
         + RECIPE.replace("credit=GRPO()", 'reward=Process("glory"), credit=GRPO()'),
-        ["Process reads glory", "payout"],
+        ["Process reads signals that the environment does not report: glory; it reports payout"],
     ),
 }
 

@@ -42,7 +42,7 @@ LOST = ScriptedPolicy(("e",))
 
 @dataclass(frozen=True)
 class Obedient:
-    """Follows the hint of the first observation, action by action; without a hint or after it, says ``else_``."""
+    """Follows the hint of the first observation, action by action; otherwise says ``else_``."""
 
     else_: str = "e"
 

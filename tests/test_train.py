@@ -42,7 +42,7 @@ LEARN = replace(tiny.LEARN, evaluate=False)
 
 
 def logged(folder):
-    """Return the lines of the log, without the numbers of attempts, which an accident is allowed to change."""
+    """Return the lines of the log, without the numbers of attempts, which an accident may change."""
     accidental = ("rollout/attempts", "rollout/failed")
     return [
         {name: value for name, value in line.items() if name not in accidental}

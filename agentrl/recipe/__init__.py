@@ -197,7 +197,7 @@ class Stage:
     evaluate: bool = False
     """Whether to evaluate the agent after the stage's last update."""
     evaluate_every: int = 0
-    """Also evaluate the agent after every so many updates of the stage; 0: not before its end."""
+    """Also evaluate the agent each time the stage has made so many updates; 0: no such evaluations."""
 
     @property
     def payment(self) -> Payment:
