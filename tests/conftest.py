@@ -1,4 +1,4 @@
-"""What several test modules share and is dear to start."""
+"""What several test modules share because it is expensive to start."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from daemon import NoDaemon, docker_daemon
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in a job of a shell's background: what tests start would inherit it
+collect_ignore_glob = ["stored_runs/*"]  # run folders, as earlier versions wrote them
+
+# a background job of a shell ignores interrupts, and so would everything that tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -23,12 +23,29 @@ FORMAT = 2
 """Version of ``recipe.json``: 1 named classes by their modules and did not state its version."""
 
 _RENAMED = {
-    "agentrl.credit.constant:ConstantCredit": "agentrl:ConstantCredit",
-    "agentrl.engines.spec:TorchEngine": "agentrl:TorchEngine",
+    "agentrl.credit.constant:Constant": "agentrl:ConstantCredit",
+    "agentrl.credit.modifiers:Scale": "agentrl:ScaleAdvantages",
+    "agentrl.credit.weights:Duration": "agentrl:DurationWeights",
+    "agentrl.engines.spec:Local": "agentrl:TorchEngine",
+    "agentrl.losses.divergences:Alpha": "agentrl:AlphaDivergence",
+    "agentrl.losses.divergences:KeepFrom": "agentrl:Rehearsal",
     "agentrl.rewards.refine:Clip": "agentrl:ClipReward",
+    "agentrl.rewards.refine:Delta": "agentrl:DeltaReward",
+    "agentrl.rewards.refine:Ensemble": "agentrl:RewardEnsemble",
+    "agentrl.rewards.refine:Overlong": "agentrl:OverlongPenalty",
+    "agentrl.rewards.similarity:Alike": "agentrl:TextSimilarity",
     "agentrl.rewards.similarity:Cosine": "agentrl:CosineSimilarity",
+    "agentrl.rewards.similarity:Shown": "agentrl:ObservedStates",
+    "agentrl.rewards.similarity:likeness": "agentrl:state_similarity",
+    "agentrl.rewards.similarity:trigrams": "agentrl:trigram_similarity",
 }
-"""Classes that were renamed since version 1."""
+"""Classes and functions that version 1 knew by another name."""
+_RENAMED_FIELDS = {
+    "agentrl:GiGPO": {"place": "state_key"},
+    "agentrl:HGPO": {"place": "state_key"},
+    "agentrl:Prefixes": {"traces": "solutions"},
+}
+"""Fields that version 1 knew by another name, by class."""
 _NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.<>]*)")
 
 
@@ -100,7 +117,8 @@ def upgraded(described: Json) -> Json:
     {'class': 'agentrl:RLOO', 'loss': 'agentrl:k2', 'own': 'mine:Reward'}
     """
     if isinstance(described, Mapping):
-        return {key: upgraded(value) for key, value in described.items()}
+        renamed = _RENAMED_FIELDS.get(str(upgraded(described.get("class"))), {})
+        return {renamed.get(key, key): upgraded(value) for key, value in described.items()}
     if isinstance(described, list):
         return [upgraded(value) for value in described]
     if isinstance(described, str) and (found := _NAME.fullmatch(described)):

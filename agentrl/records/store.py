@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 
 from agentrl.errors import CheckpointError
 from agentrl.records.files import replace, sync_folder
+from agentrl.records.schema import ARRAYS, REPEATED, SCHEMA
 from agentrl.types import (
     NEEDS,
     Action,
@@ -59,83 +60,6 @@ from agentrl.types import (
 )
 
 Row = dict[str, Any]  # one Parquet row: values of many types, their names and types given by SCHEMA
-
-_TEXTS = pa.list_(pa.string())
-_MESSAGES = pa.list_(
-    pa.struct([("role", pa.string()), ("content", pa.string()), ("images", pa.list_(pa.binary()))])
-)
-_MAP = pa.map_(pa.string(), pa.float64())
-_FLOATS = pa.list_(pa.float32())
-
-SCHEMA = pa.schema(
-    [
-        # what identifies the row
-        ("stage", pa.string()),  # sft, rl, evaluate ...
-        ("episode", pa.int32()),  # place of the episode in this file
-        (
-            "group_index",
-            pa.int32(),
-        ),  # place of its group in the update; -1: an attempt that failed and was played again
-        ("task", pa.string()),
-        ("sample", pa.int32()),
-        ("turn", pa.int32()),
-        ("num_turns", pa.int32()),
-        # the task, on the first row
-        ("task_data", pa.string()),  # JSON
-        ("task_sandbox", pa.string()),  # JSON
-        # the observation
-        ("messages", _MESSAGES),
-        ("actions", _TEXTS),  # admissible ones
-        ("plan", _TEXTS),
-        # the action
-        ("action", pa.string()),
-        ("prompt_tokens", pa.list_(pa.int32())),  # context added since the last action
-        ("tokens", pa.list_(pa.int32())),  # sampled
-        ("logprobs", _FLOATS),  # nats, one per sampled token
-        ("version", pa.int32()),
-        ("fresh", pa.bool_()),
-        ("clipped", pa.bool_()),
-        # what came back
-        ("reward", pa.float64()),
-        ("info", _MAP),
-        ("duration_s", pa.float64()),
-        # what was made of it; null where it was not
-        ("ledger", _MAP),
-        ("advantage", pa.float64()),  # mean over the turn's tokens, for reading
-        ("advantages", _FLOATS),
-        ("targets", _FLOATS),
-        ("values", _FLOATS),
-        ("entropies", _FLOATS),
-        ("old_logprobs", _FLOATS),
-        ("ref_logprobs", _FLOATS),
-        ("teacher_logprobs", _FLOATS),
-        # how the episode ended; error and final on the last row
-        ("success", pa.bool_()),
-        ("ended", pa.string()),
-        ("error", pa.string()),
-        ("final", pa.struct([("messages", _MESSAGES), ("actions", _TEXTS), ("plan", _TEXTS)])),
-    ]
-)
-_ARRAYS = (
-    "prompt_tokens",
-    "tokens",
-    "logprobs",
-    "advantages",
-    "targets",
-    "values",
-    "entropies",
-    "old_logprobs",
-    "ref_logprobs",
-    "teacher_logprobs",
-)
-_REPEATED = [
-    "stage",
-    "task",
-    "ended",
-    "prompt_tokens.list.element",
-    "tokens.list.element",
-]  # the columns a dictionary makes smaller
-_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +112,7 @@ def write_trajectories(
     for failure in failures:
         rows += _rows(failure, None, {"stage": stage, "episode": episode, "group_index": -1})
         episode += 1
-    header = json.dumps({"format": _FORMAT, "update": update})
+    header = json.dumps({"format": FORMAT, "update": update})
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"agentrl": header}))
     buffer = pa.BufferOutputStream()
     pq.write_table(
@@ -196,8 +120,8 @@ def write_trajectories(
         buffer,
         compression="zstd",
         compression_level=3,
-        use_dictionary=_REPEATED,
-        use_byte_stream_split=[f"{name}.list.element" for name in _ARRAYS[2:]],
+        use_dictionary=REPEATED,
+        use_byte_stream_split=[f"{name}.list.element" for name in ARRAYS[2:]],
         write_page_checksum=True,  # without them one flipped byte reads as another number
     )
     replace(path, buffer.getvalue().to_pybytes())
@@ -225,20 +149,30 @@ def read_trajectories(path: Path, *, verify: bool = True) -> list[Stored]:
             f"the trajectory file {path} is torn or altered ({problem}); delete it, or restore it from a "
             "copy: the others can be read"
         ) from problem
-    if not table.schema.equals(SCHEMA) or header.get("format") != _FORMAT or "update" not in header:
+    read = READERS.get(header.get("format"))
+    if read is None or "update" not in header:
         raise CheckpointError(
-            f"{path} is not a trajectory file of this version (format {header.get('format')}, expected "
-            f"{_FORMAT}); "
-            "read it with the version that wrote it"
+            f"{path} is not a trajectory file of a known version (format {header.get('format')}; agentrl "
+            f"reads {', '.join(map(str, READERS))}); read it with the version that wrote it"
         )
-    rows = table.drop_columns(list(_ARRAYS)).to_pylist()
-    for name in _ARRAYS:  # as arrays, not as lists of numbers: ten times faster
+    if not table.schema.equals(SCHEMA):
+        raise CheckpointError(f"{path} does not have the columns of its format; restore it from a copy")
+    return read(table, header["update"])
+
+
+def _read_1(table: pa.Table, update: int) -> list[Stored]:
+    """Return the episodes of a file of format 1."""
+    rows = table.drop_columns(list(ARRAYS)).to_pylist()
+    for name in ARRAYS:  # as arrays, not as lists of numbers: ten times faster
         for row, scalar in zip(rows, table.column(name), strict=True):
             row[name] = scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None
-    return [
-        _stored(list(episode), header["update"])
-        for _, episode in groupby(rows, key=lambda row: row["episode"])
-    ]
+    return [_stored(list(episode), update) for _, episode in groupby(rows, key=lambda row: row["episode"])]
+
+
+READERS: Mapping[int, Callable[[pa.Table, int], list[Stored]]] = {1: _read_1}
+"""By format: reads the table of an update. A format that was ever written stays readable."""
+FORMAT = max(READERS)
+"""The format that is written."""
 
 
 def iter_trajectories(run: Path, *, verify: bool = True) -> Iterator[Stored]:
