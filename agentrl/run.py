@@ -21,10 +21,9 @@ number, so on the CPU the resumed run produces the numbers of a run that was nev
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +125,13 @@ class Run:
     """By stage: the sampler's state after the last update that was learned from."""
     transforms: dict[str, Sequence[Mapping[str, Json]]]
     """By stage: the states of transforms that remember, after that update."""
-    records: list[dict[str, Any]]  # Any: the stage's name beside the numbers
+    records: list[dict[str, Any]] = field(init=False)  # Any: the stage's name beside the numbers
     """Metrics of the updates so far."""
     alarms: list[str] = field(default_factory=list)
     """What monitors that may stop the run reported about the last update."""
+
+    def __post_init__(self) -> None:
+        self.records = self.log.records()
 
     @property
     def folder(self) -> Path:
@@ -212,12 +214,10 @@ async def open_run(
     """
     reporter = reporter or Reporter()
     # samplers and transforms that learn are part of the recipe: two runs of one recipe must not share them
-    recipe = dataclasses.replace(recipe, stages=copy.deepcopy(recipe.stages))
+    recipe = replace(recipe, stages=copy.deepcopy(recipe.stages))
     for sink in recipe.sinks:
         sink.check()
-    described = describe(recipe)
-    assert isinstance(described, Mapping)
-    with claimed(folder, described) as new:
+    with claimed(folder, describe(recipe)) as new:
         if new and origin is not None:
             origin.keep(folder)
         tasks = await _tasks(recipe, folder, reporter)
@@ -234,9 +234,7 @@ async def open_run(
             drop_trajectories_after(folder, update - 1)
             ground = Playground(
                 agent=engine,
-                agent_at=lambda temperature: engine.using(
-                    dataclasses.replace(recipe.sampling, temperature=temperature)
-                ),
+                agent_at=lambda temperature: engine.using(replace(recipe.sampling, temperature=temperature)),
                 host=host,
                 renderer=renderer,
                 tasks=tasks,
@@ -245,9 +243,6 @@ async def open_run(
                 folder=folder,
                 on_end=reporter.episode,
             )
-            memory: dict[str, Sequence[Mapping[str, Json]]] = {
-                stage.name: stage.payment.memory() for stage in recipe.stages
-            }
             yield Run(
                 recipe,
                 ground,
@@ -258,9 +253,12 @@ async def open_run(
                 reporter,
                 update,
                 samplers,
-                memory,
-                log.records(),
+                _memories(recipe),
             )
+
+
+def _memories(recipe: Recipe) -> dict[str, Sequence[Mapping[str, Json]]]:
+    return {stage.name: stage.payment.memory() for stage in recipe.stages}
 
 
 def _limits(recipe: Recipe) -> Limits:

@@ -261,8 +261,9 @@ def test_what_a_run_folder_names_is_unique_within_its_package() -> None:
     """``options.public_name`` leaves the module out, so one name must not stand for two functions."""
     places = defaultdict(list)
     for name in modules():
-        if name.startswith(("agentrl.commands", "agentrl.cli", "agentrl.testing", "agentrl_sandboxes.guest")):
-            continue  # nothing there is part of a recipe
+        outside = ("agentrl.commands", "agentrl.cli", "agentrl.testing")
+        if not name.startswith("agentrl.") or name.startswith(outside):
+            continue  # no recipe holds commands, suites or the functions of plug-ins
         for node in tree(name).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 places[name.partition(".")[0], node.name].append(name)

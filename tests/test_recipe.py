@@ -17,6 +17,7 @@ from agentrl.policy import Sampling
 from agentrl.recipe import Evaluation, Recipe, check_panels
 from agentrl.recipe.check import check
 from agentrl.recipe.load import load, read
+from agentrl.rewards.compose import FunctionTransform
 from agentrl.rewards.outcome import Process
 from agentrl.rollout import Limits
 from agentrl.samplers.filters import DynamicSampling
@@ -204,3 +205,14 @@ def test_classes_of_a_recipe_file_have_one_name_wherever_it_lies(tmp_path):
     recipe, origin = read(path)
     origin.keep(tmp_path / "run")
     assert type(recipe.env).__module__ == type(load(tmp_path / "run").env).__module__ == "agentrl_recipe_mine"
+
+
+def test_a_part_that_lacks_what_its_contract_declares_is_refused_by_name() -> None:
+    def halve(trajectory, ledger):
+        return {name: paid / 2 for name, paid in ledger.items()}
+
+    with pytest.raises(
+        ConfigError, match=r"transform halve lacks gauge, .*; let it inherit from agentrl\.rewards\.Transform"
+    ):
+        check(learning(transforms=(halve,)))
+    check(learning(transforms=(FunctionTransform(halve),)))

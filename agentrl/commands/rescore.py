@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any  # a loaded object is checked where it is used
 
 from agentrl.commands.tables import Table, show
@@ -16,6 +17,8 @@ from agentrl.recipe import Recipe, Stage
 from agentrl.recipe.load import load
 from agentrl.records.store import iter_trajectories, write_trajectories
 from agentrl.rescore import Chain, CreditDifference, Rescored, credit_difference, ledger_differences, rescore
+from agentrl.rewards import Transform
+from agentrl.rewards.compose import FunctionTransform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ def chain(stage: Stage, request: RescoreRequest) -> Chain:
     transforms = stage.transforms if request.reward is None else ()
     return Chain(
         reward=stage.reward if request.reward is None else _load(request.reward),
-        transforms=tuple(_load(name) for name in request.transforms) or transforms,
+        transforms=tuple(_transform(name) for name in request.transforms) or transforms,
         credit=stage.credit if request.credit is None else _load(request.credit),
         modifiers=stage.modifiers if request.credit is None else (),
     )
@@ -75,6 +78,12 @@ def chain(stage: Stage, request: RescoreRequest) -> Chain:
 def _counterpart(recipe: Recipe, stage: Stage) -> Stage:
     """Return the stage of the same name in ``recipe``, or its last stage if there is none."""
     return next((one for one in recipe.stages if one.name == stage.name), recipe.stages[-1])
+
+
+def _transform(name: str) -> Transform:
+    """Return the transform at ``module:attribute``; a plain function becomes one."""
+    found = _load(name)
+    return FunctionTransform(found) if isinstance(found, FunctionType) else found
 
 
 def _load(name: str) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from agentrl.credit import Credit, Modifier
 from agentrl.errors import ConfigError
+from agentrl.losses import Loss
 from agentrl.options import check_types, too_small
-from agentrl.recipe import Recipe, Stage
+from agentrl.recipe import Recipe, Source, Stage
 from agentrl.rewards import Reward, Transform
+from agentrl.samplers import Filter
 
 
 def check(recipe: Recipe) -> None:
@@ -57,7 +60,35 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"split {split!r} does not exist; the environment has {', '.join(recipe.env.splits)}"
 
 
+def _unfit_parts(stage: Stage) -> Iterator[str]:
+    """Yield a line for each part that lacks what its contract declares: what follows would fail on it."""
+    contracts: tuple[tuple[str, type, Sequence[object]], ...] = (
+        ("source", Source, (stage.source,)),
+        ("reward", Reward, (stage.reward,)),
+        ("transform", Transform, stage.transforms),
+        ("filter", Filter, stage.filters),
+        ("credit", Credit, (stage.credit,)),
+        ("modifier", Modifier, stage.modifiers),
+        ("loss", Loss, (stage.objective.loss,)),
+        ("regulariser", Loss, stage.objective.regularisers),
+    )
+    for role, contract, parts in contracts:
+        declared = sorted(name for name in vars(contract) if not name.startswith("_"))
+        for part in parts:
+            lacking = [name for name in declared if not hasattr(part, name)]
+            if lacking:
+                kind = getattr(part, "__name__", type(part).__name__)
+                yield (
+                    f"{role} {kind} lacks {', '.join(lacking)}; let it inherit from "
+                    f"{contract.__module__}.{contract.__name__}, which declares them"
+                )
+
+
 def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
+    unfit = list(_unfit_parts(stage))
+    if unfit:
+        yield from unfit
+        return
     yield from too_small(stage, "", updates=1, epochs=1, minibatches=1)
     yield from stage.source.problems(stage)
     if stage.source.group_size < stage.credit.min_group:

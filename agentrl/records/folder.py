@@ -50,7 +50,7 @@ _NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.<>]*)")
 
 
 @contextmanager
-def claimed(folder: Path, described: Mapping[str, Json]) -> Iterator[bool]:
+def claimed(folder: Path, described: Json) -> Iterator[bool]:
     """Lock ``folder`` for this process, and check that it belongs to the recipe that ``described`` describes.
 
     Yields whether the folder is new. It is new until its manifest is written, because a process that was
@@ -60,6 +60,7 @@ def claimed(folder: Path, described: Mapping[str, Json]) -> Iterator[bool]:
         ConfigError: the folder is in use, is a file, or holds something other than a run.
         CheckpointError: the folder belongs to another recipe, or was written by a later version.
     """
+    assert isinstance(described, Mapping), "a recipe is described by its fields"
     recorded = folder / "recipe.json"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the run folder {folder} is a file; give another --out")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from agentrl.errors import ConfigError
-from agentrl.rewards import Reward
+from agentrl.rewards import Reward, Transform
 from agentrl.types import Group, Ledger, Trajectory, floats
 
 
@@ -53,6 +53,17 @@ class Sum(Reward):
         for part in self.parts:
             counts.update(await part.ask(groups))
         return counts
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionTransform(Transform):
+    """A transform from a plain function of the trajectory and its ledger."""
+
+    function: Callable[[Trajectory, Ledger], Ledger]
+
+    def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
+        """Return what the function returns."""
+        return self.function(trajectory, ledger)
 
 
 @dataclass(frozen=True, slots=True)
