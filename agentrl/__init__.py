@@ -1,6 +1,7 @@
 """agentrl: multi-turn environments in, trained agents out.
 
-Reading order: ``types``, ``rollout``, ``train``. Importing this package imports no torch, no engine and no environment.
+Reading order: ``types``, ``rollout``, ``train``. Importing this package imports no torch, no engine and no
+environment.
 """
 
 __version__ = "0.1.0"

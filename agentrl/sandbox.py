@@ -1,12 +1,14 @@
-"""The sandbox contract: where an environment runs what it does not trust.
+"""The sandbox contract: where an environment runs code that it does not trust.
 
-Four things. ``SandboxSpec`` is what a task asks for: frozen data, closed and small by default. ``SandboxProvider`` is a configured back
-end: frozen data, picklable, found under the entry-point group ``agentrl.sandboxes``. ``Sandboxes`` is a provider in service: it holds what
-many sandboxes share (a connection, a warm pool, the reaper) and opens them. ``Sandbox`` is one that is open.
+It has four parts. ``SandboxSpec`` is what a task asks for: frozen data, isolated and small by default.
+``SandboxProvider`` is a configured back end: frozen data, picklable, found in the entry-point group
+``agentrl.sandboxes``. ``Sandboxes`` is a provider in service: it holds what many sandboxes share (a
+connection, a warm pool, the reaper) and opens them. ``Sandbox`` is an open sandbox.
 
-Two kinds of trouble never mix. Whatever a *command* does is an ``ExecResult``: returned, never raised. Whatever the *infrastructure* does
-is a ``SandboxError``: the episode failed, it is played again, and it is never paid. Every call has a deadline; a sandbox that missed one
-is destroyed, not used again.
+Errors of commands and errors of the infrastructure are kept apart. Whatever a *command* does is an
+``ExecResult``: returned, never raised. A failure of the *infrastructure* is a ``SandboxError``: the episode
+has failed, is played again, and is never rewarded. Every call has a deadline; a sandbox that misses one is
+destroyed and not used again.
 
 ``agentrl.testing.check_sandbox`` checks a provider against all of this.
 """
@@ -23,21 +25,23 @@ from typing import Literal, Protocol
 from agentrl.types import Network, SandboxSpec
 
 Limit = Literal["cpu", "memory", "processes", "disk", "files", "lifetime"]
-"""What a sandbox is bounded in."""
+"""A resource that a sandbox's spec bounds."""
 
 MAX_OUTPUT = 1 << 20
-"""Bytes of each output stream that a result keeps unless the caller says otherwise."""
+"""Bytes of each output stream that a result keeps by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult:
-    """What a command did: returned, never raised.
+    """The result of a command: returned, never raised.
 
-    Of an output longer than was asked for, the first and the last half of the allowance are kept and ``*_total`` tells the whole length.
+    Of an output longer than ``max_output``, the beginning and the end are kept, half of ``max_output`` each,
+    and ``*_total`` is the whole length.
     """
 
     exit_code: int
-    """As ``subprocess`` has it: minus the signal's number where one ended it; -9 where the deadline did."""
+    """As in ``subprocess``: minus the number of the signal that ended the command; -9 if its deadline ended
+    it."""
     stdout: bytes
     stderr: bytes
     stdout_total: int
@@ -45,7 +49,7 @@ class ExecResult:
     timed_out: bool = False
     duration_s: float = 0.0
     num_killed: int = 0
-    """Processes that were still there at the deadline, and were killed."""
+    """Processes of the command that still ran at the deadline and were killed."""
 
     @property
     def truncated(self) -> bool:
@@ -55,7 +59,10 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShellResult:
-    """What a command in a persistent shell did. ``output`` is stdout and stderr in the order they were written, byte for byte."""
+    """The result of a command in a persistent shell.
+
+    ``output`` is stdout and stderr in the order in which they were written, byte for byte.
+    """
 
     exit_code: int
     output: bytes
@@ -63,9 +70,10 @@ class ShellResult:
     cwd: str
     """The shell's folder after the command."""
     timed_out: bool = False
-    """The command was interrupted at its deadline. The shell is usable, unless ``restarted``."""
+    """The command was interrupted at its deadline. The shell keeps its state, unless ``restarted``."""
     restarted: bool = False
-    """The command ended the shell (``exit``, ``set -e``, a kill). A new one was started in ``cwd``; variables and functions are gone."""
+    """The command ended the shell (``exit``, ``set -e``, a kill), and a new one was started in ``cwd``.
+    Variables and functions are lost."""
     duration_s: float = 0.0
 
     @property
@@ -75,7 +83,10 @@ class ShellResult:
 
 
 class Shell(Protocol):
-    """A bash session that keeps its folder, variables, functions and jobs between commands. One command at a time."""
+    """A bash session that keeps its folder, variables, functions and jobs between commands.
+
+    One command at a time.
+    """
 
     async def run(
         self, command: str, *, timeout_s: float = 60.0, max_output: int = MAX_OUTPUT
@@ -83,17 +94,20 @@ class Shell(Protocol):
         """Run a command line, of any content, to its end or its deadline. Its standard input is empty.
 
         Raises:
-            SandboxError: the sandbox itself broke.
+            SandboxError: the sandbox itself failed.
         """
         ...
 
 
 class Sandbox(Protocol):
-    """An open sandbox. Its provider's context manager closes it and leaves nothing behind. Calls may run at the same time."""
+    """An open sandbox. Its provider's context manager closes it and leaves nothing behind.
+
+    Calls may run concurrently.
+    """
 
     @property
     def spec(self) -> SandboxSpec:
-        """What was asked for."""
+        """The spec that it was opened with."""
         ...
 
     async def exec(
@@ -106,10 +120,11 @@ class Sandbox(Protocol):
         timeout_s: float = 60.0,
         max_output: int = MAX_OUTPUT,
     ) -> ExecResult:
-        """Run a command to its end or its deadline; the deadline kills its whole process tree, daemonised children included.
+        """Run a command to its end or its deadline, which kills its whole process tree, including daemons.
 
-        A program that does not exist is exit code 127, one that may not be run 126, with the reason on stderr. ``env`` adds to the
-        sandbox's own small environment; ``cwd`` is the spec's ``workdir`` unless given.
+        The exit code is 127 if the program does not exist and 126 if it cannot be run, with the reason on
+        stderr. ``env`` adds to the sandbox's own small environment; ``cwd`` is by default the spec's
+        ``workdir``.
 
         Raises:
             SandboxError: the sandbox itself broke.
@@ -128,62 +143,76 @@ class Sandbox(Protocol):
         ...
 
     async def read(self, path: str, *, max_bytes: int = 1 << 30) -> bytes:
-        """Return a regular file's bytes; never blocks on pipes or devices.
+        """Return the bytes of a regular file; never block on pipes or devices.
 
         Raises:
-            FileNotFoundError, IsADirectoryError, PermissionError, OSError: as on a local file system; longer than ``max_bytes``
-                is an ``OSError`` with ``errno.EFBIG``.
+            FileNotFoundError, IsADirectoryError, PermissionError, OSError: as on a local file system; a file
+                longer than ``max_bytes`` is an ``OSError`` with ``errno.EFBIG``.
             SandboxError: the sandbox itself broke.
         """
         ...
 
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        """Write a file, making its parent folders. ``mode`` is a new file's; one that exists keeps its own.
+        """Write a file, and create its parent folders.
+
+        A new file gets ``mode``; an existing one keeps its own.
 
         Raises:
-            IsADirectoryError, PermissionError, OSError: as on a local file system; a full disk is ``errno.ENOSPC``.
+            IsADirectoryError, PermissionError, OSError: as on a local file system; a full disk is
+                ``errno.ENOSPC``.
             SandboxError: the sandbox itself broke.
         """
         ...
 
     async def put_tar(self, path: str, data: bytes) -> None:
-        """Unpack a tar archive (plain or compressed) into a folder, made if need be. No member may leave it.
+        """Unpack a tar archive (plain or compressed) into a folder, which is created if it does not exist.
 
         Raises:
-            ValueError: it is no archive, or a member would be written outside ``path``, or is a device.
+            ValueError: it is not an archive, or a member is a device, or would be written outside ``path``.
             OSError: as on a local file system.
             SandboxError: the sandbox itself broke.
         """
         ...
 
     async def get_tar(self, path: str, *, max_bytes: int = 1 << 30) -> bytes:
-        """Return a plain tar archive of a file or folder, its members relative to ``path``'s parent; raises as ``read``."""
+        """Return a plain tar archive of a file or folder; raises as ``read``.
+
+        Names of members are relative to the parent folder of ``path``.
+        """
         ...
 
     async def kill_all(self) -> int:
-        """Kill every process but the sandbox's own; return how many there were. Shells are gone."""
+        """Kill every process except the sandbox's own, shells included; return how many there were."""
         ...
 
     def endpoint(self, port: int) -> AbstractAsyncContextManager[Path]:
-        """Reach a TCP server that listens on the sandbox's loopback, as a unix socket on this host. No network is opened."""
+        """Yield a unix socket on this host that leads to a TCP server on the sandbox's loopback interface.
+
+        No network is opened.
+        """
         ...
 
     async def reset(self) -> None:
-        """Put a new sandbox of the same spec in this one's place: files, processes and shells of the old one are gone."""
+        """Replace this sandbox by a new one of the same spec.
+
+        The old files, processes and shells are gone.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a back end really does on this machine: probed, not promised."""
+    """What a back end really does on this machine, as it was probed."""
 
     isolation: Literal["namespaces", "container", "kernel", "machine"]
-    """What separates the inside from the host, weakest first: one user's namespaces, a hardened container, an own kernel or machine."""
+    """What separates sandboxes from the host. Weakest first: namespaces of an ordinary user, a hardened
+    container, a separate kernel, a separate machine."""
     limits: frozenset[Limit]
-    """Limits that are enforced. A spec's other limits are refused unless the provider was told to accept that."""
+    """Limits that are enforced. Specs are refused because of the others, unless the provider is configured to
+    accept that."""
     networks: frozenset[Network] = frozenset({"none"})
     images: bool = True
-    """Whether root file systems other than the provider's own can be used."""
+    """Whether other root file systems than the provider's own can be used."""
 
 
 class Sandboxes(Protocol):
@@ -195,9 +224,9 @@ class Sandboxes(Protocol):
         ...
 
     async def missing(self, images: Sequence[str]) -> Mapping[str, str]:
-        """Return the images that cannot be had, each with the reason, after pulling, importing or building the others.
+        """Pull, import or build images; return those that are not available, each with the reason.
 
-        Called once before a run: the tasks of a missing image are left out, visibly.
+        Called once before a run, which leaves out the tasks of missing images and reports that.
         """
         ...
 
@@ -205,13 +234,14 @@ class Sandboxes(Protocol):
         """Open a sandbox for one episode; leaving the context destroys it.
 
         Raises:
-            ConfigError: the back end cannot give what the spec asks, such as a limit it cannot enforce.
-            SandboxError: it could not be started within the provider's attempts.
+            ConfigError: the back end cannot provide what the spec asks for, such as a limit that it cannot
+                enforce.
+            SandboxError: the sandbox could not be started in the provider's number of attempts.
         """
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Return counts and times since the start, by name: opened, failed, retried, from_pool, start_s, reaped ..."""
+        """Return counts and durations since the start by name: opened, failed, retried, start_s, ..."""
         ...
 
 
@@ -220,7 +250,9 @@ class SandboxProvider(ABC):
 
     @abstractmethod
     def serve(self, *, run: str = "") -> AbstractAsyncContextManager[Sandboxes]:
-        """Connect, probe, remove what dead owners left, and hold what sandboxes share. ``run`` labels what is opened.
+        """Connect, probe, remove sandboxes of dead owners, and serve.
+
+        ``run`` labels the sandboxes that are opened.
 
         Raises:
             ConfigError: it cannot work on this machine; the message says why and how to mend it.

@@ -17,7 +17,7 @@ from plain import Plain
 
 from agentrl.errors import ConfigError, ImageMissing
 from agentrl.sandbox import Limit, Sandboxes, SandboxProvider
-from agentrl.testing.abuse import ATTACKS, SPEC, Escaped, Row, check_abuse, table
+from agentrl.testing.abuse import ATTACKS, SPEC, AttackResult, Escaped, check_abuse, table
 from agentrl.testing.attacks import bombs
 from agentrl.testing.attacks.bombs import CHUNK, MORE, held_by
 
@@ -46,7 +46,7 @@ def group() -> Iterator[bool]:
         yield bounded
 
 
-def outcomes(rows: tuple[Row, ...]) -> dict[str, str]:
+def outcomes(rows: tuple[AttackResult, ...]) -> dict[str, str]:
     return {row.attack: row.outcome for row in rows}
 
 
@@ -81,11 +81,11 @@ def test_memory_counts_as_held_together_only_where_all_who_hold_it_are_alive(
     assert held_by([2 * CHUNK, 3 * CHUNK]) == 5 * CHUNK
     until_killed = bombs.hoard
 
-    def killed(size: int, told: int, asked: int) -> None:
+    def killed(size: int, reports: int, questions: int) -> None:
         if size > 2 * CHUNK:
-            os.write(told, MORE * 3)
+            os.write(reports, MORE * 3)
             os.kill(os.getpid(), signal.SIGKILL)
-        until_killed(size, told, asked)
+        until_killed(size, reports, questions)
 
     monkeypatch.setattr(bombs, "hoard", killed)
     assert held_by([2 * CHUNK, 3 * CHUNK, CHUNK]) == 3 * CHUNK, (
@@ -95,9 +95,9 @@ def test_memory_counts_as_held_together_only_where_all_who_hold_it_are_alive(
 
 
 def test_memory_that_is_not_taken_in_time_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stuck(size: int, told: int, asked: int) -> None:
-        os.write(told, MORE)
-        os.read(asked, 1)  # until its parent lets go
+    def stuck(size: int, reports: int, questions: int) -> None:
+        os.write(reports, MORE)
+        os.read(questions, 1)  # until its parent closes it
         os._exit(0)
 
     monkeypatch.setattr(bombs, "hoard", stuck)
@@ -124,11 +124,11 @@ def test_a_back_end_that_closes_nothing_in_is_found_out_and_not_bombed() -> None
     assert len(error.value.violations) == sum(outcome == "escaped" for outcome in found.values())
     assert "the victim ended with -9" in details["signal host processes"]
     assert "was written" in details["write host files"]
-    assert "somebody connected to the loopback port" in details["reach the host's loopback"]
+    assert "something connected to the loopback port" in details["reach the host's loopback"]
 
 
 def test_the_table_has_a_line_for_every_attack_and_a_column_for_every_back_end() -> None:
-    rows = [Row(attack=attack.title, outcome=attack.expected, detail="") for attack in ATTACKS]
+    rows = [AttackResult(attack=attack.title, outcome=attack.expected, detail="") for attack in ATTACKS]
     lines = table({"one": rows, "two": rows}).splitlines()
     assert lines[0] == "| attack | one | two |"
     assert len(lines) == 2 + len(ATTACKS)

@@ -1,6 +1,9 @@
-"""Learning, with controls: a threshold between the floor and the plateau, advantages of nothing that stay flat, flipped ones that fall.
+"""Learning, with controls: with zero advantages success stays flat, with flipped ones it falls.
 
-The corridor's untrained agent says one of four letters or nothing, each as likely: a fifth of the doors open. Knowing it opens them all.
+The thresholds lie between the floor and the plateau.
+
+The untrained agent in the corridor says one of four letters or nothing, with equal probability: it opens a
+fifth of the doors. An agent that knows the task opens all of them.
 """
 
 from dataclasses import replace

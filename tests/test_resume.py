@@ -38,7 +38,7 @@ RECIPE = replace(
         ),
     ),
 )
-"""Demonstrations, then PPO with everything that a checkpoint has to hold: moments, value head, reference; and evaluations."""
+"""Demonstrations, then PPO with everything that a checkpoint holds: moments, value head, reference."""
 
 
 def every_third(recipe):

@@ -285,7 +285,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
         path = Path({str(tmp_path)!r}) / "part-0.parquet"
         for update in range(10_000):
             turns = tuple(Turn(Observation.text(f"{{update}} {{n}}"), Action("x")) for n in range(50))
-            write_trajectories(path, [[Trajectory(Task("a"), turns, End.TERMINATED)]], update=update, stage="rl")
+            played = Trajectory(Task("a"), turns, End.TERMINATED)
+            write_trajectories(path, [[played]], update=update, stage="rl")
             print(update, flush=True)
     """)
     for wait in (1, 7, 12):
@@ -307,7 +308,8 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
         from agentrl.errors import ConfigError
         from agentrl.records.store import write_trajectories
         from agentrl.types import Action, End, Observation, Task, Trajectory, Turn
-        long = Trajectory(Task("a"), tuple(Turn(Observation.text(str(n) * 50), Action("x")) for n in range(200)), End.TERMINATED)
+        turns = tuple(Turn(Observation.text(str(n) * 50), Action("x")) for n in range(200))
+        long = Trajectory(Task("a"), turns, End.TERMINATED)
         path = Path({str(tmp_path)!r}) / "part-0.parquet"
         write_trajectories(path, [[Trajectory(Task("old"), (), End.TRUNCATED)]], update=0, stage="rl")
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))

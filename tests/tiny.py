@@ -1,4 +1,4 @@
-"""The smallest recipes that go through everything: a test takes one, changes what it is about, and trains it in a second or two."""
+"""The smallest recipes that use everything: a test changes what it tests and trains in a second or two."""
 
 import asyncio
 import dataclasses
@@ -33,7 +33,10 @@ from agentrl.train import train
 
 
 class Letters(TagRenderer):
-    """Only letters (or nothing) may be said, so an untrained model plays at random: learning starts above the floor and can fall."""
+    """Only letters (or nothing) may be said, so an untrained model plays at random.
+
+    Learning then starts above the floor, and can fall.
+    """
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
         return np.isin(np.arange(vocab_size), [token for letter in LETTERS for token in self.encode(letter)])

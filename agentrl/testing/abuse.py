@@ -1,12 +1,18 @@
-"""The escape and abuse suite of sandbox providers: what must not work, tried from inside, while canaries on the host tell who got out.
+"""The escape and abuse suite of sandbox providers: attacks from inside, and canaries on the host.
 
-Each attack runs in a sandbox of its own. It is *denied* where every attempt was refused, *contained* where it had its way inside and a
-limit or the end of the sandbox stopped it, *escaped* where anything got through, the host or a neighbour suffered, or no attributed
-outcome came within the deadline. *Not enforced* is a limit that the back end lacks and its user accepted; *not run* is what would do harm.
-A back end whose processes can see the host's is never bombed. The bombs end by themselves at four times their limit; the one that does not
-is thrown only where that one was stopped, and while this process itself is in a control group that bounds processes.
+Each attack runs in its own sandbox. Its outcome is
 
-``benchmarks/abuse.py`` prints the table of what is found on a machine.
+- *denied* if every attempt was refused;
+- *contained* if it worked inside, until a limit or the end of the sandbox stopped it;
+- *escaped* if anything got through, if the host or a neighbour was affected, or if it missed its deadline;
+- *not enforced* if the back end lacks the limit that would contain it, and its user accepted that;
+- *not run* if it would do harm.
+
+If a back end's processes can see the host's, no bombs are run in it. Bombs end by themselves at four times
+their limit. One does not; it is run only if the bounded one was stopped, and if this process itself is in a
+control group that bounds processes.
+
+``benchmarks/abuse.py`` prints a table of the outcomes on a machine.
 """
 
 from __future__ import annotations
@@ -22,41 +28,51 @@ from pathlib import Path
 
 from agentrl.errors import SandboxError
 from agentrl.sandbox import Sandbox, SandboxProvider
+from agentrl.testing.attack_runner import (
+    FLOOD_MIB,
+    LATE_S,
+    Attack,
+    AttackResult,
+    AttackRunner,
+    Problems,
+    inside,
+)
 from agentrl.testing.canaries import canaries
 from agentrl.testing.contract import ContractViolation
-from agentrl.testing.siege import FLOOD_MIB, LATE_S, Attack, Found, Row, Siege, inside
 from agentrl.types import SandboxSpec
 
 SPEC = SandboxSpec(memory_mib=256, disk_mib=64, num_processes=64, num_files=128, lifetime_s=600.0)
-"""What attacks run in, so that a bomb is small."""
+"""The spec of the sandboxes that attacks run in; small, so that bombs are small."""
 DEADLINES_S = (1.0, 4.0, 16.0)
 GROWTH_MIB = 96
-"""What a flood may add to this process's memory."""
+"""Most memory that a flood of output may add to this process."""
 
 
 class Escaped(ContractViolation):
-    """Attacks got through; ``rows`` holds what became of all."""
+    """Attacks got through; ``rows`` has the results of all attacks."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[AttackResult]) -> None:
         self.rows = tuple(rows)
         super().__init__(
             [f"{row.attack}: {row.detail}" for row in rows if row.outcome == "escaped"], "isolation"
         )
 
 
-def abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple[Row, ...]:
-    """Try everything against a provider; return what became of each attack. Runs an event loop: not to be called inside one.
+def abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple[AttackResult, ...]:
+    """Run all attacks on a provider and return their results.
 
-    ``spec`` may name an image or folder; its limits should stay small, for they are what bombs fill.
+    Runs an event loop, so it must not be called inside one.
+
+    ``spec`` may name an image or a folder. Its limits should be small, because bombs use them up.
     """
     return asyncio.run(_abuse(provider, spec))
 
 
-def check_abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple[Row, ...]:
-    """Try everything against a provider, and return what became of each attack.
+def check_abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple[AttackResult, ...]:
+    """Run all attacks on a provider, as ``abuse``, and return their results.
 
     Raises:
-        Escaped: with every attack that got through.
+        Escaped: attacks got through; the error lists them all.
     """
     rows = abuse(provider, spec=spec)
     if any(row.outcome == "escaped" for row in rows):
@@ -64,99 +80,107 @@ def check_abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple
     return rows
 
 
-async def _abuse(provider: SandboxProvider, spec: SandboxSpec) -> tuple[Row, ...]:
+async def _abuse(provider: SandboxProvider, spec: SandboxSpec) -> tuple[AttackResult, ...]:
     async with canaries() as out, provider.serve(run="abuse") as sandboxes:
-        siege = Siege(sandboxes, spec, out)
-        async with sandboxes.open(siege.spec) as siege.neighbour:
-            return tuple([await siege.attack(one) for one in ATTACKS])
+        runner = AttackRunner(sandboxes, spec, out)
+        async with sandboxes.open(runner.spec) as runner.neighbour:
+            return tuple([await runner.attack(one) for one in ATTACKS])
 
 
-async def _leftovers(siege: Siege, sandbox: Sandbox) -> Found:
-    return await siege.program(sandbox, "look_for_leftovers", marked=False)
+async def _leftovers(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Look inside for processes of an earlier attack."""
+    return await runner.program(sandbox, "look_for_leftovers", marked=False)
 
 
-async def _late(siege: Siege, sandbox: Sandbox, name: str) -> Found:
-    """Run an attack that does not end, against a deadline of a second, or more on a machine too busy to start it in one."""
-    await siege.bring(sandbox)
+async def _late(runner: AttackRunner, sandbox: Sandbox, name: str) -> Problems:
+    """Run an attack that does not end by itself, with a deadline of a second, or more on a busy machine."""
+    await runner.bring(sandbox)
     for deadline_s in DEADLINES_S:
         began = time.monotonic()
         result = await sandbox.exec(
-            siege.command(name), stdin=siege.facts, timeout_s=deadline_s, max_output=1 << 16
+            runner.command(name), stdin=runner.facts, timeout_s=deadline_s, max_output=1 << 16
         )
         took = time.monotonic() - began
         if result.stdout:
             break
-    siege.notes.append(f"ended after {took:.1f} s, {result.num_killed} processes killed")
+    runner.notes.append(f"ended after {took:.1f} s, {result.num_killed} processes killed")
     if not result.stdout:
         return [f"{name} did not even start within {deadline_s:g} s: {result.stderr[-200:]!r}"]
-    late = took > deadline_s + LATE_S or not result.timed_out
-    return [
-        f"{name}: the deadline of {deadline_s:g} s was met after {took:.1f} s, timed out: {result.timed_out}"
-    ] * late
+    if took > deadline_s + LATE_S or not result.timed_out:
+        ended = f"it ended after {took:.1f} s, timed out: {result.timed_out}"
+        return [f"{name}: with a deadline of {deadline_s:g} s {ended}"]
+    return []
 
 
-async def _ignore(siege: Siege, sandbox: Sandbox) -> Found:
-    return [*await _late(siege, sandbox, "ignore_signals"), *await _leftovers(siege, sandbox)]
+async def _ignore(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    return [*await _late(runner, sandbox, "ignore_signals"), *await _leftovers(runner, sandbox)]
 
 
-async def _outlive(siege: Siege, sandbox: Sandbox) -> Found:
-    """See a daemon end with the command at its deadline, with ``kill_all``, and (the last, which the host looks for) with the sandbox."""
-    found = [*await _late(siege, sandbox, "daemonise_and_wait"), *await _leftovers(siege, sandbox)]
-    found += await siege.program(sandbox, "daemonise")
+async def _outlive(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Check that a daemon ends with its command at the deadline, by ``kill_all``, and with the sandbox.
+
+    The last one is looked for on the host.
+    """
+    found = [*await _late(runner, sandbox, "daemonise_and_wait"), *await _leftovers(runner, sandbox)]
+    found += await runner.program(sandbox, "daemonise")
     await sandbox.kill_all()
-    return [*found, *await _leftovers(siege, sandbox), *await siege.program(sandbox, "daemonise")]
+    return [*found, *await _leftovers(runner, sandbox), *await runner.program(sandbox, "daemonise")]
 
 
-async def _flood(siege: Siege, sandbox: Sandbox) -> Found:
-    """All is counted, a little is kept, and this process does not grow."""
-    await siege.bring(sandbox)
+async def _flood(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Check that a flood of output is counted, is kept only in part, and does not make this process grow."""
+    await runner.bring(sandbox)
     before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     result = await sandbox.exec(
-        siege.command("output_flood"), stdin=siege.facts, timeout_s=60.0, max_output=1 << 16
+        runner.command("output_flood"), stdin=runner.facts, timeout_s=60.0, max_output=1 << 16
     )
     flood = FLOOD_MIB << 20
     if result.stderr_total != flood or result.stdout_total <= flood or len(result.stdout) > 1 << 16:
         found.append(
-            f"of {flood} bytes on each stream {result.stdout_total} and {result.stderr_total} were counted, exit {result.exit_code}"
+            f"of {flood} bytes on each stream {result.stdout_total} and {result.stderr_total} were counted, "
+            f"exit code {result.exit_code}"
         )
-    found += await _late(siege, sandbox, "endless_flood")
+    found += await _late(runner, sandbox, "endless_flood")
     if (grown := (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024) > GROWTH_MIB:
         found.append(f"this process grew by {grown} MiB")
-    siege.notes.append(
+    runner.notes.append(
         f"{FLOOD_MIB} MiB on each stream in {result.duration_s:.1f} s, and this process grew by {grown} MiB"
     )
     return found
 
 
-async def _kill_helper(siege: Siege, sandbox: Sandbox) -> Found:
-    """See that what follows is an answer or a lost sandbox, and never a wait or somebody else's answer."""
+async def _kill_helper(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Check that the next command gets its own answer, or that the sandbox is lost; nothing may hang."""
     try:
-        await siege.program(sandbox, "kill_the_helper", whole=False)
+        await runner.program(sandbox, "kill_the_helper", whole=False)
         result = await sandbox.exec(["echo", "still here"], timeout_s=10.0)
     except SandboxError as problem:
-        siege.notes = [f"the sandbox was lost: {problem}"]
+        runner.notes = [f"the sandbox was lost: {problem}"]
         return []
-    siege.notes = ["the sandbox stayed"]
+    runner.notes = ["the sandbox stayed"]
     return [] if result.stdout == b"still here\n" else [f"the sandbox answered {result.stdout!r}"]
 
 
-async def _real_bombs(siege: Siege, sandbox: Sandbox) -> Found:
-    """Make processes for ever: the command ends at its deadline, or the sandbox with it."""
+async def _real_bombs(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Start processes for ever: the command must end at its deadline, or the sandbox with it."""
     try:
-        return await _late(siege, sandbox, "real_fork_bomb")
+        return await _late(runner, sandbox, "real_fork_bomb")
     except SandboxError as problem:
-        siege.notes.append(f"the sandbox was lost: {problem}")
+        runner.notes.append(f"the sandbox was lost: {problem}")
         return []
 
 
-async def _paths(siege: Siege, sandbox: Sandbox) -> Found:
-    """Links, ``..``, pipes and devices, through the sandbox's own calls."""
-    secret, up, found = str(siege.canaries.facts["file"]), "../" * 16, []
-    script = f"ln -s {secret} link && ln -s {Path(secret).parent} folder && mkfifo pipe && ln -s /proc/self/root around"
+async def _paths(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Read and write through links, ``..``, pipes and devices with the sandbox's own calls."""
+    secret, up, found = str(runner.canaries.facts["file"]), "../" * 16, []
+    script = (
+        f"ln -s {secret} link && ln -s {Path(secret).parent} folder "
+        "&& mkfifo pipe && ln -s /proc/self/root around"
+    )
     made = await sandbox.exec(["/bin/sh", "-c", script])
     paths = (
         secret,
-        f"{siege.spec.workdir}/{up}{secret}",
+        f"{runner.spec.workdir}/{up}{secret}",
         "link",
         "folder/secret",
         f"around{secret}",
@@ -166,7 +190,7 @@ async def _paths(siege: Siege, sandbox: Sandbox) -> Found:
         "/proc/1/mem",
     )
     for path in paths:
-        name = path if path.startswith("/") else f"{siege.spec.workdir}/{path}"
+        name = path if path.startswith("/") else f"{runner.spec.workdir}/{path}"
         for read in (sandbox.read, sandbox.get_tar):
             try:
                 async with asyncio.timeout(10):
@@ -175,12 +199,12 @@ async def _paths(siege: Siege, sandbox: Sandbox) -> Found:
                 if isinstance(problem, TimeoutError):
                     found.append(f"reading {path} did not end")
             else:
-                if str(siege.canaries.facts["secret"]).encode() in data:
+                if str(runner.canaries.facts["secret"]).encode() in data:
                     found.append(f"reading {path} gave the host's secret")
     for path in ("link", "folder/new", "folder/secret", f"{up}{secret}"):
-        with suppress(OSError, ValueError):  # inside it may well work: the host looks at its own files
-            await sandbox.write(f"{siege.spec.workdir}/{path}", b"from inside")
-    siege.notes.append(
+        with suppress(OSError, ValueError):  # may succeed inside: the host checks its own files
+            await sandbox.write(f"{runner.spec.workdir}/{path}", b"from inside")
+    runner.notes.append(
         f"{len(paths)} paths read, 4 written, {'links made' if made.exit_code == 0 else made.stderr!r}"
     )
     return found
@@ -204,17 +228,20 @@ def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile
     return member
 
 
-async def _archives(siege: Siege, sandbox: Sandbox) -> Found:
-    """Members that would be written elsewhere, links that lead there, and devices: each archive is refused whole or stays inside."""
-    away, found = f"{siege.spec.workdir}/{siege.canaries.token}", []
-    out = _member("out", tarfile.SYMTYPE, siege.spec.workdir)
+async def _archives(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Unpack archives with members that would be written elsewhere, links that lead there, and devices.
+
+    Each must be refused, or stay inside its folder.
+    """
+    away, found = f"{runner.spec.workdir}/{runner.canaries.token}", []
+    out = _member("out", tarfile.SYMTYPE, runner.spec.workdir)
     evil = {
-        "..": (_member(f"../{siege.canaries.token}"),),
+        "..": (_member(f"../{runner.canaries.token}"),),
         "an absolute path": (_member(away),),
-        "a link out and a file through it": (out, _member(f"out/{siege.canaries.token}")),
+        "a link out and a file through it": (out, _member(f"out/{runner.canaries.token}")),
         "a relative link out": (
             _member("out", tarfile.SYMTYPE, ".."),
-            _member(f"out/{siege.canaries.token}"),
+            _member(f"out/{runner.canaries.token}"),
         ),
         "a link over a file": (_member("out", tarfile.SYMTYPE, away), _member("out")),
         "a hard link out": (_member("hard", tarfile.LNKTYPE, "../../etc/passwd"),),
@@ -222,36 +249,37 @@ async def _archives(siege: Siege, sandbox: Sandbox) -> Found:
     }
     for what, members in evil.items():
         with suppress(ValueError, OSError):
-            await sandbox.put_tar(f"{siege.spec.workdir}/box", _archive(*members))
+            await sandbox.put_tar(f"{runner.spec.workdir}/box", _archive(*members))
             if what in {"a device", "..", "a hard link out"}:
-                found.append(f"{what} was taken")
-        there = await sandbox.exec(["/bin/sh", "-c", f"test -e {away} && rm -r {away} && echo written"])
-        found += [f"{what}: a member was written outside its folder"] * (there.stdout == b"written\n")
-    siege.notes.append(f"{len(evil)} archives refused or kept inside")
+                found.append(f"{what} was accepted")
+        check = await sandbox.exec(["/bin/sh", "-c", f"test -e {away} && rm -r {away} && echo written"])
+        if check.stdout == b"written\n":
+            found.append(f"{what}: a member was written outside its folder")
+    runner.notes.append(f"{len(evil)} archives refused or kept inside")
     return found
 
 
 class _Zeros(io.RawIOBase):
-    """Nothing, at length."""
+    """An endless file of zero bytes."""
 
     def read(self, size: int = -1) -> bytes:
         return bytes(size)
 
 
-async def _tar_bomb(siege: Siege, sandbox: Sandbox) -> Found:
-    """Unpack an archive of four times the disk in little data; then have a program inside unpack a zip file."""
+async def _tar_bomb(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+    """Unpack a small archive of four times the disk's size; then let a program inside unpack a zip file."""
     member, out = tarfile.TarInfo("zeros"), io.BytesIO()
-    member.size = 4 * siege.spec.disk_mib << 20
+    member.size = 4 * runner.spec.disk_mib << 20
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as archive:
-        archive.addfile(member, _Zeros())  # it needs no more than read
+        archive.addfile(member, _Zeros())  # tarfile only calls its read
     try:
-        await sandbox.put_tar(f"{siege.spec.workdir}/bomb", out.getvalue())
+        await sandbox.put_tar(f"{runner.spec.workdir}/bomb", out.getvalue())
     except (OSError, ValueError) as problem:
-        siege.notes.append(f"{len(out.getvalue()) >> 10} KiB of tar: {problem}")
+        runner.notes.append(f"{len(out.getvalue()) >> 10} KiB of tar: {problem}")
     else:
-        return [f"{member.size >> 20} MiB were unpacked on a disk of {siege.spec.disk_mib}"]
+        return [f"{member.size >> 20} MiB were unpacked on a disk of {runner.spec.disk_mib}"]
     await sandbox.exec(["/bin/sh", "-c", "rm -rf bomb"])
-    return await siege.program(sandbox, "unpack_a_bomb")
+    return await runner.program(sandbox, "unpack_a_bomb")
 
 
 ATTACKS = (
@@ -287,8 +315,8 @@ ATTACKS = (
 )
 
 
-def table(rows_by_name: Mapping[str, Sequence[Row]]) -> str:
-    """Return what became of each attack as a Markdown table, a column for each back end."""
+def table(rows_by_name: Mapping[str, Sequence[AttackResult]]) -> str:
+    """Return the outcomes of all attacks as a Markdown table with a column for each back end."""
     outcomes = {name: {row.attack: row.outcome for row in rows} for name, rows in rows_by_name.items()}
     lines = ["| attack | " + " | ".join(outcomes) + " |", "|---|" + "---|" * len(outcomes)]
     lines += [

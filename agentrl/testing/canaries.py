@@ -1,4 +1,4 @@
-"""What the abuse suite puts out on the host for attacks to reach, and how it tells that one did."""
+"""Canaries: objects on the host that the attacks of the abuse suite try to reach; they show when one does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from agentrl.types import Json
 
 PLACES = ("/", "/tmp", "/root", "/home", "/etc", "/usr/bin", "/var/tmp", "/dev/shm", "/run", "/opt", "/var")
-"""Folders of the host in which a file of the attack's name would be an escape."""
+"""Folders of the host in which attacks try to create a file; if the host finds it, that is an escape."""
 VALUES = (
     "kernel/core_pattern",
     "kernel/hostname",
@@ -27,16 +27,16 @@ VALUES = (
     "vm/overcommit_memory",
     "fs/suid_dumpable",
 )
-"""Values of the host's kernel that must stay as they are."""
+"""Sysctls of the host that must not change."""
 MOUNTS = frozenset({"/", "/dev", "/proc", "/sys", "/sys/fs/cgroup", "/tmp", "/run", "/boot", "/home"})
-"""Mounts of the host that must stay as they are; others come and go with container engines."""
+"""Mounts of the host that must not change; container engines add and remove others."""
 ENVIRONMENT = "AGENTRL_ABUSE_CANARY"
 GONE_S = 5.0
-"""How long the processes of a closed sandbox may take to be gone."""
+"""Longest time in which the processes of a closed sandbox must end."""
 
 
 class Canaries:
-    """A file, a process, listening sockets, an environment variable; ``harm`` tells what happened to them."""
+    """A file, a process, listening sockets and an environment variable; ``harm`` yields what changed."""
 
     def __init__(
         self, folder: Path, victim: asyncio.subprocess.Process, facts: Mapping[str, Json], accepted: list[str]
@@ -44,7 +44,7 @@ class Canaries:
         self.folder, self._victim, self._accepted = folder, victim, accepted
         self.facts = {**facts, "file": str(folder / "secret"), "unix": str(folder / "s"), "pid": victim.pid}
         self.token = str(facts["token"])
-        self._mourned = False
+        self._death_reported = False
         self._before = self._state()
 
     def _state(self) -> dict[str, object]:
@@ -63,7 +63,7 @@ class Canaries:
         }
 
     def harm(self) -> Iterator[str]:
-        """Yield what was done to the host since the last look."""
+        """Yield what has changed on the host since the last call."""
         now = self._state()
         yield from (
             f"{name} changed from {self._before[name]!r} to {now[name]!r}"
@@ -71,10 +71,10 @@ class Canaries:
             if now[name] != self._before[name]
         )
         self._before = now
-        if self._victim.returncode is not None and not self._mourned:
-            self._mourned = True
+        if self._victim.returncode is not None and not self._death_reported:
+            self._death_reported = True
             yield f"the victim ended with {self._victim.returncode}"
-        yield from (f"somebody connected to {name}" for name in self._accepted)
+        yield from (f"something connected to {name}" for name in self._accepted)
         self._accepted.clear()
         for place in PLACES:
             if (found := Path(place) / self.token).exists():
@@ -83,7 +83,7 @@ class Canaries:
                     found.unlink()
 
     async def left(self) -> Iterator[str]:
-        """Return the processes of attacks that are there after the sandbox was closed, once they had their time."""
+        """Return the processes of attacks that still exist ``GONE_S`` after their sandbox was closed."""
         until = time.monotonic() + GONE_S
         while (
             found := [name for name, line in _processes() if self.token.encode() in line]
@@ -94,7 +94,7 @@ class Canaries:
 
 @asynccontextmanager
 async def canaries() -> AsyncIterator[Canaries]:
-    """Put everything out, and take it in again."""
+    """Create all canaries, and remove them in the end."""
     token, marker, secret = (
         f"agentrl-{what}-{secrets.token_hex(8)}" for what in ("attack", "victim", "secret")
     )
@@ -116,7 +116,7 @@ async def canaries() -> AsyncIterator[Canaries]:
         (folder / "secret").write_text(secret)
         servers.append(await asyncio.start_server(server("the loopback port"), "127.0.0.1", 0))  # type: ignore[arg-type]
         port = servers[0].sockets[0].getsockname()[1]
-        with suppress(OSError):  # a host without IPv6, or somebody has the port there
+        with suppress(OSError):  # a host without IPv6, or with this port in use there
             servers.append(await asyncio.start_server(server("the loopback port"), "::1", port))  # type: ignore[arg-type]
         servers.append(await asyncio.start_unix_server(server("the unix socket"), str(folder / "s")))  # type: ignore[arg-type]
         servers.append(await asyncio.start_unix_server(server("the abstract socket"), "\0" + marker))  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ async def canaries() -> AsyncIterator[Canaries]:
 
 
 def _addresses() -> list[Json]:
-    """Return the address that this host has in its network, if it has any; nothing is sent."""
+    """Return the address of this host in its network, if it has one; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         try:
             asking.connect(("192.0.2.1", 9))
@@ -157,7 +157,7 @@ def _processes() -> Iterator[tuple[str, bytes]]:
 
 
 def _mounts() -> Iterator[str]:
-    """Yield where and how the host's own file systems are mounted."""
+    """Yield the place and the options of each of the host's own mounts."""
     for line in _text(Path("/proc/self/mountinfo")).splitlines():
         _, _, _, _, place, options, *_ = line.split()
         if place in MOUNTS:

@@ -44,7 +44,7 @@ def check_env(
         for clause, found in [*asyncio.run(checks.run()), *_gymnasium(spec, deadline_s, sandboxes)]:
             violations.setdefault(clause, found)
     if violations:
-        raise ContractViolation([f"{clause}: {found}" for clause, found in violations.items()])
+        raise ContractViolation([f"{clause}: {found}" for clause, found in violations.items()], "environment")
 
 
 def _gymnasium(spec: EnvSpec, deadline_s: float, sandboxes: SandboxProvider | None) -> Iterator[Violation]:

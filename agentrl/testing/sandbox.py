@@ -1,10 +1,10 @@
-"""The conformance suite of sandboxes: one function, one named message for each clause that is not kept.
+"""The conformance suite of sandboxes: one function, which names each clause of the contract that is not kept.
 
-The clauses are the contract of ``agentrl.sandbox``, and what environments take for granted: a command's outcome is a result, whatever it
-does; a deadline leaves nothing running; bytes come back as they were written; no path or archive leads out; limits are limits; nothing is
-left when a sandbox is closed.
+The clauses are the contract of ``agentrl.sandbox``, and what environments rely on: whatever a command does is
+a result; a deadline leaves nothing running; bytes come back as they were written; no path or archive leads
+outside; limits are enforced; nothing is left when a sandbox is closed.
 
-Nothing here goes far beyond the limit that it checks, so that a back end which does not keep it is named and not harmed.
+No check goes far beyond the limit that it checks, so that a back end that does not enforce it is not harmed.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ import asyncio
 import dataclasses
 import pickle
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 from agentrl.errors import AgentRLError, SandboxError
-from agentrl.sandbox import Sandbox, Sandboxes, SandboxProvider
+from agentrl.sandbox import Sandboxes, SandboxProvider
 from agentrl.testing.contract import ContractViolation
-from agentrl.testing.leftovers import OpenResources, left_over
+from agentrl.testing.leftovers import left_over
 from agentrl.testing.sandbox_calls import CALLS, DAEMON
 from agentrl.testing.sandbox_limits import LIMITS, limited
 from agentrl.types import SandboxSpec
 
 BASE = SandboxSpec(memory_mib=512, disk_mib=128)
-"""What most clauses are checked in."""
-
-Clause = Callable[[Sandbox], AsyncIterator[str]]
-"""Yields how it is not kept."""
+"""The spec of the sandbox in which most clauses are checked."""
 
 
 def check_sandbox(
@@ -38,13 +35,13 @@ def check_sandbox(
     only: Sequence[str] = (),
     clause_deadline_s: float = 60.0,
 ) -> None:
-    """Check a provider against the contract. Runs an event loop: not to be called inside one.
+    """Check a provider against the contract. Runs an event loop, so it must not be called inside one.
 
     Args:
-        provider: what is checked.
-        spec: what is opened, for all clauses but those on limits, which make it smaller.
-        only: the names of the clauses to check; all of them unless given.
-        clause_deadline_s: how long one clause may take.
+        provider: the provider to check.
+        spec: the spec of the sandboxes that are opened; clauses on limits make one of its limits smaller.
+        only: the names of the clauses to check; by default all.
+        clause_deadline_s: the deadline of one clause.
 
     Raises:
         ContractViolation: with every clause that is not kept.
@@ -55,12 +52,12 @@ def check_sandbox(
         raise ContractViolation([f"{clause}: {found}" for clause, found in violations], "sandbox")
 
 
-Found = tuple[str, str]
-"""A clause, and how it is not kept."""
+Violation = tuple[str, str]
+"""A clause, and how it is violated."""
 
 
-def _data(provider: SandboxProvider) -> Iterator[Found]:
-    """Clauses on the provider itself."""
+def _data(provider: SandboxProvider) -> Iterator[Violation]:
+    """Check the clauses on the provider itself."""
     if not dataclasses.is_dataclass(provider) or not provider.__dataclass_params__.frozen:
         yield "frozen", f"{type(provider).__name__} must be a frozen dataclass"
     try:
@@ -71,21 +68,21 @@ def _data(provider: SandboxProvider) -> Iterator[Found]:
 
 
 class _Check:
-    """Clauses on sandboxes."""
+    """Checks the clauses on sandboxes."""
 
     def __init__(
         self, provider: SandboxProvider, spec: SandboxSpec, only: frozenset[str], deadline_s: float
     ) -> None:
         self.provider, self.spec, self.only, self.deadline_s = provider, spec, only, deadline_s
-        self.found: list[Found] = []
+        self.found: list[Violation] = []
 
-    async def run(self) -> list[Found]:
+    async def run(self) -> list[Violation]:
         async with (
             self.clause("serves"),
             self.provider.serve(run="check") as sandboxes,
             sandboxes.open(self.spec),
         ):
-            pass  # what is loaded on first use is no leak
+            pass  # what the first use loads is not a leak
         if self.found:
             return self.found
         before = OpenResources.now()
@@ -94,28 +91,28 @@ class _Check:
             await self.limits(sandboxes)
             await self.lives(sandboxes)
         if left := await left_over(before):
-            self.say("leaves nothing", f"after everything was closed there are {left}")
+            self.report("leaves nothing", f"after everything was closed there are {left}")
         return self.found
 
-    def say(self, clause: str, found: str) -> None:
+    def report(self, clause: str, found: str) -> None:
         self.found.append((clause, found))
 
     @asynccontextmanager
     async def clause(self, name: str) -> AsyncIterator[None]:
-        """Check one clause: within its deadline, and whatever it raises is how it is not kept."""
+        """Check one clause: if it raises or misses its deadline, report that it is not kept."""
         try:
             async with asyncio.timeout(self.deadline_s):
                 yield
         except TimeoutError:
-            self.say(name, f"it took more than {self.deadline_s:.0f} s")
+            self.report(name, f"it took more than {self.deadline_s:.0f} s")
         except (AgentRLError, OSError, ValueError, AssertionError) as problem:
-            self.say(name, f"raised {type(problem).__name__}: {problem}")
+            self.report(name, f"raised {type(problem).__name__}: {problem}")
 
     def wanted(self, name: str) -> bool:
         return not self.only or name in self.only
 
     async def calls(self, sandboxes: Sandboxes) -> None:
-        """Check the calls, one after the other in one sandbox; another one is opened after one that broke."""
+        """Check the clauses on calls in one sandbox; after a clause that is not kept, open another one."""
         waiting = [name for name in CALLS if self.wanted(name)]
         while waiting:
             broken = len(self.found)
@@ -124,21 +121,21 @@ class _Check:
                     name = waiting.pop(0)
                     async with self.clause(name):
                         async for found in CALLS[name](sandbox):
-                            self.say(name, found)
+                            self.report(name, found)
             if self.found and self.found[-1][0] == "opens":
                 break
 
     async def limits(self, sandboxes: Sandboxes) -> None:
-        """Check those limits that the back end says it enforces, each in a sandbox of its own."""
+        """Check the limits that the back end claims to enforce, each in its own sandbox."""
         for limit in sorted(sandboxes.capabilities.limits):
             name = f"{limit} limit"
             if self.wanted(name):
                 async with self.clause(name), sandboxes.open(limited(self.spec, limit)) as sandbox:
                     async for found in LIMITS[limit](sandbox):
-                        self.say(name, found)
+                        self.report(name, found)
 
     async def lives(self, sandboxes: Sandboxes) -> None:
-        """Check what becomes of sandboxes."""
+        """Check the clauses on the life of sandboxes."""
         for name, check in {
             "neighbours": self.neighbours,
             "reset": self.reset,
@@ -153,10 +150,10 @@ class _Check:
         async with sandboxes.open(self.spec) as one, sandboxes.open(self.spec) as two:
             await one.write("mine", b"1")
             if (await two.exec(["test", "-e", "mine"])).exit_code == 0:
-                self.say("neighbours", "a file of one sandbox is seen in another")
+                self.report("neighbours", "a file of one sandbox is seen in another")
             await one.exec(["sh", "-c", "sleep 86399 & exit 0"])
             if b"86399" in (await two.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"])).stdout:
-                self.say("neighbours", "a process of one sandbox is seen in another")
+                self.report("neighbours", "a process of one sandbox is seen in another")
 
     async def reset(self, sandboxes: Sandboxes) -> None:
         async with sandboxes.open(self.spec) as sandbox, sandbox.shell() as shell:
@@ -165,16 +162,16 @@ class _Check:
             seen = await sandbox.exec(["sh", "-c", "cat here /tmp/there /proc/[0-9]*/cmdline"])
             for old in (b"86395", b"86398"):
                 if old in seen.stdout:
-                    self.say("reset", f"after it, {old.decode()!r} of the old sandbox is still there")
+                    self.report("reset", f"after it, {old.decode()!r} of the old sandbox is still there")
             async with sandbox.shell() as another:
                 if (await another.run("pwd")).output != f"{sandbox.spec.workdir}\n".encode():
-                    self.say("reset", "a shell after it does not start in workdir")
+                    self.report("reset", "a shell after it does not start in workdir")
             try:
                 await shell.run("true")
             except SandboxError:
                 pass
             else:
-                self.say("reset", "a shell of the old sandbox is still answered")
+                self.report("reset", "a shell of the old sandbox is still answered")
 
     async def cancelled(self, sandboxes: Sandboxes) -> None:
         async with sandboxes.open(self.spec) as sandbox:
@@ -187,13 +184,13 @@ class _Check:
                 task.cancel()
                 await asyncio.wait({task})
                 if not task.cancelled():
-                    self.say(
+                    self.report(
                         "cancelled", f"a cancelled exec ended with {task.exception() or task.result()!r}"
                     )
             until = time.monotonic() + 5
             while b"86397" in (await sandbox.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"])).stdout:
                 if time.monotonic() > until:
-                    self.say("cancelled", "what a cancelled exec ran is still there 5 s later")
+                    self.report("cancelled", "what a cancelled exec ran is still there 5 s later")
                     break
                 await asyncio.sleep(0.05)
 
@@ -204,4 +201,4 @@ class _Check:
             await sandbox.exec(["true"], timeout_s=5.0)
         except SandboxError:
             return
-        self.say("closed", "a closed sandbox still answers")
+        self.report("closed", "a closed sandbox still answers")

@@ -1,4 +1,4 @@
-"""Clauses on limits: read back from inside, or hit, by a little."""
+"""Clauses on limits: each limit is read back from inside, or exceeded by a little."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def limited(spec: SandboxSpec, limit: Limit) -> SandboxSpec:
 
 
 async def cpu(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Give a busy loop no more than its share."""
+    """Check that a busy loop gets no more than its share."""
     code = "import time; t = time.time()\nwhile time.time() < t + 2: pass\nprint(time.process_time())"
     ran = await sandbox.exec(["python3", "-c", code])
     used = float(ran.stdout or b"nan")
@@ -76,20 +76,20 @@ async def cpu(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 async def memory(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Who takes too much is killed, alone."""
+    """Check that a process that takes too much is killed, and nothing else."""
     ran = await sandbox.exec(
         ["python3", "-c", ALLOCATE, str(sandbox.spec.memory_mib * 3 // 2)], timeout_s=30.0
     )
     if b"allocated" in ran.stdout:
         yield f"a process could use 1.5 times the {sandbox.spec.memory_mib} MiB"
     elif ran.timed_out:
-        yield "who takes too much is not stopped, but hangs"
+        yield "a process that takes too much hangs and is not killed"
     if (await sandbox.exec(["echo", "well"])).stdout != b"well\n":
         yield "the sandbox does not work after one process took too much"
 
 
 async def processes(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Forks fail, and what there is can still be killed."""
+    """Check that forks fail at the limit, and that the sandbox works after that."""
     most = sandbox.spec.num_processes
     ran = await sandbox.exec(["python3", "-c", FORKS.format(num=most + 20)], timeout_s=20.0)
     made = int(ran.stdout or b"-1")
@@ -100,7 +100,7 @@ async def processes(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 async def disk(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Wherever something can be written, it is bounded; and there is room again when it is removed."""
+    """Check that all writable folders are bounded, and that deleting files makes room again."""
     most = sandbox.spec.disk_mib
     for folder in dict.fromkeys((sandbox.spec.workdir, "/tmp", "/var/tmp", "/dev/shm", "/run", "/root")):
         name = f"{folder}/fill"
@@ -119,13 +119,13 @@ async def disk(sandbox: Sandbox) -> AsyncIterator[str]:
         yield f"write of 1.5 times the {most} MiB does not fail"
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
-            yield f"a full disk is {problem!r} in place of ENOSPC"
+            yield f"writing to a full disk raises {problem!r} in place of ENOSPC"
     await sandbox.exec(["rm", "-f", "fill"])
     await sandbox.write("small", b"fits")
 
 
 async def files(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Refuse to open more files, and to raise the limit."""
+    """Check that no more files can be opened, and that the limit cannot be raised."""
     ran = await sandbox.exec(["python3", "-c", OPEN])
     opened, _, raised = ran.stdout.decode().partition("\n")
     if not opened.isdigit() or not int(opened) < sandbox.spec.num_files:
@@ -135,7 +135,7 @@ async def files(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 async def lifetime(sandbox: Sandbox) -> AsyncIterator[str]:
-    """End by itself, and say so."""
+    """Check that the sandbox ends by itself, and that calls then raise ``SandboxError``."""
     until = time.monotonic() + sandbox.spec.lifetime_s + 15
     try:
         while time.monotonic() < until:
@@ -147,6 +147,11 @@ async def lifetime(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 LIMITS: Mapping[Limit, Callable[[Sandbox], AsyncIterator[str]]] = {
-    **{"cpu": cpu, "memory": memory, "processes": processes},
-    **{"disk": disk, "files": files, "lifetime": lifetime},
+    "cpu": cpu,
+    "memory": memory,
+    "processes": processes,
+    "disk": disk,
+    "files": files,
+    "lifetime": lifetime,
 }
+"""The clauses; each yields how it is not kept."""

@@ -1,10 +1,12 @@
-"""What the abuse suite runs inside a sandbox: this package is written there, and run with the name of an attack.
+"""The attacks of the abuse suite.
 
-An attack is a function of ``escapes``, which must be denied, or of ``bombs``, which must be contained.
+This package is copied into a sandbox, and run there with the name of an attack.
+An attack is a function in ``escapes``, and must then be denied, or in ``bombs``, and must then be contained.
 
-The canaries of the host come as JSON on standard input; each attempt is told as a JSON line: what was tried, whether it got through, and
-what happened. Only the standard library, Python 3.8 and later. Nothing here does harm where it gets through: values are written back as
-they were, no packet is sent anywhere, and every bomb ends by itself at four times its limit (but for two, which the suite runs last).
+It reads the host's canaries as JSON from standard input, and writes a JSON line for each attempt: what was
+tried, whether it got through, and what happened. The package uses the standard library only, Python 3.8 or
+later. An attack that gets through does no harm: values are written back unchanged, no packet is sent
+anywhere, and every bomb ends by itself at four times its limit (except two, which the suite runs last).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Canary = Any
-"""What the host put out for the attacks to reach, and the sandbox's limits: JSON, different things by name."""
+"""The host's canaries, which attacks try to reach, and the sandbox's limits, by name; values have different
+types."""
 
 
 def say(what: str, escaped: object, detail: object) -> None:
@@ -29,7 +32,10 @@ def say(what: str, escaped: object, detail: object) -> None:
 
 
 def attempt(what: str, action: Callable[..., object], *arguments: object) -> None:
-    """Try something: it got through unless it raises the error of a system call, or looked for something and returns ``False``."""
+    """Try something and report it.
+
+    It got through unless it raises an error of a system call or returns ``False``.
+    """
     try:
         result = action(*arguments)
     except (OSError, ValueError) as problem:
@@ -39,7 +45,7 @@ def attempt(what: str, action: Callable[..., object], *arguments: object) -> Non
 
 
 def call(name: str, *arguments: object) -> str:
-    """Call a function of the C library; return that it worked, or raise its error."""
+    """Call a function of the C library; raise its error if it fails."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
         raise OSError(errno.ENOSYS, name)
@@ -50,27 +56,27 @@ def call(name: str, *arguments: object) -> str:
 
 
 def in_child(action: Callable[..., object], *arguments: object) -> object:
-    """Do something in a child, whose namespaces and limits are its own; return what it found, or raise its error."""
+    """Do something in a child process, which has its own namespaces; return its result or raise its error."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            told = str(action(*arguments))
+            result = str(action(*arguments))
         except (OSError, ValueError) as problem:
-            told = f"!{type(problem).__name__}: {problem}"
-        os.write(writer, told.encode()[:400])
+            result = f"!{type(problem).__name__}: {problem}"
+        os.write(writer, result.encode()[:400])
         os._exit(0)
     os.close(writer)
     os.waitpid(pid, 0)
-    told = os.read(reader, 400).decode()
+    result = os.read(reader, 400).decode()
     os.close(reader)
-    if told.startswith("!"):
-        raise OSError(told[1:])
-    return told if told != str(False) else False
+    if result.startswith("!"):
+        raise OSError(result[1:])
+    return result if result != str(False) else False
 
 
 def content(path: str) -> bytes:
-    """Return the beginning of a file, without ever waiting for it."""
+    """Return the beginning of a file, without blocking."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         return os.read(file, 1 << 16)
@@ -79,12 +85,12 @@ def content(path: str) -> bytes:
 
 
 def opened(path: str, mode: int = os.O_RDWR) -> None:
-    """Open a file, without waiting, and leave it as it is."""
+    """Open a file, without blocking, and close it again."""
     os.close(os.open(path, mode | os.O_NONBLOCK))
 
 
 def processes() -> Iterator[tuple[int, bytes]]:
-    """Yield all processes that can be seen, with their command lines."""
+    """Yield the pids and command lines of all visible processes."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:

@@ -1,4 +1,4 @@
-"""Run the attack that is named on the command line."""
+"""Runs the attack that is named on the command line."""
 
 from __future__ import annotations
 

@@ -13,16 +13,16 @@ from contextlib import suppress
 from agentrl.testing.attacks import Canary, attempt, processes, say
 
 TIMES = 4
-"""How far over its limit a bomb goes before it ends by itself."""
+"""A bomb ends by itself at so many times its limit."""
 MIB = 1 << 20
 CHUNK = 8 * MIB
 HOARD_S = 20.0
-"""The longest that children may take to take their memory."""
+"""Longest time in which children must have allocated their memory."""
 MORE, ALL, HERE = b"+", b".", b"!"
 
 
 def raise_limits(canary: Canary) -> None:
-    """Ask for more files, processes and priority than were given."""
+    """Try to raise the limits on files and processes, and the priority."""
     for name in ("RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_MEMLOCK", "RLIMIT_CORE", "RLIMIT_RTPRIO"):
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
@@ -35,7 +35,7 @@ def raise_limits(canary: Canary) -> None:
 
 
 def spare_me() -> None:
-    """Ask the kernel never to kill this process for memory; and take it back."""
+    """Tell the kernel never to kill this process when memory runs out; then restore the value."""
     with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
         before = file.read()
         file.write(b"-1000")
@@ -43,7 +43,7 @@ def spare_me() -> None:
 
 
 def fork_bomb(canary: Canary) -> None:
-    """Make processes, and then threads, until no more can be made."""
+    """Start processes, and then threads, until no more can be started."""
     limit = canary["num_processes"]
     children: list[int] = []
     with suppress(OSError):
@@ -68,7 +68,10 @@ def fork_bomb(canary: Canary) -> None:
 
 
 def real_fork_bomb(canary: Canary) -> None:
-    """Make processes that make processes, for ever; run only where the bounded one was stopped, and inside an outer group."""
+    """Start processes that start processes, for ever.
+
+    Run only if the bounded bomb was stopped, and inside an outer control group.
+    """
     say("start", False, "it does not end by itself")
     while True:
         with suppress(OSError):
@@ -76,7 +79,7 @@ def real_fork_bomb(canary: Canary) -> None:
 
 
 def memory_bomb(canary: Canary) -> None:
-    """Take memory in one process, then in several that each stay below the limit."""
+    """Allocate memory in one process, then in several that each stay below the limit."""
     limit = canary["memory_mib"] * MIB
     one = held_by([TIMES * limit])
     say("one process", one > 1.1 * limit, f"held {one // MIB} MiB of {limit // MIB}")
@@ -85,12 +88,13 @@ def memory_bomb(canary: Canary) -> None:
 
 
 def held_by(sizes: list[int]) -> int:
-    """Have one child for each size take that much memory; return the most bytes that one held, or that all still alive at the end did.
+    """Let children allocate ``sizes``; return the most bytes held by one, or by all that live at the end.
 
-    What children held at different moments is not summed: one that is being killed has given its memory back before its parent hears of it.
+    What children held at different times is not added up: a child that is being killed has freed its memory
+    before its parent notices.
 
     Raises:
-        TimeoutError: some neither took their memory nor died in time, so that what was held cannot be told.
+        TimeoutError: a child neither allocated its memory nor died in time, so that the result is unknown.
     """
     children = [Hoard(size) for size in sizes]
     until = time.monotonic() + HOARD_S
@@ -99,10 +103,11 @@ def held_by(sizes: list[int]) -> int:
             ready, _, _ = select.select(growing, [], [], max(until - time.monotonic(), 0.0))
             if not ready:
                 raise TimeoutError(
-                    f"{len(growing)} of {len(children)} children neither took their memory nor died within {HOARD_S:g} s"
+                    f"{len(growing)} of {len(children)} children neither allocated their memory "
+                    f"nor died within {HOARD_S:g} s"
                 )
             for child in ready:
-                child.hear()
+                child.read()
         together = sum(child.held for child in children if child.answers())
     finally:
         for child in children:
@@ -111,63 +116,63 @@ def held_by(sizes: list[int]) -> int:
 
 
 class Hoard:
-    """A child that takes ``size`` bytes and keeps them until its end."""
+    """A child process that allocates ``size`` bytes and keeps them until it is killed."""
 
     def __init__(self, size: int) -> None:
         self.held, self.growing = 0, True
-        self._told, told = os.pipe()
-        asked, self._ask = os.pipe()
+        self._reports, reports = os.pipe()
+        questions, self._questions = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
-            os.close(self._ask)
-            hoard(size, told, asked)
-        os.close(told)
-        os.close(asked)
+            os.close(self._questions)
+            hoard(size, reports, questions)
+        os.close(reports)
+        os.close(questions)
 
     def fileno(self) -> int:
-        """Return the end at which it is heard, for ``select``."""
-        return self._told
+        """Return the pipe from which its reports are read, for ``select``."""
+        return self._reports
 
-    def hear(self) -> bytes:
-        """Wait for what the child tells next, and return it; nothing at its death."""
-        heard = os.read(self._told, 1 << 16)
-        self.held += CHUNK * heard.count(MORE)
-        self.growing = self.growing and bool(heard) and ALL not in heard
-        return heard
+    def read(self) -> bytes:
+        """Wait for the child's next reports and return them; empty if it has died."""
+        reports = os.read(self._reports, 1 << 16)
+        self.held += CHUNK * reports.count(MORE)
+        self.growing = self.growing and bool(reports) and ALL not in reports
+        return reports
 
     def answers(self) -> bool:
-        """Return whether a child that has ended growing is alive."""
+        """Return whether a child that has allocated all its memory is alive."""
         with suppress(BrokenPipeError):
-            os.write(self._ask, HERE)
-            return bool(select.select([self], [], [], HOARD_S)[0]) and HERE in self.hear()
+            os.write(self._questions, HERE)
+            return bool(select.select([self], [], [], HOARD_S)[0]) and HERE in self.read()
         return False
 
     def end(self) -> None:
         """Kill the child."""
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        os.close(self._told)
-        os.close(self._ask)
+        os.close(self._reports)
+        os.close(self._questions)
 
 
-def hoard(size: int, told: int, asked: int) -> None:
-    """Take memory and tell of each chunk and of the end, answer when asked, and stay until killed."""
+def hoard(size: int, reports: int, questions: int) -> None:
+    """Allocate memory, report each chunk and the end, echo questions, and stay until killed."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # to be killed before the process that reports
+        file.write("1000")  # to be killed before the parent
     kept = []
     with suppress(OSError, MemoryError):
         for _ in range(size // CHUNK):
             kept.append(bytearray(os.urandom(4096)) * (CHUNK // 4096))
-            os.write(told, MORE)
+            os.write(reports, MORE)
     with suppress(OSError):
-        os.write(told, ALL)
-        while answer := os.read(asked, 1):
-            os.write(told, answer)
+        os.write(reports, ALL)
+        while question := os.read(questions, 1):
+            os.write(reports, question)
     os._exit(0)
 
 
 def disk_fill(canary: Canary) -> None:
-    """Write wherever one may, until no more can be written."""
+    """Write to all writable folders until no more can be written."""
     limit, written, chunk = canary["disk_mib"] * MIB, 0, os.urandom(MIB)
     places = {
         os.getcwd(),
@@ -195,11 +200,11 @@ def disk_fill(canary: Canary) -> None:
         with suppress(OSError):
             os.remove(os.path.join(place, "filling"))
     with open("after", "w") as after:
-        after.write("there is room again")
+        after.write("there is room again")  # fails if deleting has not made room
 
 
 def file_bomb(canary: Canary) -> None:
-    """Open files until no more may be."""
+    """Open files until no more can be opened."""
     limit = canary["num_files"]
     files: list[int] = []
     with suppress(OSError):
@@ -211,13 +216,13 @@ def file_bomb(canary: Canary) -> None:
 
 
 def output_flood(canary: Canary) -> None:
-    """Write much more output than anybody asked for, on both streams."""
+    """Write much more output than is kept, to both streams."""
     say("flood", False, "it is counted outside")
     chunk = b"x" * (MIB - 1) + b"\n"
     for _ in range(canary["flood_mib"]):
         write_all(1, chunk)
         write_all(2, chunk)
-    say("end", False, "all was taken")
+    say("end", False, "all was written")
 
 
 def endless_flood(canary: Canary) -> None:
@@ -234,7 +239,7 @@ def write_all(file: int, data: bytes) -> None:
 
 
 def ignore_signals(canary: Canary) -> None:
-    """Go on whatever is asked, in several sessions."""
+    """Run on in several sessions, and ignore all signals."""
     say("ignore", False, "signals are ignored")
     for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
         with suppress(OSError, ValueError):
@@ -248,7 +253,7 @@ def ignore_signals(canary: Canary) -> None:
 
 
 def daemonise(canary: Canary) -> None:
-    """Leave a child behind that nothing connects to its maker, and stay away from its end."""
+    """Leave a daemon behind that ignores all signals and has no tie to its parent."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -263,20 +268,20 @@ def daemonise(canary: Canary) -> None:
 
 
 def daemonise_and_wait(canary: Canary) -> None:
-    """Do the same, and be there until the deadline."""
+    """Leave a daemon behind, and run until the deadline."""
     daemonise(canary)
     time.sleep(3600)
 
 
 def look_for_leftovers(canary: Canary) -> None:
-    """Find what an earlier attack should have lost."""
+    """Look for processes of an earlier attack that should be gone."""
     time.sleep(0.2)
     left = [pid for pid, line in processes() if canary["token"].encode() in line]
     say("processes of the attack that are left", left, left)
 
 
 def kill_the_helper(canary: Canary) -> None:
-    """Stop, and then kill, the sandbox's own first program, and everything else there is."""
+    """Stop and then kill the sandbox's own first process, and everything else."""
     for pid in {1, os.getppid()}:
         for number in (signal.SIGSTOP, signal.SIGSEGV, signal.SIGTERM, signal.SIGKILL):
             with suppress(OSError):
@@ -287,7 +292,7 @@ def kill_the_helper(canary: Canary) -> None:
 
 
 def unpack_a_bomb(canary: Canary) -> None:
-    """Unpack a small archive of much nothing, as the tools of a task would."""
+    """Unpack a small archive of many zero bytes, as the tools of a task would."""
     import zipfile
 
     with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

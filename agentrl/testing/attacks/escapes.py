@@ -46,7 +46,10 @@ TERMINALS = 136
 
 
 def read_host_files(canary: Canary) -> None:
-    """Through paths, other processes' roots, inherited descriptors, file handles, a chroot, and other processes' environments."""
+    """Read the host's files through paths, descriptors, file handles, a chroot and other processes.
+
+    Of other processes, their root folders and their environments are tried.
+    """
     path, secret = canary["file"], canary["secret"].encode()
 
     def found(name: str) -> bool:
@@ -68,10 +71,8 @@ def read_host_files(canary: Canary) -> None:
     for owner in ("self", "1"):
         for fd in os.listdir(f"/proc/{owner}/fd") if os.access(f"/proc/{owner}/fd", os.R_OK) else []:
             attempt(f"through descriptor {fd} of {owner}", found, f"/proc/{owner}/fd/{fd}/{UP}{path}")
-    handle, root_fd = (
-        (ctypes.c_char * 32).from_buffer_copy(bytes([8, 0, 0, 0, 1, 0, 0, 0, 2]) + bytes(23)),
-        os.open("/", os.O_RDONLY),
-    )
+    handle = (ctypes.c_char * 32).from_buffer_copy(bytes([8, 0, 0, 0, 1, 0, 0, 0, 2]) + bytes(23))
+    root_fd = os.open("/", os.O_RDONLY)
     allowed("open_by_handle_at", root_fd, handle, os.O_RDONLY)
 
     def break_out() -> bool:
@@ -92,7 +93,7 @@ def read_host_files(canary: Canary) -> None:
 
 
 def allowed(name: str, *arguments: object) -> None:
-    """Make a privileged call with a wrong argument: complaining about the argument means that the privilege was there."""
+    """Make a privileged call with an invalid argument; an error about that means that it was allowed."""
     try:
         say(name, True, call(name, *arguments))
     except OSError as problem:
@@ -100,7 +101,10 @@ def allowed(name: str, *arguments: object) -> None:
 
 
 def write_host_files(canary: Canary) -> None:
-    """Change the canary file and its folder by several names, and leave files of a telling name, which the host looks for."""
+    """Change the canary file and its folder under several paths, and create files with a token as their name.
+
+    The host looks for files of that name.
+    """
     path, folder = canary["file"], os.path.dirname(canary["file"])
     for root in ("", UP, "/proc/1/root", f"/proc/{canary['pid']}/root"):
         attempt(f"write {root}{path}", opened, root + path)
@@ -118,7 +122,7 @@ def write_host_files(canary: Canary) -> None:
 
 
 def see_host_processes(canary: Canary) -> None:
-    """Find the victim among all processes."""
+    """Look for the host's victim process among all processes."""
     seen = list(processes())
     say(
         "look for the victim",
@@ -128,7 +132,7 @@ def see_host_processes(canary: Canary) -> None:
 
 
 def signal_host_processes(canary: Canary) -> None:
-    """Slow, trace and kill the victim by its number, unless another process has that number here."""
+    """Slow, trace and kill the victim by its pid, unless another process has that pid here."""
     pid, lines = canary["pid"], dict(processes())
     if pid in lines and canary["marker"].encode() not in lines[pid]:
         say("signal the victim", False, f"process {pid} is another one here")
@@ -140,7 +144,7 @@ def signal_host_processes(canary: Canary) -> None:
 
 
 def reach_the_hosts_loopback(canary: Canary) -> None:
-    """Connect to a port that listens there."""
+    """Connect to a port on which the host listens."""
     port = canary["port"]
     for host in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost", *canary["addresses"]):
         attempt(f"tcp {host}:{port}", connect, socket.AF_INET, socket.SOCK_STREAM, (host, port))
@@ -148,9 +152,10 @@ def reach_the_hosts_loopback(canary: Canary) -> None:
 
 
 def reach_the_network(canary: Canary) -> None:
-    """Find any route anywhere: connecting a datagram socket looks for one, and sends nothing.
+    """Look for a route to any network, by connecting datagram sockets, which sends nothing.
 
-    A virtual machine's socket reaches its hypervisor from every network namespace; so there must be none to be had.
+    A socket of a virtual machine (``AF_VSOCK``) reaches the hypervisor from every network namespace, so it
+    must not be possible to create one.
     """
     for host in (
         *canary["addresses"],
@@ -167,7 +172,7 @@ def reach_the_network(canary: Canary) -> None:
 
 
 def resolve_names(canary: Canary) -> None:
-    """Look up a name of the outside, and a route to any name server."""
+    """Resolve a name, and look for a route to a name server."""
     attempt("resolve example.com", socket.getaddrinfo, "example.com", 80)
     servers = ["192.0.2.53"]
     if os.access("/etc/resolv.conf", os.R_OK):
@@ -188,7 +193,7 @@ def resolve_names(canary: Canary) -> None:
 
 
 def reach_host_sockets(canary: Canary) -> None:
-    """Connect to an abstract socket of the host, one in a folder, and those that daemons have."""
+    """Connect to an abstract socket of the host, one in a folder, and those of daemons."""
     for name in (
         "\0" + canary["abstract"],
         canary["unix"],
@@ -201,7 +206,7 @@ def reach_host_sockets(canary: Canary) -> None:
 
 
 def rewrite(path: str) -> str:
-    """Write a kernel value back as it is."""
+    """Write a kernel value back unchanged."""
     value = content(path)
     with open(path, "wb", buffering=0) as file:
         file.write(value or b"\n")
@@ -209,7 +214,7 @@ def rewrite(path: str) -> str:
 
 
 def write_sysctls(canary: Canary) -> None:
-    """Change values of the whole machine, in ``/proc`` and ``/sys``, and make calls that only the machine's owner may make."""
+    """Change settings of the machine in ``/proc`` and ``/sys``, and make calls that only root may make."""
     for path in (*("/proc/sys/" + name for name in SYSCTLS), *SYSFS):
         attempt(path, rewrite, path)
     attempt("sysrq", opened, "/proc/sysrq-trigger")
@@ -218,13 +223,13 @@ def write_sysctls(canary: Canary) -> None:
 
 
 def make_folder(path: str) -> None:
-    """Make a folder, and remove it."""
+    """Create a folder, and remove it."""
     os.mkdir(path)
     os.rmdir(path)
 
 
 def write_cgroups(canary: Canary) -> None:
-    """Make a group, move into one, change a limit, set a release agent, mount the hierarchy."""
+    """Create a group, move into one, change a limit, set a release agent, mount the hierarchy."""
     for folder, _, names in list(os.walk("/sys/fs/cgroup"))[:100]:
         attempt(f"make a group in {folder}", make_folder, folder + "/agentrl-abuse")
         for name in {
@@ -236,13 +241,13 @@ def write_cgroups(canary: Canary) -> None:
             "cpu.max",
         } & set(names):
             attempt(f"write {folder}/{name}", opened, f"{folder}/{name}")
-    os.makedirs("groups", exist_ok=True)  # where there is none to see, one may be mounted
+    os.makedirs("groups", exist_ok=True)  # even if no hierarchy is visible, it might be possible to mount one
     for kind, options in ((b"cgroup", b"pids"), (b"cgroup2", None)):
         attempt(f"mount {kind.decode()}", in_child, call, "mount", b"none", b"groups", kind, 0, options)
 
 
 def mount(canary: Canary) -> None:
-    """Make mounts of several kinds, change the root's, and take one away."""
+    """Create mounts of several kinds, change that of the root, and remove one."""
     os.makedirs("mounted", exist_ok=True)
     for kind in (b"tmpfs", b"proc", b"sysfs", b"ramfs", b"devtmpfs"):
         attempt(f"mount {kind.decode()}", in_child, call, "mount", kind, b"mounted", kind, 0, None)
@@ -254,7 +259,7 @@ def mount(canary: Canary) -> None:
 
 
 def make_user_namespaces(canary: Canary) -> None:
-    """Make namespaces of every kind, by two system calls, and enter those of the first process."""
+    """Create namespaces of every kind, by two system calls, and enter those of process 1."""
     for name, flags in NAMESPACES.items():
         attempt(f"unshare {name}", in_child, call, "unshare", flags)
     attempt("clone3 user", in_child, clone3)
@@ -268,18 +273,18 @@ def make_user_namespaces(canary: Canary) -> None:
 
 
 def clone3() -> str:
-    """Make a child in a user namespace by the newer call."""
+    """Start a child in a new user namespace by the newer system call."""
     here = os.getpid()
-    told = call("syscall", 435, (ctypes.c_uint64 * 8)(NEWUSER, 0, 0, 0, signal.SIGCHLD, 0, 0, 0), 64)
+    result = call("syscall", 435, (ctypes.c_uint64 * 8)(NEWUSER, 0, 0, 0, signal.SIGCHLD, 0, 0, 0), 64)
     if os.readlink("/proc/self") != str(
         here
-    ):  # this is the child, whatever the library remembers of its number
+    ):  # this is the child; os.getpid() may still return the parent's pid
         os._exit(0)
-    return told
+    return result
 
 
 def use_device_nodes(canary: Canary) -> None:
-    """Make nodes of the host's memory and disks, and open whatever lies in ``/dev``."""
+    """Create nodes of the host's memory and disks, and open all devices in ``/dev``."""
     disks = (
         [line.split() for line in content("/proc/partitions").decode().splitlines()[2:]]
         if os.path.exists("/proc/partitions")
@@ -309,7 +314,7 @@ def use_device_nodes(canary: Canary) -> None:
 
 
 def talk_to_the_helpers_pipes(canary: Canary) -> None:
-    """Write into or read from what connects the sandbox's own first program to its owner, and its memory."""
+    """Open the pipes that connect the sandbox's own first process to its owner, and that process's memory."""
     for pid in {1, os.getppid()} - {0}:
         for fd in (0, 1, 2):
             attempt(

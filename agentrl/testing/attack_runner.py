@@ -1,4 +1,4 @@
-"""One sandbox provider under attack: runs an attack in a sandbox of its own, watches a neighbour meanwhile, and looks at the host after."""
+"""Runs attacks on a provider, each in its own sandbox, while it watches a neighbour; then checks the host."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from agentrl.testing.canaries import Canaries
 from agentrl.types import SandboxSpec
 
 Outcome = Literal["denied", "contained", "escaped", "not enforced", "not run"]
-Found = list[str]
-"""What is wrong, a line each."""
+Problems = list[str]
+"""How isolation failed, a line each."""
 
 ATTACK_S = 120.0
-"""The longest that an attack may take to an attributed outcome."""
+"""Longest duration of an attack until its outcome is known."""
 ANSWER_S = 10.0
-"""The longest that a neighbour may take to answer, whatever is going on."""
+"""Longest time in which a neighbour must answer during an attack."""
 LATE_S = 8.0
-"""The longest that a command may take beyond its deadline."""
+"""Longest time that a command may take beyond its deadline."""
 FLOOD_MIB = 64
-RUN = "import sys; sys.path.insert(0, sys.argv[2]); import runpy; runpy.run_module('agentrl.testing.attacks', run_name='__main__')"
+RUN = (
+    "import sys; sys.path.insert(0, sys.argv[2]); "
+    "import runpy; runpy.run_module('agentrl.testing.attacks', run_name='__main__')"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What became of one attack."""
+class AttackResult:
+    """The outcome of one attack."""
 
     attack: str
     outcome: Outcome
@@ -43,20 +46,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What is tried."""
+    """An attack, and the outcome that it should have."""
 
     title: str
     expected: Literal["denied", "contained"]
-    run: Callable[[Siege, Sandbox], Awaitable[Found]]
+    run: Callable[[AttackRunner, Sandbox], Awaitable[Problems]]
     limit: Limit | None = None
+    """The limit that should contain it, if there is one."""
     harmful: bool = False
-    """Whether it would hurt a host that is not isolated."""
+    """Whether it would harm a host that is not isolated."""
     after: str = ""
-    """What it goes on from where that one was contained; it is run only in an outer control group."""
+    """The attack that must have been contained before this one is run, and only inside an outer control
+    group."""
 
 
-class Siege:
-    """One provider under attack."""
+class AttackRunner:
+    """Runs attacks on one provider."""
 
     neighbour: Sandbox
 
@@ -65,12 +70,13 @@ class Siege:
         self.outcomes: dict[str, Outcome] = {}
         self.notes: list[str] = []
 
-    async def attack(self, attack: Attack) -> Row:
-        """Run one attack, and look what became of the host and of the neighbour."""
-        if reason := self._left_out(attack):
-            self.outcomes[attack.title] = reason[0]
-            return Row(attack=attack.title, outcome=reason[0], detail=reason[1])
-        found: Found = []
+    async def attack(self, attack: Attack) -> AttackResult:
+        """Run one attack, and check the host and the neighbour."""
+        if skipped := self._skipped(attack):
+            outcome, reason = skipped
+            self.outcomes[attack.title] = outcome
+            return AttackResult(attack=attack.title, outcome=outcome, detail=reason)
+        found: Problems = []
         began, self.notes = time.monotonic(), []
         try:
             async with (
@@ -82,34 +88,32 @@ class Siege:
         except TimeoutError:
             found.append(f"no outcome within {ATTACK_S:g} s")
         except SandboxError as problem:
-            found.append(f"the sandbox broke: {problem}")
+            found.append(f"the sandbox failed: {problem}")
         duration_s = time.monotonic() - began
         found += [*self.canaries.harm(), *await self.canaries.left()]
-        outcome: Outcome = "escaped" if found else attack.expected
-        self.outcomes[attack.title] = outcome
-        return Row(
-            attack=attack.title, outcome=outcome, detail="; ".join(found or self.notes), duration_s=duration_s
+        self.outcomes[attack.title] = "escaped" if found else attack.expected
+        return AttackResult(
+            attack=attack.title,
+            outcome=self.outcomes[attack.title],
+            detail="; ".join(found or self.notes),
+            duration_s=duration_s,
         )
 
-    def _left_out(self, attack: Attack) -> tuple[Outcome, str] | None:
-        """Say why an attack is not run, if it is not."""
+    def _skipped(self, attack: Attack) -> tuple[Outcome, str] | None:
+        """Return the outcome and the reason if an attack is not run, else ``None``."""
         if attack.limit and attack.limit not in self.sandboxes.capabilities.limits:
-            return (
-                "not enforced",
-                f"the back end does not enforce {attack.limit} here, which its user accepted",
-            )
+            reason = f"the back end does not enforce {attack.limit} here, which its user accepted"
+            return "not enforced", reason
         if attack.harmful and self.outcomes["see host processes"] == "escaped":
-            return "not run", "the sandbox shares the host's processes, and the host would be hit"
+            return "not run", "the sandbox shares the host's processes, and the host would be harmed"
         if attack.after and not (self.outcomes[attack.after] == "contained" and _bounded()):
-            return (
-                "not run",
-                "this process is in no control group that bounds processes, or the bounded bomb was not stopped",
-            )
+            reason = "this process is not in a control group that bounds processes"
+            return "not run", f"{reason}, or the bounded bomb was not stopped"
         return None
 
     @asynccontextmanager
-    async def _watched(self, found: Found) -> AsyncIterator[None]:
-        """Ask the neighbour over and over whether it is well."""
+    async def _watched(self, found: Problems) -> AsyncIterator[None]:
+        """Repeatedly ask the neighbour to run a command, until the context is left."""
 
         async def ask() -> None:
             while True:
@@ -142,49 +146,46 @@ class Siege:
             )
 
     def command(self, name: str, *, marked: bool = True) -> list[str]:
-        """Return the command line of an attack; what it leaves is found by the token in it."""
-        return [
-            "python3",
-            "-I",
-            "-c",
-            RUN,
-            name,
-            f"{self.spec.workdir}/.attacks",
-            *([self.canaries.token] if marked else []),
-        ]
+        """Return the command line of an attack.
+
+        If ``marked``, it has the token by which leftovers are found.
+        """
+        line = ["python3", "-I", "-c", RUN, name, f"{self.spec.workdir}/.attacks"]
+        return [*line, self.canaries.token] if marked else line
 
     @property
     def facts(self) -> bytes:
-        """What attacks are told."""
-        limits = {
-            name: getattr(self.spec, name)
-            for name in ("memory_mib", "disk_mib", "num_processes", "num_files")
-        }
+        """The standard input of attacks: what they need to know about the host and their limits."""
+        fields = ("memory_mib", "disk_mib", "num_processes", "num_files")
+        limits = {name: getattr(self.spec, name) for name in fields}
         return json.dumps({**self.canaries.facts, **limits, "flood_mib": FLOOD_MIB}).encode()
 
-    async def program(self, sandbox: Sandbox, name: str, *, marked: bool = True, whole: bool = True) -> Found:
-        """Run an attack to its end, and return the attempts that got through; ``whole``: it must have come to its end by itself."""
+    async def program(
+        self, sandbox: Sandbox, name: str, *, marked: bool = True, whole: bool = True
+    ) -> Problems:
+        """Run an attack program, and return the attempts that got through.
+
+        If ``whole``, it must also have ended by itself.
+        """
         await self.bring(sandbox)
         result = await sandbox.exec(self.command(name, marked=marked), stdin=self.facts, timeout_s=60.0)
         attempts = [json.loads(line) for line in result.stdout.splitlines()]
-        self.notes += (
-            [f"{len(attempts)} attempts"]
-            if len(attempts) > 3
-            else [f"{one['what']}: {one['detail']}" for one in attempts]
-        )
+        if len(attempts) > 3:
+            self.notes.append(f"{len(attempts)} attempts")
+        else:
+            self.notes += [f"{one['what']}: {one['detail']}" for one in attempts]
         found = [f"{one['what']}: {one['detail']}" for one in attempts if one["escaped"]]
         if whole and (result.exit_code or not attempts):
-            found.append(
-                f"the attack itself broke: exit code {result.exit_code}, {result.stderr.decode(errors='replace')[-300:]}"
-            )
+            error = result.stderr.decode(errors="replace")[-300:]
+            found.append(f"the attack itself failed: exit code {result.exit_code}, {error}")
         return found
 
 
-def inside(name: str, *, whole: bool = True) -> Callable[[Siege, Sandbox], Awaitable[Found]]:
-    """Return an attack that is a program and nothing else."""
+def inside(name: str, *, whole: bool = True) -> Callable[[AttackRunner, Sandbox], Awaitable[Problems]]:
+    """Return an attack that only runs a program inside."""
 
-    async def run(suite: Siege, sandbox: Sandbox) -> Found:
-        return await suite.program(sandbox, name, whole=whole)
+    async def run(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+        return await runner.program(sandbox, name, whole=whole)
 
     return run
 
