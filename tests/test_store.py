@@ -320,6 +320,6 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
     """)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "file too large; free space on the disk that holds it" in result.stdout
+    assert "file too large; free space on its disk" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["part-0.parquet"]
     assert read_trajectories(tmp_path / "part-0.parquet")[0].trajectory.task.id == "old"

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from agentrl.errors import AgentRLError, SandboxError
 from agentrl.sandbox import Sandboxes, SandboxProvider
 from agentrl.testing.contract import ContractViolation
-from agentrl.testing.leftovers import left_over
+from agentrl.testing.leftovers import OpenResources, left_over
 from agentrl.testing.sandbox_calls import CALLS, DAEMON
 from agentrl.testing.sandbox_limits import LIMITS, limited
 from agentrl.types import SandboxSpec
