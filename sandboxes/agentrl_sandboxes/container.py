@@ -70,32 +70,6 @@ def container(
     Raises:
         ConfigError: the copied bytes leave no room in ``disk_mib``.
     """
-    others = ("/tmp", *image.volumes, *(("/run", "/var/tmp") if engine.podman else ()))
-    sizes, shared = _sizes(spec, others, copied)
-    owner = "U,notmpcopyup" if engine.podman else f"mode=755,uid={SANDBOX_UID},gid={SANDBOX_UID}"
-    limits = {"nofile": spec.num_files, "core": 0, **({"nproc": NPROC} if engine.podman else {})}
-    host = {
-        "AutoRemove": True,
-        "NetworkMode": engine.network if spec.network == "open" else "none",
-        "ReadonlyRootfs": True,
-        "Tmpfs": {path: f"exec,nosuid,nodev,{owner},size={size}" for path, size in sizes.items()},
-        "ShmSize": shared,
-        "CapDrop": ["ALL"],
-        # podman expects a path on the machine of its service
-        "SecurityOpt": ["no-new-privileges", *([] if engine.podman else [f"seccomp={profile()}"])],
-        "Privileged": False,
-        "IpcMode": "private",
-        "CgroupnsMode": "private",
-        "Init": False,
-        "RestartPolicy": {"Name": "no"},
-        "LogConfig": {"Type": "none"},
-        "Memory": spec.memory_mib * MIB,
-        "MemorySwap": spec.memory_mib * MIB,
-        "NanoCpus": round(spec.cpus * 1e9),
-        "PidsLimit": spec.num_processes,
-        "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()],
-        **({"Runtime": engine.runtime} if engine.runtime else {}),
-    }
     return {
         "Image": image.id,
         "Entrypoint": list(command),
@@ -118,7 +92,39 @@ def container(
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGKILL",
         "Labels": dict(lease.labels()),
-        "HostConfig": host,
+        "HostConfig": _host_config(spec, image, copied, engine),
+    }
+
+
+def _host_config(
+    spec: SandboxSpec, image: DaemonImage, copied: Mapping[str, int], engine: ContainerEngine
+) -> Mapping[str, Any]:
+    """Return the part of the description that the host enforces: file systems, limits, privileges."""
+    others = ("/tmp", *image.volumes, *(("/run", "/var/tmp") if engine.podman else ()))
+    sizes, shared = _sizes(spec, others, copied)
+    owner = "U,notmpcopyup" if engine.podman else f"mode=755,uid={SANDBOX_UID},gid={SANDBOX_UID}"
+    limits = {"nofile": spec.num_files, "core": 0, **({"nproc": NPROC} if engine.podman else {})}
+    return {
+        "AutoRemove": True,
+        "NetworkMode": engine.network if spec.network == "open" else "none",
+        "ReadonlyRootfs": True,
+        "Tmpfs": {path: f"exec,nosuid,nodev,{owner},size={size}" for path, size in sizes.items()},
+        "ShmSize": shared,
+        "CapDrop": ["ALL"],
+        # podman expects a path on the machine of its service
+        "SecurityOpt": ["no-new-privileges", *([] if engine.podman else [f"seccomp={profile()}"])],
+        "Privileged": False,
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "Init": False,
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": {"Type": "none"},
+        "Memory": spec.memory_mib * MIB,
+        "MemorySwap": spec.memory_mib * MIB,
+        "NanoCpus": round(spec.cpus * 1e9),
+        "PidsLimit": spec.num_processes,
+        "Ulimits": [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()],
+        **({"Runtime": engine.runtime} if engine.runtime else {}),
     }
 
 
