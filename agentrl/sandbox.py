@@ -127,7 +127,7 @@ class Sandbox(Protocol):
         ``workdir``.
 
         Raises:
-            SandboxError: the sandbox itself broke.
+            SandboxError: the sandbox itself failed.
         """
         ...
 
@@ -138,7 +138,7 @@ class Sandbox(Protocol):
 
         Raises:
             OSError: bash cannot be started in ``cwd``.
-            SandboxError: the sandbox itself broke.
+            SandboxError: the sandbox itself failed.
         """
         ...
 
@@ -148,7 +148,7 @@ class Sandbox(Protocol):
         Raises:
             FileNotFoundError, IsADirectoryError, PermissionError, OSError: as on a local file system; a file
                 longer than ``max_bytes`` is an ``OSError`` with ``errno.EFBIG``.
-            SandboxError: the sandbox itself broke.
+            SandboxError: the sandbox itself failed.
         """
         ...
 
@@ -160,7 +160,7 @@ class Sandbox(Protocol):
         Raises:
             IsADirectoryError, PermissionError, OSError: as on a local file system; a full disk is
                 ``errno.ENOSPC``.
-            SandboxError: the sandbox itself broke.
+            SandboxError: the sandbox itself failed.
         """
         ...
 
@@ -170,7 +170,7 @@ class Sandbox(Protocol):
         Raises:
             ValueError: it is not an archive, or a member is a device, or would be written outside ``path``.
             OSError: as on a local file system.
-            SandboxError: the sandbox itself broke.
+            SandboxError: the sandbox itself failed.
         """
         ...
 

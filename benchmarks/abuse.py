@@ -1,7 +1,8 @@
-"""Print what becomes of each attack of the escape and abuse suite on this machine, as the table that ``sandboxes/README.md`` shows.
+"""Prints the outcome of each attack on this machine, as the table in ``sandboxes/README.md``.
 
-``python benchmarks/abuse.py local docker`` takes a minute for each back end. Limits that a back end does not enforce here are accepted,
-and told. Run it in a control group that bounds processes, or the endless fork bomb is left out.
+``python benchmarks/abuse.py local docker`` takes a minute for each back end. Limits that a back end does not
+enforce here are accepted, and shown as such. Run it in a control group that bounds processes, or the endless
+fork bomb is not run.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from agentrl.testing.abuse import SPEC, abuse, table
 
 
 def main() -> None:
-    """Print what becomes of each attack on this machine; end with 1 if any escaped."""
+    """Print the outcome of each attack on this machine; exit with 1 if any escaped."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("providers", nargs="+", metavar="NAME", help="a registered name, or module:attribute")
     parser.add_argument(
-        "--image", default="", help="the image that sandboxes are made of; the provider's own unless given"
+        "--image", default="", help="the image of the sandboxes; by default the provider's own"
     )
-    parser.add_argument("--verbose", action="store_true", help="print what was found for each attack as well")
+    parser.add_argument("--verbose", action="store_true", help="also print what was found for each attack")
     options = parser.parse_args()
     rows = {}
     for name in options.providers:

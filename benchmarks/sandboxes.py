@@ -1,13 +1,17 @@
-"""What sandboxes cost: starts, commands, memory, and many at once; beside SWE-ReX in the same run.
+"""Measures the cost of sandboxes: starts, commands, memory, and many at once; optionally also of SWE-ReX.
 
-    python benchmarks/sandboxes.py local                              # a minute; as root, all limits are enforced
-    python benchmarks/sandboxes.py local docker                       # the docker command's daemon
-    python benchmarks/sandboxes.py local --baseline ~/.cache/swe-rex  # installs SWE-ReX there, in an environment of its own, if need be
+    python benchmarks/sandboxes.py local                              # a minute; as root, all limits are
+        enforced
+    python benchmarks/sandboxes.py local docker                       # the daemon of the docker command
+    python benchmarks/sandboxes.py local --baseline ~/.cache/swe-rex  # installs SWE-ReX there if it is
+        missing
 
-Times are medians of sequential calls, unless a quantile is named; the machine's load is printed, for it is part of every number. Only the
-processor time of a start is not: that of this process and of all below it (not of a daemon), for a sandbox and one command in it. Memory is
-the proportional set size (PSS: shared pages are divided among those who share them) of every process that came with idle sandboxes and
-went with them, shims included. SWE-ReX runs the same commands in its ``LocalRuntime``, on the host and without isolation.
+Times are medians of sequential calls, unless a quantile is named. The machine's load is printed, because all
+numbers depend on it, except the processor time of a start. This is the time of this process and of its
+descendants (not of a daemon), for a sandbox and one command in it. Memory is the proportional set size (PSS:
+shared pages are divided among the processes that share them) of all processes that appeared with idle
+sandboxes and ended with them, including shims. SWE-ReX runs the same commands in its ``LocalRuntime``, on the
+host and without isolation.
 """
 
 from __future__ import annotations
@@ -82,7 +86,7 @@ UNITS = {"starts per second": "", "30 MB of output": "s", "memory of an idle one
 
 
 def pss_mb(pids: set[int]) -> float:
-    """Return the proportional set size of these processes, those that ended meanwhile left out."""
+    """Return the proportional set size of these processes, except those that have ended meanwhile."""
     total = 0
     for pid in pids:
         with suppress(OSError):
@@ -92,7 +96,7 @@ def pss_mb(pids: set[int]) -> float:
 
 
 def processes() -> set[int]:
-    """Return the numbers of all processes."""
+    """Return the pids of all processes."""
     return {int(path.name) for path in Path("/proc").glob("[0-9]*")}
 
 
@@ -107,7 +111,7 @@ async def timed_ms(work: Callable[[], Awaitable[object]], repeats: int) -> list[
 
 
 async def starts(sandboxes: Sandboxes, spec: SandboxSpec, repeats: int) -> dict[str, float]:
-    """Measure opening, resetting and closing, one after the other."""
+    """Measure opening, resetting and closing, sequentially."""
     opened, closed, resets = [], [], []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -138,12 +142,12 @@ async def commands(sandboxes: Sandboxes, spec: SandboxSpec, repeats: int) -> dic
         }
         start = time.perf_counter()
         flood = await shell.run(FLOOD)
-        assert flood.output_total == 30_000_000, f"30 MB were written, {flood.output_total} bytes came"
+        assert flood.output_total == 30_000_000, f"30 MB were written, {flood.output_total} bytes arrived"
         return {**times, "30 MB of output": time.perf_counter() - start}
 
 
 async def many(sandboxes: Sandboxes, spec: SandboxSpec, number: int) -> dict[str, float]:
-    """Measure many at once: how fast they start, that all answer, and what they hold while idle."""
+    """Open many at once; measure how fast they start, and their memory while idle."""
     before = processes()
 
     async def opened(stack: AsyncExitStack) -> None:
@@ -159,9 +163,8 @@ async def many(sandboxes: Sandboxes, spec: SandboxSpec, number: int) -> dict[str
         closing = stack.pop_all()
     await closing.aclose()
     left = processes()
-    mine = {
-        pid: size for pid, size in sizes.items() if pid not in left
-    }  # else somebody else's, which started meanwhile
+    # processes that are left are not of sandboxes, but of other programs that started meanwhile
+    mine = {pid: size for pid, size in sizes.items() if pid not in left}
     return {
         "starts per second": rate,
         "memory of an idle one": sum(mine.values()) / number,
@@ -170,7 +173,7 @@ async def many(sandboxes: Sandboxes, spec: SandboxSpec, number: int) -> dict[str
 
 
 async def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return every number of a provider."""
+    """Measure a provider; return all its numbers."""
     fields = {field.name for field in dataclasses.fields(load_sandbox(name))}  # type: ignore[arg-type]  # by contract, a dataclass
     accepted = {"unenforced": frozenset(get_args(Limit))} if "unenforced" in fields else {}
     number = options.at_once or (64 if "docker" in name else 256)
@@ -188,7 +191,7 @@ async def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
             async with sandboxes.open(spec) as sandbox:
                 await sandbox.exec(["true"])
 
-    await served(lambda sandboxes: opened(sandboxes, 1))  # the image is made or imported, once
+    await served(lambda sandboxes: opened(sandboxes, 1))  # builds or imports the image, if necessary
     cpu = []
     for times in (0, options.repeats):
         before = cpu_ms()
@@ -206,13 +209,13 @@ async def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def cpu_ms() -> float:
-    """Return the processor time of this process and of all below it that has ended."""
+    """Return the processor time of this process and of its descendants that have ended."""
     times = os.times()
     return 1000 * (times.user + times.system + times.children_user + times.children_system)
 
 
 async def from_the_pool(sandboxes: Sandboxes, spec: SandboxSpec, repeats: int) -> float:
-    """Return how long it takes to open a sandbox that is ready."""
+    """Return how long it takes to open a warm sandbox."""
     times = []
     for _ in range(repeats):
         async with sandboxes.open(spec):
@@ -225,7 +228,7 @@ async def from_the_pool(sandboxes: Sandboxes, spec: SandboxSpec, repeats: int) -
 
 
 def baseline(folder: Path) -> dict[str, float]:
-    """Return SWE-ReX's numbers, in this table's words; it is installed into an environment of its own."""
+    """Return the numbers of SWE-ReX; install it into a virtual environment if it is missing."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -243,7 +246,7 @@ def baseline(folder: Path) -> dict[str, float]:
 
 
 def show(columns: Mapping[str, Mapping[str, float]], other: Mapping[str, float]) -> Table:
-    """Return the table; where SWE-ReX was run, with how many times longer it takes."""
+    """Return the table; if SWE-ReX was measured, with how many times longer it takes."""
     table = Table(title=f"sandboxes; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     table.add_column("")
     for name in columns:
@@ -273,21 +276,21 @@ def _number(value: float, unit: str) -> str:
 
 
 def main() -> None:
-    """Print what sandboxes cost on this machine."""
+    """Print the cost of sandboxes on this machine."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("providers", nargs="+", metavar="NAME", help="a registered name, or module:attribute")
     parser.add_argument(
-        "--baseline", type=Path, help="folder of the environment in which SWE-ReX is, or will be, installed"
+        "--baseline", type=Path, help="folder of the virtual environment of SWE-ReX; created if it is missing"
     )
     parser.add_argument(
-        "--image", default="", help="the image that sandboxes are made of; the provider's own unless given"
+        "--image", default="", help="the image of the sandboxes; by default the provider's own"
     )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument(
         "--at-once",
         type=int,
         default=0,
-        help="how many are open at once; 256, or 64 of Docker's, unless given",
+        help="how many are open at once; by default 256, or 64 of Docker's",
     )
     options = parser.parse_args()
     columns = {}

@@ -1,7 +1,8 @@
-"""A server that speaks the part of the Kubernetes API that pods need, and runs each pod's programs as processes of this machine.
+"""A server that implements the part of the Kubernetes API that pods need, and runs pods as local processes.
 
-It keeps what a cluster would check or do and a test can tell: the restricted pod security standard, names that are taken, init containers,
-output that is lost before anybody attaches, one attachment to standard input, and the end of the program with it.
+It behaves as a cluster wherever a test can see the difference: the restricted pod security standard, names
+that are already used, init containers, output that is lost before a client attaches, a single attachment to
+standard input, and the end of standard input when that attachment ends.
 """
 
 from __future__ import annotations
@@ -21,30 +22,29 @@ from agentrl_sandboxes.pod import STORE
 from aiohttp import WSMsgType, web
 
 CLOSED = {
-    **{
-        "kernel": "1.0",
-        "pid": 1,
-        "uid": 61000,
-        "capabilities": False,
-        "no_new_privileges": 1,
-        "seccomp": 2,
-        "writable": [],
-    },
-    **{
-        "reaches": True,
-        "service": "closed",
-        "cpu": True,
-        "memory": True,
-        "processes": True,
-        "disk": True,
-        "files": 1 << 20,
-    },
+    "kernel": "1.0",
+    "pid": 1,
+    "uid": 61000,
+    "capabilities": False,
+    "no_new_privileges": 1,
+    "seccomp": 2,
+    "writable": [],
+    "reaches": True,
+    "service": "closed",
+    "cpu": True,
+    "memory": True,
+    "processes": True,
+    "disk": True,
+    "files": 1 << 20,
 }
-"""What the probe reports in a pod of a cluster that isolates."""
+"""The report of the probe in a pod of a cluster that isolates."""
 
 
 class Cluster:
-    """The server's state. ``report`` is what its kubelet lets the probe say; ``broken`` maps images to why they do not start."""
+    """The server's state.
+
+    ``report`` is what the probe reports; ``broken`` maps images to why they do not start.
+    """
 
     def __init__(self, report: dict[str, object]) -> None:
         self.report, self.broken = report, {}
@@ -116,7 +116,7 @@ class Cluster:
 
 
 class Pod:
-    """A pod, and the processes that are it."""
+    """A pod and its processes."""
 
     def __init__(self, cluster: Cluster, body: dict) -> None:
         self.cluster, self.body = cluster, body
@@ -153,13 +153,10 @@ class Pod:
         if reason := self.cluster.broken.get(main["image"]):
             self.statuses["fill"] = {"waiting": {"reason": reason, "message": "says the kubelet"}}
             return
-        ours = {
-            STORE: self.folder,
-            "/tmp": "/nothing",
-            "/dev/shm": "/nothing",
-            "/workspace": "/nothing",
-        }  # an image has nothing there
-        words = [ours.get(word, word) for word in init["command"][1:]]
+        # an image has nothing in these folders
+        empty = {"/tmp": "/nothing", "/dev/shm": "/nothing", "/workspace": "/nothing"}
+        paths = {STORE: self.folder, **empty}
+        words = [paths.get(word, word) for word in init["command"][1:]]
         if self.ending:
             return
         self.filling = await asyncio.create_subprocess_exec(sys.executable, *words)
@@ -224,7 +221,7 @@ class Pod:
 
 
 def restricted(spec: dict) -> str:
-    """What of the restricted pod security standard a pod violates."""
+    """Return how a pod violates the restricted pod security standard; empty if it does not."""
     if spec.get("hostNetwork") or spec.get("hostPID") or spec.get("hostIPC"):
         return "host namespaces"
     if any(set(volume) - {"name", "emptyDir"} for volume in spec["volumes"]):

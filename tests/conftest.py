@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def docker_url() -> Iterator[str]:
-    """A Docker daemon, or a skip that says why there is none."""
+    """Yield the URL of a Docker daemon; skip the test with the reason if there is none."""
     try:
         with docker_daemon() as url:
             yield url

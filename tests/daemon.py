@@ -1,4 +1,4 @@
-"""A Docker daemon for tests: the one that is here, or one of our own that ends with the tests, however they end."""
+"""A Docker daemon for tests: an existing one, or our own, which ends with the tests, however they end."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SCRIPT = Path(__file__).parent.parent / "sandboxes" / "scripts" / "dockerd.sh"
 
 
 class NoDaemon(Exception):
-    """There is none, and none can be started; the message says why."""
+    """There is no daemon, and none can be started; the message says why."""
 
 
 @contextmanager
 def docker_daemon(*flags: str) -> Iterator[str]:
-    """Yield a daemon's URL. With flags it is always one of our own."""
+    """Yield the URL of a daemon. With flags it is always one of our own."""
     if not flags and (url := _reachable()):
         yield url
         return
     if os.getuid() != 0:
         raise NoDaemon("no Docker daemon is reachable, and starting one needs root")
-    folder = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))  # short: a unix socket lies in it
+    folder = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))  # short: it contains a unix socket
     with (folder / "messages").open("w+") as messages:
         process = subprocess.Popen(
             [str(SCRIPT), "hold", str(folder), *flags],
@@ -56,10 +56,10 @@ def podman_service() -> Iterator[str]:
     if os.getuid() != 0 or shutil.which("podman") is None:
         raise NoDaemon("podman is not installed, or this is not root")
     folder = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))
-    limits = 'default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]'  # its own are more than a machine may give
-    (folder / "conf").write_text(
-        f'[containers]\n{limits}\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
-    )
+    # podman's own defaults may be more than this machine allows
+    limits = 'default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]'
+    engine = 'cgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"'
+    (folder / "conf").write_text(f"[containers]\n{limits}\n[engine]\n{engine}\n")
     command = [
         "podman",
         "--root",
@@ -93,7 +93,7 @@ def podman_service() -> Iterator[str]:
 
 
 def _reachable() -> str:
-    """Return the URL of a daemon that answers, or nothing."""
+    """Return the URL of a daemon that answers; empty if there is none."""
     url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if shutil.which("docker") is None:
         return ""

@@ -1,8 +1,9 @@
-"""Drivers that are ended in the middle of opening sandboxes, and what is found of them afterwards.
+"""Ends processes that open sandboxes at random moments, and reports what is left of them.
 
-``kills.py drive`` is a driver: it opens, uses and closes sandboxes until it is ended. ``kills.py watch`` starts drivers and ends them. It
-adopts what they leave (it is their subreaper), has a folder for their temporary files, and, as root, control groups around them; so it
-sees every process, folder and group that is left, and nothing of anybody else.
+``kills.py drive`` is a driver: it opens, uses and closes sandboxes until it is ended. ``kills.py watch``
+starts drivers and ends them. It adopts the processes that they leave (it is their subreaper), gives them a
+folder for temporary files, and, as root, puts them into control groups. So it sees every process, folder and
+group that they leave, and nothing of other processes.
 """
 
 import asyncio
@@ -33,28 +34,29 @@ SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.S
 
 CONTROLLERS = ("pids", "memory", "cpu")
 SETTLE_S = 3.0
-"""How long what is left may take to end by itself, before a reaper is sent."""
+"""Time in which everything must end by itself, before a reaper is started."""
 EARLY = 0.2
-"""Share of the drivers that are ended at a random moment of the first ``EARLY_S``; the others, of ``LATE_S`` from the first sandbox on."""
+"""Share of the drivers that are ended at a random moment in the ``EARLY_S`` after their start. The others are
+ended at a random moment in the ``LATE_S`` after their first sandbox is open."""
 EARLY_S, LATE_S = 1.5, 1.0
 
 
 @dataclass
 class Found:
-    """What a watch saw."""
+    """What a watch has found."""
 
     num: int = 0
     num_busy: int = 0
     """Drivers that held sandboxes when they were ended."""
     num_reaped: int = 0
-    """Batches of drivers after which something was there until a reaper came."""
+    """Batches of drivers after which something was left until a reaper ran."""
     left: list[str] = field(default_factory=list)
-    """What was there after the reaper."""
+    """What was left after the reaper."""
     complaints: list[str] = field(default_factory=list)
 
 
 def provider(kind: str) -> SandboxProvider:
-    """Return the back end: ``local``, or a daemon by its URL."""
+    """Return the provider: ``local``, or Docker with the daemon of this URL."""
     accepted: frozenset[Limit] = frozenset() if os.geteuid() == 0 else frozenset({"cpu", "memory"})
     if kind == "local":
         return Local(unenforced=accepted, pool=POOL)
@@ -68,7 +70,11 @@ def spec(kind: str) -> SandboxSpec:
 
 
 async def drive(kind: str, how: str, early: bool, after_s: float) -> None:
-    """Open and use sandboxes, several at once; end some time after the start, or after the first is open, unless one is ended before."""
+    """Open and use several sandboxes at once until this process is ended.
+
+    With ``raise_`` and ``cancel`` it ends itself, ``after_s`` after the start or after the first sandbox is
+    open.
+    """
     opened = asyncio.Event()
 
     async def episodes(sandboxes: Sandboxes) -> None:
@@ -92,7 +98,7 @@ async def drive(kind: str, how: str, early: bool, after_s: float) -> None:
 
     main = asyncio.current_task()
     assert main
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print_stacks)
     async with asyncio.TaskGroup() as group:
         if how in {"raise_", "cancel"}:
             group.create_task(end())
@@ -102,21 +108,21 @@ async def drive(kind: str, how: str, early: bool, after_s: float) -> None:
             await asyncio.Event().wait()
 
 
-def tell() -> None:
-    """Print where everything stands: asked for by the watch when a driver does not end."""
+def print_stacks() -> None:
+    """Print the stacks of all tasks; the watch asks for it when a driver does not end."""
     for task in asyncio.all_tasks():
         print("STACK", task.get_coro(), file=sys.stderr)
         task.print_stack(limit=8, file=sys.stderr)
 
 
 async def reap(kind: str) -> None:
-    """Do what the start of any later run does."""
+    """Start a service, which reaps as every later run does."""
     async with provider(kind).serve(run="reaper"):
         pass
 
 
 class Watch:
-    """Starts drivers in a place of their own, ends them, and looks there."""
+    """Starts drivers in their own folder and control groups, ends them, and looks for what is left."""
 
     def __init__(self, kind: str, seed: int, folder: Path) -> None:
         self.kind, self.folder, self.chance = kind, folder, random.Random(seed)
@@ -152,7 +158,7 @@ class Watch:
         )
 
     def batch(self, hows: list[str]) -> None:
-        """End some drivers, each at a moment of its own, and look what is left of them all."""
+        """End some drivers, each at a random moment, and look for what is left of them all."""
         with ThreadPoolExecutor(len(hows)) as pool:
             plans = [(how, self.chance.random() < EARLY, self.chance.random()) for how in hows]
             for complaints in pool.map(lambda plan: self.one(*plan), plans):
@@ -160,23 +166,21 @@ class Watch:
         if self.settled(SETTLE_S):
             return
         self.found.num_reaped += 1
-        _, told = self.start("reap").communicate(timeout=120)
+        _, errors = self.start("reap").communicate(timeout=120)
         self.found.left += [f"{what} after {hows}" for what in self.settled_or_left(SETTLE_S)]
-        self.found.complaints += told.splitlines()
+        self.found.complaints += errors.splitlines()
 
     def one(self, how: str, early: bool, share: float) -> list[str]:
-        """Start a driver and end it; return what it complained of."""
+        """Start a driver and end it; return its warnings and errors."""
         moment = share * (EARLY_S if early else LATE_S)
         driver = self.start("drive", how, str(int(early)), str(moment))
         owner = leases.owner(driver.pid)
         self.owners.add(owner)
         assert driver.stdout
         if how in SIGNALS:
-            complaints = (
-                []
-                if early or driver.stdout.readline()
-                else [f"{how}: the driver ended before a sandbox was open"]
-            )
+            complaints = []
+            if not early and not driver.stdout.readline():
+                complaints.append(f"{how}: the driver ended before a sandbox was open")
             time.sleep(moment)
             self.found.num_busy += any(owner in one for one in self.sandboxes())
             driver.send_signal(SIGNALS[how])
@@ -184,33 +188,32 @@ class Watch:
             complaints = []
         self.found.num += 1
         try:
-            _, told = driver.communicate(timeout=60)
+            _, errors = driver.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             driver.send_signal(signal.SIGUSR1)
             time.sleep(1)
             driver.kill()
-            _, told = driver.communicate()
-            complaints.append(f"{how}: the driver did not end within a minute; {told[told.find('STACK') :]}")
+            _, errors = driver.communicate()
+            stacks = errors[errors.find("STACK") :]
+            complaints.append(f"{how}: the driver did not end within a minute; {stacks}")
         driver.stdout.close()
-        words = [line for line in told.splitlines() if any(word in line for word in COMPLAINTS)]
-        return [
-            *complaints,
-            *(f"{how}: {line}" for line in words),
-            *(told.splitlines()[-3:] if complaints else []),
-        ]
+        lines = errors.splitlines()
+        if complaints:
+            complaints += lines[-3:]
+        return complaints + [f"{how}: {line}" for line in lines if any(word in line for word in COMPLAINTS)]
 
     def settled(self, within_s: float) -> bool:
         return not self.settled_or_left(within_s)
 
     def settled_or_left(self, within_s: float) -> list[str]:
-        """Wait for nothing to be left; return what there is in the end."""
+        """Wait until nothing is left; return what is left in the end."""
         until = time.monotonic() + within_s
         while (left := list(self.left())) and time.monotonic() < until:
             time.sleep(0.02)
         return left
 
     def left(self) -> Iterator[str]:
-        """Yield processes, control groups, files and sandboxes of the drivers."""
+        """Yield the processes, control groups, files and sandboxes of the drivers that exist now."""
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -224,7 +227,7 @@ class Watch:
         yield from self.sandboxes()
 
     def sandboxes(self) -> Iterator[str]:
-        """Yield sandboxes of the drivers as the back end has them: records, or containers."""
+        """Yield the sandboxes of the drivers that the back end knows: by their records, or containers."""
         if self.kind == "local":
             there = [
                 (record.labels.get("agentrl.owner", ""), record.id)
@@ -256,7 +259,7 @@ COMPLAINTS = (
 
 
 def below(pid: int) -> list[int]:
-    """Return all processes below one."""
+    """Return all descendants of a process."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
@@ -266,7 +269,7 @@ def below(pid: int) -> list[int]:
 
 
 def watch(kind: str, hows: str, seed: int, together: int) -> None:
-    """End drivers in the given ways, some at a time; print what was found as JSON."""
+    """End drivers in the given ways, ``together`` at a time; print what was found as JSON."""
     with ExitStack() as stack:
         watching = Watch(kind, seed, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         stack.callback(watching.close)

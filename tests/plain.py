@@ -82,7 +82,7 @@ class Plain:
         if not process:
             return
         assert process.stdin
-        process.stdin.close()  # the guest kills what it holds, and ends
+        process.stdin.close()  # the guest kills its processes and exits
         try:
             async with asyncio.timeout(self.patience_s):
                 await process.wait()
@@ -150,7 +150,7 @@ def lease() -> Lease:
 
 @asynccontextmanager
 async def session(spec: SandboxSpec = SPEC, backend: Plain | None = None) -> AsyncIterator[Session]:
-    """Open one plain sandbox with its own workdir, and leave nothing."""
+    """Open a plain sandbox with its own workdir; remove everything in the end."""
     plain = backend or Plain()
     if spec.workdir == SPEC.workdir:
         spec = replace(spec, workdir=str(plain.root / "work"))

@@ -1,4 +1,4 @@
-"""The abuse suite against the back ends of this machine, and against one that closes nothing in, where it must find that."""
+"""The abuse suite on the back ends of this machine, and on one without isolation, which it must detect."""
 
 import os
 import signal
@@ -115,7 +115,7 @@ def test_a_back_end_that_closes_nothing_in_is_found_out_and_not_bombed() -> None
         assert found[attack] == "escaped"
     for attack in ("reach the host's loopback", "reach the host's sockets, abstract ones too"):
         assert found[attack] == "escaped"
-    for attack in ("mount", "kill the helper", "write sysctls", "use device nodes"):
+    for attack in ("mount", "kill the guest", "write sysctls", "use device nodes"):
         assert found[attack] == "not run"
     for attack in ("fork bomb, bounded", "memory bomb", "disk fill", "fork bomb, endless"):
         assert found[attack] == "not enforced"

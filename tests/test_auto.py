@@ -1,4 +1,4 @@
-"""The provider that takes what is there: never less than was asked for, and it says why."""
+"""The provider that chooses a back end: never one that does less than was asked for, and it logs why."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_a_candidate_that_enforces_less_is_taken_only_where_that_was_accepted_an
 def test_where_none_will_do_every_reason_is_told():
     broken = Candidate(name="x", broken="no daemon; start it")
     loose = Candidate(name="loose", isolation="kernel", lacks=frozenset({"disk"}))
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as raised:
         taken(Auto(candidates=(broken, LOCAL, loose), isolation="container"))
     for reason in (
         "no daemon; start it",
         "isolates by namespaces, and container is required",
         "does not enforce disk here",
     ):
-        assert str(told.value).count(reason) == 1
+        assert str(raised.value).count(reason) == 1
 
 
 def test_what_was_taken_and_why_is_told(caplog):

@@ -12,7 +12,7 @@ from agentrl_sandboxes.cgroups import Groups
 
 @pytest.fixture
 def groups():
-    """Where groups can be made here, with a name to use; whatever is left of it is removed."""
+    """Yield where groups can be created, and a name to use; remove what is left of that group."""
     found = cgroups.find()
     if not found.parents:
         pytest.skip("no control groups may be made here")
@@ -66,7 +66,7 @@ def test_looking_leaves_no_trial_behind():
 
 @pytest.fixture
 def unified():
-    """A version 2 folder in which groups can be made, whatever controllers it has."""
+    """Return a version 2 folder in which groups can be created, whatever controllers it has."""
     for point in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
         if Path(point, "cgroup.procs").exists() and os.access(f"{point}/cgroup.procs", os.W_OK):
             return Path(point)
@@ -87,7 +87,8 @@ def test_version_2_groups_are_joined_and_killed_as_a_whole(unified):
 
 
 def test_a_sole_process_of_a_delegated_group_makes_room_and_may_use_its_controllers(unified):
-    """As under ``systemd-run --scope -p Delegate=yes``: the launcher is alone in its group, and moves into a leaf."""
+    # as under "systemd-run --scope -p Delegate=yes": the launcher is alone in its group, and moves to a child
+    # group
     available = (unified / "cgroup.controllers").read_text().split()
     if not available:
         pytest.skip("the version 2 hierarchy has no controllers here")
@@ -96,7 +97,11 @@ def test_a_sole_process_of_a_delegated_group_makes_room_and_may_use_its_controll
     had = (unified / "cgroup.subtree_control").read_text().split()
     try:
         (unified / "cgroup.subtree_control").write_text(f"+{available[0]}")
-        script = f"from agentrl_sandboxes import cgroups; print(cgroups.find([{available[0]!r}]).parents[{available[0]!r}])"
+        controller = repr(available[0])
+        script = (
+            "from agentrl_sandboxes import cgroups; "
+            f"print(cgroups.find([{controller}]).parents[{controller}])"
+        )
         with subprocess.Popen(
             [sys.executable, "-c", script],
             preexec_fn=lambda: (scope / "cgroup.procs").write_text("0"), stdout=subprocess.PIPE, text=True,

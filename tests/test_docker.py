@@ -1,4 +1,4 @@
-"""The Docker back end against a real daemon: what is closed, what is left, and what each kind of trouble says."""
+"""The Docker back end against a real daemon: isolation, what is left, and messages of errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def program(code: str) -> list[str]:
 
 @pytest.fixture
 def docker(docker_url):
-    """The daemon's command line."""
+    """Return a function that runs the ``docker`` command with the daemon."""
 
     def run(*words: str, **options) -> str:
         return subprocess.run(
@@ -71,7 +71,7 @@ def base(docker_url):
 
 
 def ours(docker, holder: str = "") -> list[str]:
-    """The containers of a process, this one unless another is named; others may use the daemon, too."""
+    """Return the containers of a process, by default of this one; other processes may use the daemon, too."""
     return docker(
         "ps", "-a", "--filter", f"label=agentrl.owner={holder or owner()}", "--format", "{{.Names}}"
     ).split()
@@ -93,7 +93,7 @@ async def said(stream) -> str:
     return parts.decode()
 
 
-# What is asked of the daemon
+# What the daemon is asked for
 
 
 def asked(spec: SandboxSpec = SPEC, **options):
@@ -200,7 +200,7 @@ def test_without_an_address_the_docker_commands_own_is_taken(monkeypatch, tmp_pa
     assert locate().url == "unix:///elsewhere.sock"
 
 
-# Trouble
+# Errors
 
 
 async def served(url: str, **options) -> None:
@@ -219,7 +219,7 @@ def test_no_daemon_is_one_clear_error(tmp_path):
 
 @asynccontextmanager
 async def impostor(path: Path, answer: bytes | None):
-    """Something that listens where a daemon should, gives one answer, or never any."""
+    """Serve one fixed answer, or none, at the address of a daemon."""
     handlers = []
 
     async def serve(reader, writer) -> None:
@@ -320,7 +320,7 @@ def test_a_full_disk_is_the_daemons_and_says_so():
     assert _error(b'{"status": "sha256:12"}') == _error(b"") == ""
 
 
-# The contract, and life and death
+# The contract, and the ends of sandboxes
 
 
 @pytest.mark.slow
@@ -383,7 +383,8 @@ def test_a_start_that_is_cancelled_leaves_nothing(base, docker, delay_s):
 def test_destroying_is_idempotent_and_takes_a_program_that_ignores_every_signal(base, docker):
     async def go() -> None:
         backend = await DockerBackend.connect(Docker(url=base))
-        code = "import signal, os\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\nos.fork()\nwhile True: pass"
+        ignore = "for n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)"
+        code = f"import signal, os\n{ignore}\nos.fork()\nwhile True: pass"
         handle = await backend.create(SandboxSpec(), new_lease(lifetime_s=60), program(code))
         await asyncio.gather(*(backend.destroy(handle) for _ in range(3)))
         await backend.destroy(handle)
@@ -400,7 +401,8 @@ from agentrl.sandbox import SandboxSpec
 from agentrl.testing.sandbox import check_sandbox
 async def main():
     backend = await DockerBackend.connect(Docker(url=sys.argv[1]))
-    await asyncio.gather(*(backend.create(SandboxSpec(), new_lease(lifetime_s=600), sys.argv[3:]) for _ in range(int(sys.argv[2]))))
+    leases = [new_lease(lifetime_s=600) for _ in range(int(sys.argv[2]))]
+    await asyncio.gather(*(backend.create(SandboxSpec(), lease, sys.argv[3:]) for lease in leases))
     print(owner(), flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
@@ -408,7 +410,7 @@ asyncio.run(main())
 
 
 def killed_owner(url: str, code: str, count: int) -> str:
-    """Have a process hold sandboxes, kill it, and return what it was called."""
+    """Let a process hold sandboxes, kill it, and return its name as an owner."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER, url, str(count), *program(code)], stdout=subprocess.PIPE
     )
@@ -440,7 +442,7 @@ def test_the_reaper_removes_what_dead_owners_left_and_nothing_else(base, docker)
             for one in (foreign, new_lease(lifetime_s=600))
         ]
         try:
-            holder = killed_owner(base, "import time; time.sleep(600)", 2)  # it does not heed its input
+            holder = killed_owner(base, "import time; time.sleep(600)", 2)  # it does not read its input
             assert len(ours(docker, holder)) == 2
             late = replace(new_lease(lifetime_s=600), owner="another-host/boot/1/1", deadline=time.time() - 1)
             stays.append(await backend.create(SandboxSpec(), late, program(ECHO)))
@@ -462,7 +464,7 @@ def test_the_reaper_removes_what_dead_owners_left_and_nothing_else(base, docker)
 
 @pytest.fixture
 def task_image(base, docker, tmp_path):
-    """An image with a repository, a volume, and a folder of its own."""
+    """Build an image with a repository, a volume, and another folder."""
     asyncio.run(served(base))
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo/a.txt").write_text("from the image")
@@ -470,8 +472,9 @@ def task_image(base, docker, tmp_path):
     (tmp_path / "repo/run.sh").chmod(0o755)
     (tmp_path / "repo/link").symlink_to("/etc/passwd")
     os.link(tmp_path / "repo/a.txt", tmp_path / "repo/hard")
+    base_image = f"agentrl/base:{images.find().digest[:12]}"
     (tmp_path / "Dockerfile").write_text(
-        f"FROM agentrl/base:{images.find().digest[:12]}\nCOPY repo /testbed\nCOPY repo /opt/deep/copy\nVOLUME /data\n"
+        f"FROM {base_image}\nCOPY repo /testbed\nCOPY repo /opt/deep/copy\nVOLUME /data\n"
     )
     docker(
         "build",
@@ -496,7 +499,9 @@ open("/data/new", "w").close()
 done = subprocess.run(["./run.sh"], capture_output=True, text=True).stdout
 try: open("/etc/new", "w"); etc = "writable"
 except OSError: etc = "closed"
-os.write(1, json.dumps([open("hard").read(), os.readlink("link"), done, sorted(os.listdir("/opt/deep/copy")), os.getcwd(), etc]).encode())
+copied = sorted(os.listdir("/opt/deep/copy"))
+found = [open("hard").read(), os.readlink("link"), done, copied, os.getcwd(), etc]
+os.write(1, json.dumps(found).encode())
 """
 
     volumes = docker("volume", "ls", "-q")
@@ -540,7 +545,7 @@ def test_files_that_do_not_fit_are_refused_before_anything_starts(base, docker, 
 
 @pytest.fixture
 def tls(tmp_path):
-    """Certificates of an authority, a server called localhost, and a client."""
+    """Make certificates of an authority, of a server called localhost, and of a client."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
 
@@ -598,7 +603,7 @@ def tls(tmp_path):
 
 @asynccontextmanager
 async def behind_tls(url: str, folder: Path):
-    """A door to a daemon that lets in whom the authority knows."""
+    """Serve a daemon over TLS to clients whose certificate is signed by the authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server-cert.pem", folder / "server-key.pem")
     context.load_verify_locations(folder / "ca.pem")
@@ -656,7 +661,7 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def sshd(tmp_path, monkeypatch):
-    """An ssh server of our own on a free port of the loopback, which lets in who runs the tests; the port."""
+    """Run an ssh server to which the user of the tests can log in; yield its port on the loopback."""
     if os.getuid() != 0 or not Path("/usr/sbin/sshd").exists():
         pytest.skip("no ssh server is installed, or this is not root")
     for key in ("host", "client"):
@@ -678,9 +683,8 @@ def sshd(tmp_path, monkeypatch):
     )
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
-    ssh.write_text(
-        f'#!/bin/sh\nexec {shutil.which("ssh")} -i {tmp_path}/client -oUserKnownHostsFile={tmp_path}/known -oStrictHostKeyChecking=no "$@"'
-    )
+    options = f"-i {tmp_path}/client -oUserKnownHostsFile={tmp_path}/known -oStrictHostKeyChecking=no"
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {options} "$@"')
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
     until = time.monotonic() + 10

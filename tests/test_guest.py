@@ -1,4 +1,4 @@
-"""The program inside, in the interpreters it may meet, and the parts of it that keep laws."""
+"""The guest: in all Python versions that it supports, and properties of its parts."""
 
 import ast
 import asyncio
@@ -114,7 +114,7 @@ def test_no_name_leads_out_of_a_folder(tmp_path_factory, name, absolute):
             (base / link).symlink_to(target)
             (base / "a" / link).symlink_to(target)
     base = Path(os.path.realpath(base))
-    assume(os.path.normpath(name) != ".")  # the folder itself, which is no member
+    assume(os.path.normpath(name) != ".")  # the folder itself, which is not a member
     try:
         found = Path(member_path(str(base), ("/" if absolute else "") + name))
     except ValueError:

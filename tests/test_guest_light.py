@@ -1,4 +1,4 @@
-"""The guest's own JSON is JSON."""
+"""The guest's own JSON functions agree with the standard library's."""
 
 import json
 

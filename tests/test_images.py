@@ -1,4 +1,4 @@
-"""Root file systems: what is in them, when they are made anew, and what a crash or a bad archive does."""
+"""Images: what is in them, when they are built again, and the effect of a crash or a bad archive."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def store(tmp_path, monkeypatch):
 
 
 def archive(path: Path, files: dict[str, bytes | str]) -> Path:
-    """A tar archive; text is the target of a symbolic link, a name that ends with '/' is a folder."""
+    """Write a tar archive.
+
+    A string is the target of a symbolic link; a name that ends with '/' is a folder.
+    """
     with tarfile.open(path, "w") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name.rstrip("/"))
@@ -54,7 +57,7 @@ def small(tmp_path):
 
 
 def everything(root: Path) -> dict[str, object]:
-    """Path -> content, for comparing trees."""
+    """Return the content of each path, to compare trees."""
     return {
         str(path.relative_to(root)): path.readlink()
         if path.is_symlink()

@@ -1,4 +1,4 @@
-"""The Kubernetes back end: the real client against a server that speaks the API and runs pods as processes."""
+"""The Kubernetes back end: the real client, and a server that runs pods as processes."""
 
 from __future__ import annotations
 

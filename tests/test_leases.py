@@ -18,7 +18,7 @@ PROGRAM = "from agentrl_sandboxes import leases; print(leases.owner(), flush=Tru
 
 
 def process() -> tuple[subprocess.Popen[str], str]:
-    """Another process, and what it calls itself."""
+    """Yield another process, and its name as an owner."""
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""The host's side of the stream: framing, deadlines, and guests that say anything at all."""
+"""The host's side of the stream: framing, deadlines, and guests that send arbitrary bytes."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ HELLO = frame(RESULT, 0, b"{}")
 
 
 class Peer:
-    """The guest's end of a stream, by hand."""
+    """The guest's end of a stream, driven by the test."""
 
     def __init__(self) -> None:
         self.said: asyncio.Queue[bytes] = asyncio.Queue()
@@ -209,7 +209,7 @@ def test_a_request_that_is_cancelled_is_cancelled_inside():
         asking.cancel()
         await settle()
         assert peer.frames()[-1] == (CANCEL, 1, b"")
-        peer.say(frame(RESULT, 1, b"{}"))  # it had been answered on the way
+        peer.say(frame(RESULT, 1, b"{}"))  # the answer was already on its way
         await settle()
         assert not link.reason
         await link.close()

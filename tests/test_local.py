@@ -30,7 +30,7 @@ SLEEP = ("/bin/sleep", "600")
 
 @cache
 def why_not():
-    """Return why this machine cannot have local sandboxes; empty where it can."""
+    """Return why local sandboxes do not work on this machine; empty if they do."""
     try:
         asyncio.run(_serve())
     except ConfigError as problem:
@@ -39,7 +39,7 @@ def why_not():
 
 
 def run(work):
-    """Run a coroutine function over an open back end, not probed again; skip where this machine cannot have one."""
+    """Run a coroutine function with an open back end that is not probed again; skip if it does not work."""
 
     async def inside():
         async with asyncio.timeout(60):
@@ -69,7 +69,7 @@ async def started(backend, *command, spec=SPEC, **lease):
 
 
 async def says(backend, script, spec=SPEC):
-    """Return what a shell script says as the first process of a sandbox."""
+    """Return the output of a shell script that runs as the first process of a sandbox."""
     async with started(backend, "/bin/bash", "-c", script, spec=spec) as handle:
         return await everything(await backend.open_stream(handle))
 
@@ -82,7 +82,7 @@ async def everything(stream):
 
 
 def traces(name):
-    """Return everything of a sandbox that is there: processes, control groups, its record."""
+    """Return all that exists of a sandbox: processes, control groups, its record."""
     groups = [str(folder) for folder in cgroups.find().folders(name) if folder.exists()]
     return reaper.processes(name) + groups + [str(path) for path in records.place().glob(f"{name}*")]
 
@@ -135,7 +135,8 @@ def test_nothing_of_the_host_is_there_but_its_programs(tmp_path):
         grep -q {ROOT} /proc/mounts && echo host paths
         [ "$(ls /proc | grep -c '^[0-9]')" -gt 4 ] && echo host processes
         [ "$(ls /home /root /run /sys | grep -v :)" ] && echo host folders
-        [ "$(env | cut -d= -f1 | grep -vxE 'PATH|HOME|USER|LANG|TERM|PWD|OLDPWD|SHLVL|_' )" ] && echo host environment
+        known='PATH|HOME|USER|LANG|TERM|PWD|OLDPWD|SHLVL|_'
+        [ "$(env | cut -d= -f1 | grep -vxE "$known" )" ] && echo host environment
         grep -vE 'Inter|face|lo:' /proc/net/dev
         cat /proc/net/unix | tail -n +2
         [ -e /sys/fs/cgroup ] && echo control groups
@@ -166,7 +167,10 @@ def test_what_is_written_is_seen_by_nobody_else_and_not_kept():
 
 
 def test_the_disk_is_one_wherever_it_is_written():
-    script = "head -c 20M /dev/zero > /tmp/a; head -c 20M /dev/zero > /dev/shm/b; stat -c %s /tmp/a /dev/shm/b; touch /dev/x && echo loose"
+    script = (
+        "head -c 20M /dev/zero > /tmp/a; head -c 20M /dev/zero > /dev/shm/b; "
+        "stat -c %s /tmp/a /dev/shm/b; touch /dev/x && echo loose"
+    )
 
     async def work(backend):
         return await says(backend, script)
@@ -215,7 +219,10 @@ def test_the_limits_are_what_was_asked_for():
 
 @pytest.mark.parametrize("how", ["destroy", "close the back end"])
 def test_nothing_is_left_of_a_sandbox(how):
-    busy = "for i in 1 2 3; do setsid sleep 600 & done; trap '' TERM INT HUP; (trap '' TERM; sleep 600) & echo ready; sleep 600"
+    busy = (
+        "for i in 1 2 3; do setsid sleep 600 & done; trap '' TERM INT HUP; "
+        "(trap '' TERM; sleep 600) & echo ready; sleep 600"
+    )
 
     async def work(backend):
         handle = await backend.create(SPEC, new_lease(lifetime_s=60), ["/bin/bash", "-c", busy])
@@ -292,7 +299,7 @@ DRIVER = """
 
 @pytest.fixture
 def driver():
-    """A process that has three sandboxes: itself, their names and its launcher."""
+    """Yield a process that has three sandboxes, their names, and the pid of its launcher."""
     if why_not():
         pytest.skip(why_not())
     command = [sys.executable, "-c", textwrap.dedent(DRIVER)]
@@ -325,11 +332,8 @@ def test_owner_and_launcher_killed_together_leave_no_process_and_the_reaper_the_
         time.sleep(0.01)
     assert [reaper.processes(name) for name in names] == [[], [], []]
     reaper.reap(time.time())
-    assert [gone(name) for name in names] == [
-        [],
-        [],
-        [],
-    ]  # at once, unless the reaper of another run is at it too
+    # at once, unless the reaper of another run is removing them too
+    assert [gone(name) for name in names] == [[], [], []]
 
 
 def test_the_reaper_takes_a_sandbox_whose_deadline_passed_and_no_other():
@@ -431,9 +435,7 @@ def test_without_bubblewrap_it_says_what_to_install(monkeypatch, tmp_path):
     ],
 )
 def test_where_namespaces_are_refused_it_says_why_and_how_to_mend_it(monkeypatch, tmp_path, complaint, mend):
-    fake = Path(
-        "/tmp", f"agentrl-test-{os.getpid()}"
-    )  # covered inside by the sandbox's own: a program that is not there
+    fake = Path("/tmp", f"agentrl-test-{os.getpid()}")  # not visible inside, where /tmp is the sandbox's own
     fake.mkdir()
     (fake / "bwrap").write_text("#!/bin/sh\n")
     (fake / "bwrap").chmod(0o755)
@@ -451,13 +453,14 @@ AS_A_USER = """
     set -e
     mount --make-rprivate /
     mount -t tmpfs -o mode=755 none /mnt && mkdir -m 755 /mnt/upper /mnt/work
-    mount -t overlay -o lowerdir=/root,upperdir=/mnt/upper,workdir=/mnt/work none /root  # an interpreter there can be run, just here
+    # makes an interpreter in /root executable for other users, in this mount namespace only
+    mount -t overlay -o lowerdir=/root,upperdir=/mnt/upper,workdir=/mnt/work none /root
     exec setpriv --reuid 61234 --regid 61234 --clear-groups "$@"
 """
 
 
 def as_a_user(*arguments):
-    """Run this file as an unprivileged user; return what pytest says."""
+    """Run this file as an unprivileged user; return pytest's output."""
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,7 @@
-"""Whoever opens sandboxes may be killed at any moment, and nothing is left: no process, control group, container, file or record."""
+"""A process that opens sandboxes may be killed at any moment, and nothing of them is left.
+
+No process, control group, container, file or record.
+"""
 
 import json
 import subprocess
@@ -22,7 +25,10 @@ def ended(kind: str, *, seed: int, together: int = 4, **ways: int) -> dict:
 
 
 def ready(kind: str) -> str:
-    """The back end, where it works; its images are there, so that no driver is ended while it makes one."""
+    """Return the back end if it works.
+
+    Its images are prepared here, so that no driver is ended while it builds one.
+    """
     done = subprocess.run(
         [sys.executable, str(HARNESS), "reap", kind], capture_output=True, text=True, timeout=280, check=False
     )

@@ -1,4 +1,4 @@
-"""What ``sandboxes/README.md`` shows is so."""
+"""The examples and tables of ``sandboxes/README.md`` are correct."""
 
 import ast
 import dataclasses
@@ -27,10 +27,10 @@ def test_the_table_has_every_attack_and_what_is_expected_of_it() -> None:
 
 
 def test_the_options_of_the_pool_are_all_there_with_their_defaults() -> None:
-    told: dict[str, float] = {}
+    documented: dict[str, float] = {}
     for names, values in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d., ]+) \|", TEXT, re.MULTILINE):
-        told |= dict(zip(re.findall(r"\w+", names), map(float, values.split(", ")), strict=True))
-    assert told == {option.name: option.default for option in dataclasses.fields(PoolOptions)}
+        documented |= dict(zip(re.findall(r"\w+", names), map(float, values.split(", ")), strict=True))
+    assert documented == {option.name: option.default for option in dataclasses.fields(PoolOptions)}
 
 
 def test_the_metrics_are_all_named() -> None:

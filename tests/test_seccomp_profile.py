@@ -1,4 +1,4 @@
-"""The profile as data; that daemons heed it is what the abuse suite finds out."""
+"""The profile as data; the abuse suite checks that daemons apply it."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ RULES = json.loads(profile())["syscalls"]
 
 
 def refused(name: str, argument: int = 0) -> int:
-    """The error that a call gets, or 0: what the kernel does with the rules, of which at most one may fit."""
+    """Return the error of a call, or 0, as the kernel applies the rules; at most one rule may match."""
     fitting = [
         rule["errnoRet"]
         for rule in RULES

@@ -1,4 +1,4 @@
-"""The service over a back end that does as the test says; the tests of real back ends run through it too."""
+"""The service, with a back end that the tests control; the tests of real back ends use the service too."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ QUICK = PoolOptions(backoff_s=0.001, reap_every_s=0.02, start_deadline_s=5.0)
 
 @dataclass
 class Scripted:
-    """A back end of names only; ``on_create`` and ``on_destroy`` do what the test wants to happen there."""
+    """A back end without real sandboxes; ``on_create`` and ``on_destroy`` are called in these methods."""
 
     capabilities: Capabilities = Capabilities(isolation="namespaces", limits=ALL)  # noqa: RUF009 - it is frozen
     on_create: Callable[[SandboxSpec], Any] = lambda spec: asyncio.sleep(0)
@@ -161,12 +161,8 @@ async def test_missing_images_come_back_each_with_its_reason_and_the_others_are_
         with pytest.raises(ImageMissing, match="nobody has it"):
             async with service.open(replace(SPEC, image="gone")):
                 pass
-    assert sorted(backend.prepared) == [
-        "a",
-        "b",
-        "gone",
-        "gone",
-    ]  # the second refusal came from the quarantine
+    # the second refusal came from the quarantine
+    assert sorted(backend.prepared) == ["a", "b", "gone", "gone"]
 
 
 @looped

@@ -1,4 +1,4 @@
-"""Open sandboxes over a real guest: what the contract suite does not ask, because it takes harm to ask it."""
+"""Open sandboxes with a real guest: what the contract suite does not check because it does damage."""
 
 import asyncio
 import os
@@ -139,7 +139,7 @@ def test_a_guest_without_a_heartbeat_ends_and_takes_everything_with_it(backend, 
         async with session(backend=backend) as sandbox:
             pid, guest = await started(sandbox), guest_of(backend)
             await asyncio.sleep(1.5)
-            assert not gone(guest)  # it hears from us
+            assert not gone(guest)  # it receives heartbeats
             assert sandbox._link
             sandbox._link.tasks[2].cancel()
             assert await until(lambda: gone(guest) and gone(pid))

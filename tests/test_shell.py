@@ -1,4 +1,4 @@
-"""Persistent shells, beyond what the contract suite asks of every back end."""
+"""Persistent shells, beyond what the contract suite checks of every back end."""
 
 import asyncio
 

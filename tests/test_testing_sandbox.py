@@ -1,4 +1,4 @@
-"""The contract suite of sandboxes, on a back end that closes nothing in, and on ones that each break a clause."""
+"""The contract suite of sandboxes, on a back end without isolation, and on others that break one clause."""
 
 import subprocess
 from dataclasses import replace
@@ -10,7 +10,7 @@ from agentrl.sandbox import SandboxProvider
 from agentrl.testing import ContractViolation, check_sandbox
 
 OPEN_BY_NATURE = {"network", "neighbours", "reset"}
-"""What a plain child process does not close in: clauses that name it, and rightly."""
+"""The clauses that a plain child process violates, because it is not isolated."""
 
 
 def broken_clauses(provider, *only):
@@ -27,7 +27,7 @@ def test_a_plain_process_keeps_all_but_its_isolation():
 
 
 class Claiming(Plain):
-    """Says that it enforces everything, and enforces what the guest does."""
+    """Claims to enforce all limits, and enforces only those that the guest enforces."""
 
     capabilities = replace(Plain.capabilities, limits=frozenset({"memory", "processes", "disk"}))
 
@@ -38,7 +38,7 @@ def test_limits_that_are_only_claimed_are_hit():
 
 
 class Meddling(PlainStream):
-    """Changes a byte of what commands say."""
+    """Changes a byte of the output of commands."""
 
     async def receive(self) -> bytes:
         return (

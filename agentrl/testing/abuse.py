@@ -149,10 +149,10 @@ async def _flood(runner: AttackRunner, sandbox: Sandbox) -> Problems:
     return found
 
 
-async def _kill_helper(runner: AttackRunner, sandbox: Sandbox) -> Problems:
+async def _kill_guest(runner: AttackRunner, sandbox: Sandbox) -> Problems:
     """Check that the next command gets its own answer, or that the sandbox is lost; nothing may hang."""
     try:
-        await runner.program(sandbox, "kill_the_helper", whole=False)
+        await runner.program(sandbox, "kill_the_guest", whole=False)
         result = await sandbox.exec(["echo", "still here"], timeout_s=10.0)
     except SandboxError as problem:
         runner.notes = [f"the sandbox was lost: {problem}"]
@@ -297,8 +297,8 @@ ATTACKS = (
     Attack("make user namespaces", "denied", inside("make_user_namespaces")),
     Attack("use device nodes", "denied", inside("use_device_nodes"), harmful=True),
     Attack("raise limits", "denied", inside("raise_limits")),
-    Attack("forge the helper's answers", "denied", inside("talk_to_the_helpers_pipes"), harmful=True),
-    Attack("kill the helper", "contained", _kill_helper, harmful=True),
+    Attack("forge the guest's answers", "denied", inside("talk_to_the_guests_pipes"), harmful=True),
+    Attack("kill the guest", "contained", _kill_guest, harmful=True),
     Attack("links and .. in read and write", "denied", _paths),
     Attack("links and .. in tar", "denied", _archives),
     Attack("ignore SIGTERM", "contained", _ignore),

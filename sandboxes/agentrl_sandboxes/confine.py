@@ -6,9 +6,9 @@ Files: a tmpfs as large as the sandbox's disk is mounted over ``/tmp`` in a new 
 it has the image as its lower layer and receives all writes. None of this exists outside the namespace, so
 nothing of it can be left behind.
 
-User: if it was started by root, the process gives up root *before* bubblewrap starts, because bubblewrap run
-by root leaves the host's sysctls writable. If it was started by an ordinary user, the mounts are made in a
-user namespace. In both cases bubblewrap runs in a new user namespace of an ordinary uid, which also makes the
+User: if root started the launcher, the process gives up root *before* bubblewrap starts, because bubblewrap
+run by root leaves the host's sysctls writable. If an ordinary user started it, the mounts are made in a user
+namespace. In both cases bubblewrap runs in a new user namespace of an ordinary uid, which also makes the
 kernel count processes for each sandbox and not for the uid.
 
 This module imports the standard library only.

@@ -2,8 +2,7 @@
 
 An image is a folder in the user's cache, named by a digest of everything in it. Names point to digests:
 
-    images/<digest>/rootfs/       the files; all have one owner, so that uid 0 of a user namespace with one
-        user can write them
+    images/<digest>/rootfs/       the files, of one owner: uid 0 of a one-user namespace can write them
     images/<digest>/image.json    what the image was made from
     images/names/<name>.json      the digest, and the recipe that the image was made by
 

@@ -1,4 +1,4 @@
-"""The Kubernetes API as sandboxes use it: its client and errors, the state of a pod, streams to containers."""
+"""The Kubernetes API as sandboxes use it: its client and errors, the state of a pod, and streams."""
 
 from __future__ import annotations
 

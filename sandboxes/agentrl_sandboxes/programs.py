@@ -205,8 +205,8 @@ END = b"\0\0"
 def record(folder: str, archive: bytes) -> bytes:
     """Return a record for ``COPY_IN``: the path of a folder, and a tar archive of it.
 
-    Empty if the folder is empty.
-    The names of the archive's members begin with the last part of the path.
+    The record is empty if the folder is. The names of the archive's members begin with the last part of the
+    path.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
         if not any(len(PurePosixPath(member.name).parts) > 1 for member in members):

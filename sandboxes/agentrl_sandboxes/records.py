@@ -31,7 +31,7 @@ class Record:
 def place() -> Path:
     """Return this user's folder of records; create it if it does not exist. Other users cannot read it.
 
-    It is in memory: the next boot removes it.
+    Records do not outlive a boot.
 
     Raises:
         PermissionError: a folder of that name belongs to another user.

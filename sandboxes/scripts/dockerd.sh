@@ -1,20 +1,26 @@
 #!/bin/sh
-# A Docker daemon of our own, for tests: starts without systemd and leaves nothing behind.
+# Our own Docker daemon, for tests: starts without systemd and leaves nothing behind.
 #
-#   dockerd.sh up DIR [dockerd flags...]     install docker.io and iptables by apt if they are missing, start a daemon, print its DOCKER_HOST
-#   dockerd.sh down DIR                      remove its containers, stop it, delete DIR
-#   dockerd.sh hold DIR [dockerd flags...]   up, then down as soon as standard input ends: a daemon that ends with whoever started it
+#   dockerd.sh up DIR [dockerd flags...]     start a daemon and print its DOCKER_HOST; install docker.io and
+#                                            iptables by apt if they are missing
+#   dockerd.sh down DIR                      remove the daemon's containers, stop it, delete DIR
+#   dockerd.sh hold DIR [dockerd flags...]   up, then down when standard input ends: the daemon ends with the
+#                                            process that started it
 #
-# DIR should be short: a unix socket's path has at most 107 bytes. The daemon has no bridge and changes neither iptables nor forwarding.
-# (Any dockerd with --bridge=none removes a docker0 that is there; so this one does not start where docker0 is.)
+# DIR should be short: a unix socket's path has at most 107 bytes. The daemon has no bridge and changes
+# neither iptables nor forwarding. (A dockerd with --bridge=none removes an existing docker0; so this script
+# refuses to start one where docker0 exists.)
 set -eu
 
-usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 say() { printf 'dockerd.sh: %s\n' "$*" >&2; }
 
 install_docker() {
     command -v dockerd >/dev/null && command -v iptables >/dev/null && return
-    command -v apt-get >/dev/null || { say "dockerd or iptables is not installed, and this is no Debian system; install docker"; exit 3; }
+    command -v apt-get >/dev/null || {
+        say "dockerd or iptables is not installed, and this is not a Debian system; install docker"
+        exit 3
+    }
     say "installing docker.io and iptables"
     export DEBIAN_FRONTEND=noninteractive
     { apt-get -q update && apt-get -q install -y --no-install-recommends docker.io iptables; } >&2 </dev/null
@@ -23,11 +29,12 @@ install_docker() {
 up() {
     dir=$1; shift
     [ "$(id -u)" = 0 ] || { say "starting a daemon needs root"; exit 3; }
-    [ ! -e /sys/class/net/docker0 ] || { say "another daemon's docker0 is here; use that daemon"; exit 3; }
+    [ ! -e /sys/class/net/docker0 ] || { say "docker0 of another daemon exists; use that daemon"; exit 3; }
     install_docker
     mkdir -p "$dir"
-    setsid dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" -H "unix://$dir/docker.sock" \
-        --bridge=none --iptables=false --ip-forward=false --log-level=warn "$@" >"$dir/log" 2>&1 </dev/null &
+    setsid dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
+        -H "unix://$dir/docker.sock" --bridge=none --iptables=false --ip-forward=false --log-level=warn "$@" \
+        >"$dir/log" 2>&1 </dev/null &
     daemon=$!
     tries=0
     until docker -H "unix://$dir/docker.sock" version >/dev/null 2>&1; do
@@ -56,12 +63,17 @@ down() {
         tries=0
         while kill -0 "$daemon" 2>/dev/null; do
             tries=$((tries + 1))
-            [ $tries -le 150 ] || { say "the daemon does not stop; killing it"; kill -KILL "$daemon" 2>/dev/null || :; break; }
+            [ $tries -le 150 ] || {
+                say "the daemon does not stop; killing it"
+                kill -KILL "$daemon" 2>/dev/null || :
+                break
+            }
             sleep 0.1
         done
     fi
-    # what a killed daemon may have left mounted
-    grep -F " $dir/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r mounted; do umount -l "$mounted" || :; done
+    # mounts that a killed daemon may have left
+    grep -F " $dir/" /proc/self/mounts | cut -d' ' -f2 | sort -r |
+        while read -r mounted; do umount -l "$mounted" || :; done
     rm -rf "$dir"
 }
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# What sandboxes need of the system: bubblewrap for local ones, and the Debian packages that the base image is made of.
+# Installs what sandboxes need: bubblewrap for local ones, and the Debian packages of the base image.
 #
-#   setup.sh            install what is missing by apt, as root; elsewhere say what is missing, and go on without it
+#   setup.sh            as root on Debian, install missing packages by apt; otherwise print what is missing
 #
-# Docker is not installed here: tests that need a daemon start one with dockerd.sh.
+# This does not install Docker: tests that need a daemon start one with dockerd.sh.
 set -eu
 
 wanted="bubblewrap python3 python3-pytest git patch procps"
@@ -15,9 +15,10 @@ done
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null; then
-    echo "setup.sh: this is no Debian system; sandboxes need bubblewrap, and the base image is built with mmdebstrap or from a tar archive" >&2
+    echo "setup.sh: this is not a Debian system; sandboxes need bubblewrap, and" \
+        "the base image is built with mmdebstrap or from a tar archive" >&2
 elif [ "$(id -u)" != 0 ]; then
-    echo "setup.sh: without these packages tests of sandboxes are skipped; as root: apt-get install$missing" >&2
+    echo "setup.sh: without these packages, tests of sandboxes are skipped; as root: apt-get install$missing" >&2
 else
     echo "setup.sh: installing$missing" >&2
     export DEBIAN_FRONTEND=noninteractive

@@ -280,7 +280,7 @@ def look_for_leftovers(canary: Canary) -> None:
     say("processes of the attack that are left", left, left)
 
 
-def kill_the_helper(canary: Canary) -> None:
+def kill_the_guest(canary: Canary) -> None:
     """Stop and then kill the sandbox's own first process, and everything else."""
     for pid in {1, os.getppid()}:
         for number in (signal.SIGSTOP, signal.SIGSEGV, signal.SIGTERM, signal.SIGKILL):

@@ -313,7 +313,7 @@ def use_device_nodes(canary: Canary) -> None:
     say("look through /dev", False, "done")
 
 
-def talk_to_the_helpers_pipes(canary: Canary) -> None:
+def talk_to_the_guests_pipes(canary: Canary) -> None:
     """Open the pipes that connect the sandbox's own first process to its owner, and that process's memory."""
     for pid in {1, os.getppid()} - {0}:
         for fd in (0, 1, 2):
