@@ -190,5 +190,5 @@ def test_the_expert_wins_and_a_plan_that_is_over_is_the_policys_failure():
     assert one(ExpertPolicy()).success
     lost = one(ExpertPolicy(), spec=broken.Early())
     assert (
-        lost.error == "EngineError: the expert's plan has 1 actions and the episode has not ended after them"
+        lost.error == "EngineError: the expert's plan has 1 actions, and the episode has not ended after them"
     )
