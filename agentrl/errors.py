@@ -1,11 +1,11 @@
-"""Every error that agentrl raises, named by the boundary that it crossed.
+"""Every error that agentrl raises, with the hierarchy.
 
 ```
 AgentRLError
-├── ConfigError      (ValueError)     the user can mend it; raised before any work wherever possible
+├── ConfigError      (ValueError)     the user can fix it; raised before any work wherever possible
 │   ├── UnknownPlugin  (LookupError)  there is no plug-in of that name; the message lists those installed
 │   ├── MissingExtra   (ImportError)  a package of an optional extra is not installed
-│   ├── ImageMissing                  a sandbox image cannot be had; its tasks are left out
+│   ├── ImageMissing                  a sandbox image is not available; its tasks are left out
 │   └── CheckpointError               this recipe cannot use a run folder or checkpoint
 ├── EnvError         (RuntimeError)   an environment, its worker or its shared resource broke
 │   └── SharedBroken                  what many episodes share broke: all of them failed, it is replaced
@@ -14,12 +14,12 @@ AgentRLError
 ├── EngineError      (RuntimeError)   a policy could not answer
 │   ├── ContextFull                   the context has no room for another action: the episode is truncated
 │   └── TokenDrift                    stored tokens and rendered context disagree; training would be wrong
-├── Diverged         (ArithmeticError) a loss or gradient is not finite: no step was taken with it
+├── Diverged         (ArithmeticError) a loss or gradient is not finite: that minibatch made no step
 ├── Collapsed        (RuntimeError)   a monitor stopped the run because learning went wrong
 └── Stalled          (TimeoutError)   a run made no progress within its deadline; the message says why
 ```
 
-A message says what was wrong, what was found, and how to mend it, in that order. A failed *episode* is data
+A message says what was wrong, what was found, and how to fix it, in that order. A failed *episode* is data
 (``End.FAILED``), not an exception; only a run that cannot continue raises.
 """
 
@@ -34,7 +34,7 @@ class AgentRLError(Exception):
 
 
 class ConfigError(AgentRLError, ValueError):
-    """A mistake in a recipe, option or input file that its owner can mend."""
+    """A mistake in a recipe, option or input file that its owner can fix."""
 
 
 class UnknownPlugin(ConfigError, LookupError):
@@ -65,7 +65,7 @@ class SharedBroken(EnvError):
 
 
 class SandboxError(AgentRLError, RuntimeError):
-    """Sandbox infrastructure broke. What a command does is never an error but an ``ExecResult``."""
+    """Sandbox infrastructure broke. A command that fails does not raise it: its result is an ``ExecResult``."""
 
 
 class Unjudged(AgentRLError, RuntimeError):
@@ -85,7 +85,10 @@ class TokenDrift(EngineError):
 
 
 class Diverged(AgentRLError, ArithmeticError):
-    """A loss or gradient is not a finite number; the weights are as they were before."""
+    """A loss or gradient is not a finite number.
+
+    Its minibatch made no optimiser step; earlier minibatches of the update did.
+    """
 
 
 class Collapsed(AgentRLError, RuntimeError):

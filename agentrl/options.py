@@ -1,7 +1,7 @@
 """Frozen dataclasses as options: described as JSON, overridden from the command line, checked for types.
 
 ``describe`` writes a recipe into a run folder, where it is compared with the recipe of a resumed run.
-``override`` sets a field by its dotted path (``stages.rl.updates=20``); an element of a tuple is addressed by
+``override`` sets a field by its dotted path (``stages.learn.updates=20``); an element of a tuple is addressed by
 its ``name`` or its index. ``check_types`` finds values of the wrong type, which Python itself would accept
 and fail on later.
 """
@@ -150,7 +150,7 @@ def override(value: T, assignments: Sequence[str]) -> T:
         if not separator:
             raise ConfigError(
                 f"cannot read the option {assignment!r}; write it as path=value, for example "
-                "stages.rl.updates=20"
+                "stages.learn.updates=20"
             )
         settings.append(_Setting(path.strip().split("."), text.strip(), path.strip()))
     return typing.cast("T", _set(value, settings))

@@ -1,6 +1,6 @@
 """The loop where policy meets environment, and the playing of many episodes at once.
 
-``play`` plays one episode: observe, act, step, until something ends it. It decides nothing else: what a turn
+``play`` plays one episode: observe, act, step, until the environment or a limit ends it. It decides nothing else: what a turn
 is worth, and what is trained on, is decided later. ``play_all`` plays the draws of a sampler concurrently,
 and plays failed episodes again.
 

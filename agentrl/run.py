@@ -7,9 +7,10 @@ runs/demo/
   tokenizer/                      trained once, or copied
   demonstrations/<stage>.parquet  episodes that a stage learns from again and again
   trajectories/update=000037/     every turn: text, tokens, log-probabilities, ledger, advantages
-  metrics.jsonl  timing.jsonl     numbers that repeat exactly, and those that cannot
+  metrics.jsonl  timing.jsonl     metrics that a rerun repeats exactly; timings, which it does not
   tensorboard/
-  evaluations/<name>.json         reports
+  evaluations/<name>.json         reports, and the episodes beside them
+  results.md  results.json        the final tables
   checkpoints/000038/             model (a Hugging Face folder), optimiser, value head, sampler state
 ```
 
@@ -87,7 +88,7 @@ class Learners:
         seed: int,
         temperature: float,
     ) -> dict[str, float]:
-        """Train the policy on credited groups, then what learns beside it; return metrics."""
+        """Train the policy on credited groups, then the stage's scorers; return metrics."""
         stats = self.policy.update(
             make_batch(groups, credited),
             stage.objective,
@@ -102,7 +103,7 @@ class Learners:
         return metrics
 
     def beside(self, stage: Stage) -> dict[str, Learner]:
-        """Return what a checkpoint keeps beside the policy, by the name that it has there."""
+        """Return the scorers' learners, by the names under which checkpoints keep them."""
         return {
             f"{stage.name}-{place}": scorer.learner for place, scorer in enumerate(self.scorers[stage.name])
         }
@@ -161,20 +162,20 @@ class Run:
         ]
 
     def stop_if_alarmed(self) -> None:
-        """End the run where a monitor that may stop it has warned.
+        """End the run if a monitor that may stop it has warned.
 
         Raises:
             Collapsed: with the monitor's warning.
         """
         if self.alarms:
             raise Collapsed(
-                f"update {self.update}: {'; '.join(self.alarms)}. The run is committed up to here; mend the "
+                f"update {self.update}: {'; '.join(self.alarms)}. The run is committed up to here; fix the "
                 "recipe "
                 "and give another --out"
             )
 
     def commit(self, update: int) -> None:
-        """Make everything up to and including ``update`` permanent, where a checkpoint is due."""
+        """Make everything up to and including ``update`` permanent, if a checkpoint is due."""
         self.update = update + 1
         stage, local = self.recipe.stage_at(update)
         every, keep = self.recipe.checkpoints.every, self.recipe.checkpoints.keep
@@ -203,7 +204,7 @@ async def open_run(
     origin: Origin | None = None,
     make: MakeLearner = make_learner,
 ) -> AsyncIterator[Run]:
-    """Open ``folder`` for ``recipe``: a new run, or the same one where it was left.
+    """Open ``folder`` for ``recipe``: a new run, or an earlier one, continued from its newest checkpoint.
 
     ``origin`` is kept in a new folder, which then needs no recipe file; ``make`` builds everything that
     learns.
@@ -382,7 +383,7 @@ async def _texts(recipe: Recipe, host: Host, num_episodes: int) -> list[str]:
         raise ConfigError(
             f"a tokenizer is trained on play, and no episode of split {split!r} could be played, neither at "
             "random nor "
-            f"by the expert: {played.failures[-1].error}; mend the environment, or give ModelSpec.tokenizer "
+            f"by the expert: {played.failures[-1].error}; fix the environment, or give ModelSpec.tokenizer "
             "a folder"
         )
     turns = [turn for group in played.groups for trajectory in group for turn in trajectory.turns]

@@ -255,5 +255,5 @@ class SandboxProvider(ABC):
         ``run`` labels the sandboxes that are opened.
 
         Raises:
-            ConfigError: it cannot work on this machine; the message says why and how to mend it.
+            ConfigError: it cannot work on this machine; the message says why and how to fix it.
         """

@@ -75,25 +75,25 @@ class Message:
 class SandboxSpec:
     """What a task asks of its sandbox.
 
-    The defaults are closed and small; specs are hashable, and a pool is keyed by them.
+    By default there is no network and limits are small. A spec is hashable; pools use it as a key.
     """
 
     image: str = ""
     """Name of the root file system; empty for the provider's base image."""
     workdir: str = "/workspace"
-    """Where commands start; made, and writable, if the image lacks it."""
+    """Where commands start; created if the image lacks it; always writable."""
     writable: tuple[str, ...] = ()
-    """More folders of the image that must be writable. They count against ``disk_mib``; their content is
-    kept."""
+    """More folders of the image that must be writable. They count against ``disk_mib``; what the
+    image has in them stays there."""
     cpus: float = 1.0
     memory_mib: int = 1024
     disk_mib: int = 512
-    """All that may be written, wherever it is writable."""
+    """Limit on everything that is written, over all writable folders together."""
     num_processes: int = 256
     num_files: int = 1024
     """File descriptors of one process."""
     lifetime_s: float = 3600.0
-    """The sandbox ends itself after this long, whoever still holds it."""
+    """The sandbox ends itself after this long, even if it is still in use."""
     network: Network = "none"
 
 
@@ -101,16 +101,14 @@ class SandboxSpec:
 class Task:
     """One problem.
 
-    An environment is a deterministic function of its task: everything that is random lies in ``data``.
+    An environment is a deterministic function of its task: ``data`` determines every random choice.
 
     ``data`` is JSON. Its author knows the type of each value, so it is read without casts: ``seed: int =
     task.data["seed"]``.
     """
 
     id: str
-    data: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # Any: JSON whose shape the environment's author knows
+    data: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON that the environment's author knows
     sandbox: SandboxSpec | None = None
 
 
@@ -118,7 +116,7 @@ class Task:
 class Observation:
     """What an environment shows before an action.
 
-    Only ``messages`` are shown to a language model. ``actions`` lists every admissible action, where the
+    Only ``messages`` are shown to a language model. ``actions`` lists every admissible action, if the
     environment can list them; random play and constrained decoding use it. ``plan`` is what an expert would
     do from here. It is privileged: demonstrations and teachers use it, and it is never rendered into a
     prompt.
@@ -206,7 +204,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An observation, the action taken on it, and what came back.
+    """An observation, the action taken on it, and the environment's reward and signals.
 
     ``duration_s`` is the wall-clock time of acting and stepping.
     """
@@ -221,7 +219,7 @@ class Turn:
 class End(StrEnum):
     """Why an episode ended.
 
-    ``FAILED``: the environment, sandbox or judge broke; such an episode is never paid 0.
+    ``FAILED``: the environment, the sandbox or the policy broke; such an episode is never paid 0.
     """
 
     TERMINATED = "terminated"
@@ -233,7 +231,8 @@ class End(StrEnum):
 class Trajectory:
     """The record of one episode.
 
-    ``sample`` numbers the episodes of one task in a run; ``final`` is the last observation.
+    ``sample`` numbers the episodes of one task in a stage; an episode that replaces another has a negative number
+    (``stand_in``). ``final`` is the last observation.
     """
 
     task: Task
@@ -334,7 +333,7 @@ def is_given(group: ScoredGroup) -> bool:
 
 
 def stand_in(sample: int) -> int:
-    """Return the number of the episode that replaces the episode of number ``sample``; its own inverse.
+    """Return the number of the episode that replaces episode ``sample``. Applied twice, it returns ``sample``.
 
     >>> stand_in(0), stand_in(7), stand_in(stand_in(7))
     (-1, -8, 7)
@@ -346,7 +345,7 @@ def stand_in(sample: int) -> int:
 class Credited:
     """What credit assigned to one trajectory: an advantage per action token, and the critic's targets.
 
-    A target is NaN where a token has none.
+    A target is NaN for a token without one.
     """
 
     advantages_T: FloatArray

@@ -35,7 +35,7 @@ class TurnReturn(Credit):
         return self.baseline.min_group
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each turn with what came after it."""
+        """Credit each turn with its return-to-go, which includes its own reward, minus the baseline."""
         credited = []
         for group in checked(groups):
             returns_GN = [returns_to_go(scored.rewards_N, gamma=self.gamma) for scored in group]

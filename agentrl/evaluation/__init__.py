@@ -69,7 +69,7 @@ async def evaluate(
         raise EnvError(
             f"{total - len(trajectories)} of {total} episodes could not be played, each tried "
             f"{limits.max_attempts} times: {common}. The remaining episodes would not represent the panel; "
-            "mend the environment or policy and evaluate again"
+            "fix the environment or policy and evaluate again"
         )
     return Report(
         name=name,

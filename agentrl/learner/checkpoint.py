@@ -73,12 +73,12 @@ def save(
 
 
 def restore(folder: Path, learner: Learner, beside: Mapping[str, Learner] | None = None) -> dict[str, Json]:
-    """Put ``learner`` and the models ``beside`` it in the saved state, and return ``extra``.
+    """Load the saved state into ``learner`` and the models of ``beside``; return the ``extra`` given to ``save``.
 
     To resume within a stage, call ``Learner.start`` first.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is torn, altered, of a later version or of another
+        CheckpointError: there is no checkpoint, or it is incomplete, altered, of a later version or of another
             model.
     """
     verify(folder)

@@ -65,7 +65,7 @@ class Learner(Protocol):
 
         Raises:
             ConfigError: the objective needs something that the batch or the learner does not have.
-            Diverged: a loss or gradient is not finite; no step was taken with it.
+            Diverged: a loss or gradient is not finite; that minibatch made no optimiser step.
         """
         ...
 

@@ -124,7 +124,7 @@ class TorchLearner:
 
         Raises:
             ConfigError: the objective needs what the batch or the learner does not have.
-            Diverged: a loss or gradient is not finite; no step was taken with it.
+            Diverged: a loss or gradient is not finite; that minibatch made no optimiser step.
         """
         optimisation, optimiser = self._started()
         self._check(batch, objective)

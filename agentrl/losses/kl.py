@@ -25,7 +25,7 @@ MAX_K3 = 10.0
 
 
 def k1(log_ratio_A: Tensor) -> Tensor:
-    """``d``."""
+    """Return ``d``, the log-ratio itself."""
     return log_ratio_A
 
 

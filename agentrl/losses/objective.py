@@ -21,7 +21,7 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The parts of what an update minimises; a new kind of part is a new class, and nothing here changes."""
+    """What an update minimises. Another loss, regulariser or aggregation is a new class or function."""
 
     loss: Loss = field(default_factory=NegativeLogLikelihood)
     """The loss of each action token, such as a clipped surrogate."""

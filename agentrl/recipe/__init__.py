@@ -3,7 +3,7 @@
 A recipe file is Python and holds one value called ``recipe`` (``load``). There is no configuration language
 and no registry of names: a reward, credit rule, loss, source or environment is the object itself.
 ``options.override`` sets fields from the command line, with the types of the dataclasses; ``check`` finds
-what is wrong with a recipe before any work; ``plan`` estimates what it will cost.
+what is wrong with a recipe before any work; ``make_plan`` estimates what it will cost.
 
 A run is a sequence of *stages*, and every stage has the same parts: where the episodes come from (a
 ``Source``), what they are paid, how credit is assigned, what is optimised. A warm start on demonstrations and
@@ -83,7 +83,7 @@ class Collected:
     gauges: Gauges = field(default_factory=dict)
     """What the transforms reported about each episode; the means are metrics."""
     counts: dict[str, float] = field(default_factory=dict)
-    """Metrics that the reward counted while it asked its judges, and those of the source itself."""
+    """Further metrics: counts of the questions to the reward's judges, and the source's own metrics."""
     sampler: Mapping[str, Json] = field(default_factory=dict)
     """The sampler's state after it observed these groups, and before it observed any that were played ahead;
     a resumed run continues from it."""
@@ -197,7 +197,7 @@ class Stage:
     evaluate: bool = False
     """Whether to evaluate the agent after the stage's last update."""
     evaluate_every: int = 0
-    """Also evaluate the agent each time the stage has made so many updates; 0: no such evaluations."""
+    """Also evaluate the agent after every this many updates of the stage; 0: never."""
 
     @property
     def payment(self) -> Payment:

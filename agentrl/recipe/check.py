@@ -1,4 +1,4 @@
-"""Checks of a recipe before any work: every problem is listed with what was found and how to mend it."""
+"""Checks of a recipe before any work: every problem is listed with what was found and how to fix it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check(recipe: Recipe) -> None:
     """Refuse a recipe that cannot run as meant, before any work.
 
     Raises:
-        ConfigError: lists everything that is wrong, each with what was found and how to mend it.
+        ConfigError: lists everything that is wrong, each with what was found and how to fix it.
     """
     problems = list(check_types(recipe)) or list(_problems(recipe))
     if problems:

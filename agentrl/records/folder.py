@@ -20,7 +20,7 @@ from agentrl.records.files import replace
 from agentrl.types import Json
 
 FORMAT = 2
-"""Version of ``recipe.json``: 1 named classes by their modules and did not state its version."""
+"""Version of ``recipe.json``. Version 1 named classes by their modules and did not state its version."""
 
 _RENAMED = {
     "agentrl.credit.constant:Constant": "agentrl:ConstantCredit",
@@ -33,7 +33,6 @@ _RENAMED = {
     "agentrl.rewards.refine:Delta": "agentrl:DeltaReward",
     "agentrl.rewards.refine:Ensemble": "agentrl:RewardEnsemble",
     "agentrl.rewards.refine:Overlong": "agentrl:OverlongPenalty",
-    "agentrl.rewards.similarity:Alike": "agentrl:TextSimilarity",
     "agentrl.rewards.similarity:Cosine": "agentrl:CosineSimilarity",
     "agentrl.rewards.similarity:Shown": "agentrl:ObservedStates",
     "agentrl.rewards.similarity:likeness": "agentrl:state_similarity",

@@ -1,4 +1,4 @@
-"""Metrics computed from the trajectories of an update: of playing, rewards and credit."""
+"""Metrics about playing, rewards and credit, computed from the trajectories of an update."""
 
 from __future__ import annotations
 

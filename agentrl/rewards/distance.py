@@ -49,8 +49,8 @@ def epic_distance(one: Numbers, other: Numbers) -> float:
 def reward_distance(one: Reward, other: Reward, trajectories: Sequence[Trajectory]) -> float:
     """Return the EPIC distance between what two rewards pay for all turns of ``trajectories``.
 
-    Components are added, and rewards are not made canonical. StateFactory measures it this way, over the
-    successes and failures of a task together.
+    Components are added, and ``canonical`` is not applied, so rewards that differ by a potential have a
+    distance. The StateFactory paper measures it this way, over the successes and failures of a task together.
     """
     return epic_distance(
         *(

@@ -35,8 +35,8 @@ class Lagrangian(Transform):
     ``w_i = tanh(mu_i)``, which becomes negative if their return is too high. All ``mu_i`` start at 0;
     published code starts them near 0, at random.
 
-    Published code compares each component with its own kind before it mixes advantages. Here rewards are
-    mixed, so components should have about the same scale.
+    Published code normalises the advantages of each component before it mixes them. Here rewards are mixed
+    without normalisation, so components should have about the same scale.
     """
 
     objective: str

@@ -21,7 +21,7 @@ from agentrl.types import Json, ScoredGroup, Task
 class Draw:
     """A request to play ``num_episodes`` episodes of ``task``.
 
-    ``first_sample`` is the number of the first episode; numbers are unique for the task within the run.
+    ``first_sample`` is the number of the first episode; numbers are unique for the task within a stage.
     ``prefix``: actions that are replayed first. They are part of the context and of the record, and nothing
     is learned from them. ``preamble``: text that is put before the first observation.
     """

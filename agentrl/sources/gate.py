@@ -41,7 +41,7 @@ class DemonstrationGate(Guided):
         yield from credit_problems(self, stage)
 
     def imitates(self, successes: int, episodes: int) -> bool:
-        """Return whether a group with so many ``successes`` among its ``episodes`` is replaced.
+        """Return whether a group with ``successes`` successes among its ``episodes`` is replaced.
 
         >>> [DemonstrationGate(source=None, gate=0.25).imitates(n, 8) for n in (0, 2, 3)]
         [True, True, False]

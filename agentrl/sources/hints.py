@@ -46,7 +46,9 @@ class Scaffold(Guided):
     """
 
     hints: tuple[Information, ...] = (PlanShare(0.25), PlanShare(0.5), PlanShare(0.75), PlanShare(1.0))
-    """The levels, smallest first: functions from a failed trajectory to its hint; empty text: no hint."""
+    """One function per level, from the smallest hint to the largest.
+
+    Each takes a failed trajectory and returns the hint's text; an empty text means that there is no hint."""
     since: int = 0
     """Updates at the beginning of the stage that have no hints; in the paper, the first 15 percent."""
 

@@ -63,7 +63,7 @@ class Thermostat(Guided):
         return self.hot if entropy <= self.target else self.cold
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Add the successes of the other temperature: one group for each task that has any."""
+        """Play the first tasks again at the chosen temperature, and add the successes as groups, by task."""
         entropy = sampled_entropy([scored.trajectory for group in groups for scored in group])
         if entropy is None:
             return list(groups)

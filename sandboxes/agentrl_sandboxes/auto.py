@@ -75,7 +75,7 @@ class Auto(SandboxProvider):
         every = "\n  ".join(dict.fromkeys(reasons))
         raise ConfigError(
             f"no sandbox back end of this machine meets the requirements:\n  {every}\n"
-            "mend one of these, or name another provider"
+            "fix one of these, or name another provider"
         )
 
     def _unfit(self, found: Capabilities, accepted: frozenset[Limit]) -> str:

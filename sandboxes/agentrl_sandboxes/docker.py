@@ -171,7 +171,10 @@ class DockerBackend:
             await self.destroy(handle)
 
     async def prepare(self, image: str) -> None:
-        """Make an image usable: import it if agentrl built it, else pull it, unless the daemon has it."""
+        """Make sure that the daemon has an image.
+
+        A missing image is imported if agentrl built it, and pulled otherwise.
+        """
         name = image or self.options.base
         try:
             ours = await asyncio.to_thread(images.find, name)
@@ -343,7 +346,7 @@ class DockerBackend:
 
 
 def _mended(problem: ApiError, spec: SandboxSpec, python: str) -> SandboxError | ConfigError:
-    """Return the error to raise for a container that could not be started; it says how to mend that."""
+    """Return the error to raise for a container that could not be started; it says how to fix that."""
     if "rlimit" in problem.message:
         return ConfigError(
             f"num_files is {spec.num_files}, which is more than the daemon may allow; "

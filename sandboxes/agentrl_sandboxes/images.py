@@ -94,7 +94,7 @@ def find(name: str = "") -> Image:
     """Return the image of this name. If the base image does not exist yet, it is built, which takes seconds.
 
     Raises:
-        ImageMissing: no image has this name, or the base image cannot be built; the message says how to mend
+        ImageMissing: no image has this name, or the base image cannot be built; the message says how to fix
             it.
     """
     name = name or BASE
@@ -132,7 +132,7 @@ def build(
 
     Raises:
         ConfigError: the name or an ingredient is not usable.
-        ImageMissing: it cannot be built here; the message says how to mend it.
+        ImageMissing: it cannot be built here; the message says how to fix it.
     """
     if _NAME.fullmatch(name) is None:
         raise ConfigError(

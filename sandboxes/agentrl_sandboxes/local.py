@@ -52,7 +52,7 @@ async def opened_backend() -> AsyncIterator[LocalBackend]:
     """Open the back end; leaving the context ends every sandbox that it created.
 
     Raises:
-        ConfigError: sandboxes would not be isolated on this machine; the message says why and how to mend it.
+        ConfigError: sandboxes would not be isolated on this machine; the message says why and how to fix it.
     """
     backend = LocalBackend(bubblewrap())
     try:

@@ -46,7 +46,7 @@ class PoolOptions:
     quarantine_after: int = 6
     """Consecutive failed starts after which an image is refused at once."""
     quarantine_s: float = 120.0
-    """How long the image is refused before it is tried again."""
+    """How long an image in quarantine (see ``quarantine_after``) is refused before it is tried again."""
     idle_s: float = 300.0
     """Warm sandboxes that are not used for this long are closed."""
     reap_every_s: float = 30.0

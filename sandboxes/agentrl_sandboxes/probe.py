@@ -208,7 +208,7 @@ async def _run(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  
 
 
 def _mend(problem: str) -> str:
-    """Return what is most likely to mend a start that failed with this error."""
+    """Return what is most likely to fix a start that failed with this error."""
     if "nknown option" in problem:
         return "bubblewrap 0.8 or newer is needed: install a newer one, or use Docker"
     for name, bad, good in _SYSCTLS:

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Style = Literal["function", "line", "block"]
-"""The forms, in the order above."""
+"""How an action is written: a function call, a one-line call, or a fenced block."""
 
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "bash": ("command",),

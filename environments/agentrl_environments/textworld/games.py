@@ -105,7 +105,7 @@ class Games:
         return tuple(found.values())
 
     def load(self, file: str) -> dict[str, Any]:
-        """Return the JSON value of a game file, checked against its block's index.
+        """Return the JSON value of a game file, after comparing its hash with the index of its folder.
 
         Raises:
             ConfigError: the file is missing, or differs from what was written. It is not generated again
@@ -120,7 +120,7 @@ class Games:
             raise ConfigError(f"game file {path} cannot be read ({problem.strerror}); {mend}") from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ConfigError(
-                f"game file {path} is corrupt ({len(content)} bytes differ from what was written); {mend}"
+                f"game file {path} is corrupt: its hash differs from the one in the index; {mend}"
             )
         data: dict[str, Any] = json.loads(content)
         return data

@@ -143,7 +143,10 @@ class BashSession:
         self.capture.add(data)
 
     def at_prompt(self, data: bytes) -> None:
-        """Bash reports that it is at its prompt. After an interrupt that came too late it may do so twice."""
+        """Handle bash's report that it is at its prompt.
+
+        If an interrupt arrives after the command has ended, bash may report twice.
+        """
         # while bash is being killed, a job that is stopped first may bring it back to its prompt
         if not self.process or self.process.killing:
             return
