@@ -65,7 +65,7 @@ class SharedBroken(EnvError):
 
 
 class SandboxError(AgentRLError, RuntimeError):
-    """Sandbox infrastructure broke. A command that fails does not raise it: its result is an ``ExecResult``."""
+    """Sandbox infrastructure broke. A command that fails does not raise it, but returns an ``ExecResult``."""
 
 
 class Unjudged(AgentRLError, RuntimeError):

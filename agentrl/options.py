@@ -1,8 +1,8 @@
 """Frozen dataclasses as options: described as JSON, overridden from the command line, checked for types.
 
 ``describe`` writes a recipe into a run folder, where it is compared with the recipe of a resumed run.
-``override`` sets a field by its dotted path (``stages.learn.updates=20``); an element of a tuple is addressed by
-its ``name`` or its index. ``check_types`` finds values of the wrong type, which Python itself would accept
+``override`` sets a field by its dotted path (``stages.learn.updates=20``); an element of a tuple is addressed
+by its ``name`` or its index. ``check_types`` finds values of the wrong type, which Python itself would accept
 and fail on later.
 """
 

@@ -1,8 +1,8 @@
 """The loop where policy meets environment, and the playing of many episodes at once.
 
-``play`` plays one episode: observe, act, step, until the environment or a limit ends it. It decides nothing else: what a turn
-is worth, and what is trained on, is decided later. ``play_all`` plays the draws of a sampler concurrently,
-and plays failed episodes again.
+``play`` plays one episode: observe, act, step, until the environment or a limit ends it. It decides nothing
+else: what a turn is worth, and what is trained on, is decided later. ``play_all`` plays the draws of a
+sampler concurrently, and plays failed episodes again.
 
 The episodes of one call share only the policy and the host, and every seed is derived from (run seed, task,
 sample, turn). So the trajectories do not depend on how many episodes are played at once, in what order they

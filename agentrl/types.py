@@ -231,8 +231,8 @@ class End(StrEnum):
 class Trajectory:
     """The record of one episode.
 
-    ``sample`` numbers the episodes of one task in a stage; an episode that replaces another has a negative number
-    (``stand_in``). ``final`` is the last observation.
+    ``sample`` numbers the episodes of one task in a stage; an episode that replaces another has a negative
+    number (``stand_in``). ``final`` is the last observation.
     """
 
     task: Task
@@ -333,7 +333,9 @@ def is_given(group: ScoredGroup) -> bool:
 
 
 def stand_in(sample: int) -> int:
-    """Return the number of the episode that replaces episode ``sample``. Applied twice, it returns ``sample``.
+    """Return the number of the episode that replaces episode ``sample``.
+
+    Applied twice, it returns ``sample``.
 
     >>> stand_in(0), stand_in(7), stand_in(stand_in(7))
     (-1, -8, 7)

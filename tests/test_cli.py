@@ -246,7 +246,7 @@ def test_what_there_is_is_listed_and_described():
     assert "textworld_demo.py" in listed.out
     described = agentrl("info", "bandit", "arms=4").out
     assert "arms       int    4" in described
-    assert "Number of pulls in an episode." in described
+    assert "Number of pulls in an episode" in described
     assert "regret" in described
     assert "train    512  " in described
     refused(agentrl("info", "bandid"), "did you mean 'bandit'")

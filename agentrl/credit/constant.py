@@ -36,9 +36,10 @@ class ConstantCredit(Credit):
 class ByOutcome(Credit):
     """Credits every token of a success with ``success`` and of other episodes with ``failure``.
 
-    Zhu et al. 2025, "negative reinforcement". The defaults are their weighted REINFORCE, which keeps the policy diverse.
-    ``ByOutcome(1, 0)`` learns from successes alone, ``ByOutcome(0, -1)`` from failures alone. Success is the
-    environment's signal and not a reward, so reward shaping does not change which episodes are successes.
+    Zhu et al. 2025, "negative reinforcement". The defaults are their weighted REINFORCE, which keeps the
+    policy diverse. ``ByOutcome(1, 0)`` learns from successes alone, ``ByOutcome(0, -1)`` from failures alone.
+    Success is the environment's signal and not a reward, so reward shaping does not change which episodes are
+    successes.
     """
 
     success: float = 0.1

@@ -73,12 +73,15 @@ def save(
 
 
 def restore(folder: Path, learner: Learner, beside: Mapping[str, Learner] | None = None) -> dict[str, Json]:
-    """Load the saved state into ``learner`` and the models of ``beside``; return the ``extra`` given to ``save``.
+    """Load the saved state into ``learner`` and the models of ``beside``.
+
+    Return the ``extra`` given to ``save``.
 
     To resume within a stage, call ``Learner.start`` first.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is incomplete, altered, of a later version or of another
+        CheckpointError: there is no checkpoint, or it is incomplete, altered, of a later version or of
+        another
             model.
     """
     verify(folder)

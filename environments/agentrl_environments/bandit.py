@@ -35,7 +35,8 @@ class Bandit(EnvSpec):
     signals: ClassVar = {
         **STANDARD_SIGNALS,
         "payout": "1 where the pull paid, else 0",
-        "regret": "payout probability of the best arm minus that of the pulled one (0 for an invalid action)",
+        "regret": "payout probability of the best arm minus that of the pulled arm; "
+        "an invalid action counts as an arm with payout probability 0",
     }
 
     arms: int = 3

@@ -43,7 +43,8 @@ class Swe(EnvSpec):
     """
 
     rows: str = ""
-    """File of rows (.json, .jsonl, .parquet) in any format that the module ``rows`` can read; empty for the shipped sample."""
+    """File of rows (.json, .jsonl, .parquet) in any format that the module ``rows`` can read; empty for the
+    shipped sample."""
     held_out: tuple[str, ...] = HELD_OUT
     """Repositories that are not trained on."""
     tools: ToolSet = "editor"
