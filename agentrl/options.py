@@ -286,14 +286,25 @@ def too_small(part: object, where: str, **least: float) -> Iterator[str]:
 
 @functools.cache
 def _hints(cls: type) -> Mapping[str, object]:
+    """Return the types of a dataclass's fields.
+
+    A field whose type is imported only for type checkers has the type of its default if that is a scalar, and
+    ``object`` otherwise.
+    """
     try:
         return typing.get_type_hints(cls)
-    except NameError:  # a name that is imported only for type checkers: use the types of scalar defaults
-        fields = dataclasses.fields(cls)
-        return {
-            field.name: type(field.default) if isinstance(field.default, _SCALARS) else object
-            for field in fields
-        }
+    except NameError:
+        return {field.name: _hint(cls, field) for field in dataclasses.fields(cls)}
+
+
+def _hint(cls: type, field: dataclasses.Field[typing.Any]) -> object:  # Any: fields have many types
+    name = field.name
+    owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
+    alone = {"__annotations__": {name: owner.__annotations__[name]}, "__module__": owner.__module__}
+    try:
+        return typing.get_type_hints(type(owner.__name__, (), alone))[name]
+    except NameError:
+        return type(field.default) if isinstance(field.default, _SCALARS) else object
 
 
 def _checkable(hint: object) -> bool:

@@ -1,15 +1,17 @@
 import enum
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+from sound import SOUND
 
 from agentrl.errors import ConfigError
 from agentrl.options import check_types, describe, differences, override, parse_fields, pretty, spell_type
+from agentrl.recipe import Recipe
 
 
 def double(value: float) -> float:
@@ -213,3 +215,11 @@ class Mood(enum.Enum):
 )
 def test_what_differs_is_described_differently(one, other):
     assert describe(one) != describe(other)
+
+
+def test_a_type_that_only_type_checkers_import_does_not_hide_the_others() -> None:
+    """``Recipe.renderer`` names a class of transformers, which a recipe does not load."""
+    assert spell_type(Recipe, "name") == "str"
+    assert spell_type(Recipe, "seed") == "int"
+    (problem,) = check_types(replace(SOUND, name=3))
+    assert problem == "name must be str; found 3 (int)"
