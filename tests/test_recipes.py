@@ -1,5 +1,8 @@
 """The recipes load and pass their checks; those for pretrained models can be planned on a model folder."""
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,31 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_model(spec, len(CHAT_TOKENIZER), seed=0).save_pretrained(folder)
     CHAT_TOKENIZER.save_pretrained(folder)
     return folder
+
+
+def test_recipes_are_read_overridden_printed_and_refused_without_torch():
+    script = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        from agentrl.errors import ConfigError
+        from agentrl.options import pretty
+        from agentrl.recipe.check import check
+        from agentrl.recipe.load import load
+        for path in {[str(path) for path in RECIPES]!r}:
+            recipe = load(Path(path), ["seed=1"])
+            check(recipe)
+            assert recipe.seed == 1 and recipe.name in pretty(recipe)
+        try:
+            load(Path(path), ["stages.learn.updates=many"])
+        except ConfigError as problem:
+            print(problem)
+        print(sorted({{"torch", "transformers", "textworld"}} & set(sys.modules)))
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["option 'stages.learn.updates' takes int; found 'many'", "[]"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

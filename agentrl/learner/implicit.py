@@ -11,7 +11,6 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from agentrl.learner.batch import make_batch
 from agentrl.learner.contract import Learner, MakeLearner, Weights
 from agentrl.learner.optimiser import Compute, Optimisation
 from agentrl.learner.spec import ModelSpec
@@ -100,6 +99,8 @@ class OpenImplicitPRM:
             )
             for group, found in zip(groups, weights, strict=True)
         ]
+        from agentrl.learner.batch import make_batch  # here: a recipe names the scorer without torch
+
         objective = Objective(loss=NegativeLogLikelihood(), aggregate=_plain_sum)
         stats = self.learner.update(make_batch(groups, credited), objective, temperature=temperature)
         return measured | {

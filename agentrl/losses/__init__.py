@@ -15,13 +15,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from agentrl.types import Json, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
 """Bound of log-ratios in nats, on either side: the exponential of a larger one is useless for learning."""
@@ -51,7 +53,7 @@ class LossInputs:
     given_A: Tensor | None = None
 
 
-Terms = tuple[Tensor, Mapping[str, Tensor]]
+Terms = tuple["Tensor", Mapping[str, "Tensor"]]
 """A per-token loss ``[A]``, and named per-token measurements ``[A]`` that are averaged over the update's
 tokens."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from agentrl.errors import ConfigError
 from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
@@ -42,6 +40,8 @@ class Clip(Loss):
 
         Measured: ``ratio``, ``clip_fraction`` (tokens without gradient) and ``approx_kl`` (old to new, nats).
         """
+        import torch
+
         log_ratio_A = (x.logprobs_A - x.old_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio_A = log_ratio_A.exp()
         free_A = -ratio_A * x.advantages_A

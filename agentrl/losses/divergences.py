@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from agentrl.errors import ConfigError
 from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def forward_kl(log_ratio_A: Tensor) -> Tensor:
     """``u - 1 - log u`` with ``u = pi / pi_0`` on samples of ``pi_0``: its mean is ``KL(pi_0 || pi)``."""
+    import torch
+
     return torch.expm1(log_ratio_A) - log_ratio_A
 
 
@@ -28,12 +30,16 @@ def jensen_shannon(log_ratio_A: Tensor) -> Tensor:
 
     The generator of the Jensen-Shannon divergence.
     """
+    import torch
+
     ratio_A = log_ratio_A.exp()
     return ratio_A * log_ratio_A - (ratio_A + 1.0) * torch.log((ratio_A + 1.0) / 2.0)
 
 
 def chi_squared(log_ratio_A: Tensor) -> Tensor:
     """``(u - 1)**2`` with ``u = pi / pi_0`` on samples of ``pi_0``; its mean is the divergence."""
+    import torch
+
     return torch.expm1(log_ratio_A).square()
 
 
@@ -52,6 +58,8 @@ class AlphaDivergence:
 
     def __call__(self, log_ratio_A: Tensor) -> Tensor:
         """Return the generator at each token."""
+        import torch
+
         ratio_A = log_ratio_A.exp()
         return (torch.exp((1.0 - self.a) * log_ratio_A) - (1.0 - self.a) * ratio_A - self.a) / (
             self.a * (self.a - 1.0)
@@ -92,6 +100,8 @@ class TeacherKL(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the penalty; measured: ``teacher_kl`` (k1, nats per token)."""
+        import torch
+
         assert x.ref_logprobs_A is not None, "ref_logprobs were not measured"
         log_ratio_A = (x.logprobs_A - x.ref_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         term_A = log_ratio_A.square() / 2.0

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import ClassVar, cast
 
-import torch
-
 from agentrl.errors import ConfigError
 from agentrl.losses import Aggregation, Loss, LossInputs, Terms
 from agentrl.losses.aggregation import nested_mean
@@ -64,6 +62,8 @@ class EPO(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the term; measured: ``entropy`` (nats), ``outside_band`` (share of tokens)."""
+        import torch
+
         assert x.entropies_A is not None, "entropies were not measured"
         entropies_A = x.entropies_A
         if not self.history:

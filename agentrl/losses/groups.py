@@ -11,16 +11,16 @@ Sequences without action tokens are left out of the comparison.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from agentrl.errors import ConfigError
 from agentrl.losses import Aggregation, Loss, LossInputs, Terms
 from agentrl.losses.aggregation import token_mean
 from agentrl.losses.ratios import log_ratio, measure
 from agentrl.types import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class NFT(Loss):
         Raises:
             ConfigError: the advantages are not those of ``DrGRPO`` on returns of 0 and 1.
         """
+        import torch
+
         if bool((x.advantages_A.abs() >= 1.0).any()):
             raise ConfigError(
                 "NFT computes a group's share of successes from advantages between -1 and 1; "
@@ -99,6 +101,8 @@ class OREAL(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the weighted loss; measured: ``nll`` (of successes, unweighted; other tokens count as 0)."""
+        import torch
+
         good_A = x.advantages_A > 0
         imitated_A = self.positive * x.logprobs_A
         unlearned_A = self.negative * torch.exp(x.logprobs_A - x.logprobs_A.detach())
@@ -178,6 +182,8 @@ class DisCO(Loss):
         Measured: ``margin`` (the group's objective), ``one_sided`` (tokens in groups without both kinds) and
         ``approx_kl``.
         """
+        import torch
+
         groups = _Groups.of(x)
         log_ratio_A = log_ratio(x)
         score_A = log_ratio_A.exp() if self.ratios else x.logprobs_A
@@ -233,6 +239,8 @@ class KLBound(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the penalty; measured: ``bound_exceeded`` (share of tokens in groups beyond ``delta``)."""
+        import torch
+
         groups = _Groups.of(x)
         log_ratio_A = log_ratio(x)
         divergence_A = torch.expm1(log_ratio_A) - log_ratio_A
@@ -257,6 +265,8 @@ class _Groups:
 
     @classmethod
     def of(cls, x: LossInputs) -> _Groups:
+        import torch
+
         assert x.group_A is not None, "groups are not numbered"
         kept, sequence_A = torch.unique(x.sequence_A, return_inverse=True)
         group_S = x.group_A.new_zeros(len(kept)).scatter(0, sequence_A, x.group_A)
@@ -280,6 +290,8 @@ class _Groups:
 
     def group_maxima(self, values_S: Tensor) -> Tensor:
         """Return at each sequence the largest value of its group."""
+        import torch
+
         return values_S.new_full((len(values_S),), -torch.inf).scatter_reduce(
             0, self.group_S, values_S, "amax"
         )[self.group_S]

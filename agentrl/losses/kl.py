@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from agentrl.errors import ConfigError
 from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_K3 = 10.0
 
@@ -36,6 +36,8 @@ def k2(log_ratio_A: Tensor) -> Tensor:
 
 def k3(log_ratio_A: Tensor) -> Tensor:
     """``exp(-d) - 1 + d``, at most 10."""
+    import torch
+
     return (torch.expm1(-log_ratio_A) + log_ratio_A).clamp(max=MAX_K3)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class ByOrigin(Loss):
         Measured: what each loss measures, averaged over its own tokens, and ``given``, the share of tokens
         that were given.
         """
+        import torch
+
         given_A = torch.zeros_like(x.logprobs_A, dtype=torch.bool) if x.given_A is None else x.given_A
         loss_A = torch.zeros_like(x.logprobs_A)
         measured: dict[str, Tensor] = {}

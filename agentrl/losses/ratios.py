@@ -8,14 +8,14 @@ but the last have the plain policy gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from agentrl.errors import ConfigError
 from agentrl.losses import MAX_LOG_RATIO, Loss, LossInputs, Terms
 from agentrl.types import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class GSPO(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
+        import torch
+
         log_ratio_A = log_ratio(x)
         mean_A = sequence_means(log_ratio_A.detach(), x.sequence_A)
         ratio_A = torch.exp(
@@ -89,6 +91,8 @@ class SAPO(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the gated loss; measured: ``ratio``, ``gate`` (its slope, 1 on-policy), ``approx_kl``."""
+        import torch
+
         log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.exp()
         tau_A = torch.where(x.advantages_A > 0, self.positive, self.negative).to(ratio_A.dtype)
@@ -120,6 +124,8 @@ class GMPO(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
+        import torch
+
         log_ratio_A = log_ratio(x)
         clipped_A = log_ratio_A.abs() > self.log_clip
         if self.one_sided:
@@ -144,6 +150,8 @@ class TOPR(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the tapered loss; measured: ``ratio``, ``taper`` (the weights), ``approx_kl``."""
+        import torch
+
         log_ratio_A = log_ratio(x)
         behaviour_A = (x.logprobs_A - x.behaviour_logprobs_A).detach()
         sums_A = sequence_sums(behaviour_A, x.sequence_A)
@@ -173,6 +181,8 @@ class MirrorDescent(Loss):
 
     def __call__(self, x: LossInputs) -> Terms:
         """Return the penalised surrogate; measured: ``ratio``, ``clip_fraction`` (0), ``approx_kl``."""
+        import torch
+
         log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.exp()
         divergence_A = ratio_A * log_ratio_A - ratio_A + 1.0  # its mean under pi_old is KL(pi || pi_old)
@@ -213,6 +223,8 @@ def sequence_sums(values_A: Tensor, sequence_A: Tensor) -> Tensor:
 
 def sequence_means(values_A: Tensor, sequence_A: Tensor) -> Tensor:
     """Return at each token the mean over its sequence."""
+    import torch
+
     return sequence_sums(values_A, sequence_A) / sequence_sums(torch.ones_like(values_A), sequence_A)
 
 
@@ -221,6 +233,8 @@ def measure(ratio_A: Tensor, log_ratio_A: Tensor, clipped_A: Tensor) -> dict[str
 
     ``approx_kl`` is from the old to the new policy, in nats.
     """
+    import torch
+
     with torch.no_grad():
         return {
             "ratio": ratio_A,

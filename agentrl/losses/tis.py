@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError
 from agentrl.losses import MAX_LOG_RATIO, OffPolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEARLY_ZERO = 1e-3
 """Tokens with a smaller weight count as lost in the metric ``off_policy_zero``."""
@@ -92,4 +93,6 @@ def _check_cap(cap: float) -> None:
 
 
 def _ratio(log_ratio: Tensor) -> Tensor:
+    import torch
+
     return torch.exp(log_ratio.detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from agentrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def value_loss(
@@ -19,6 +20,8 @@ def value_loss(
     ``old_values_A`` (as in the PPO release, Dhariwal et al. 2017). To average, divide by the number of tokens
     *with* a target in the whole batch.
     """
+    import torch
+
     has_A = ~torch.isnan(targets_A)
     targets_A = torch.where(has_A, targets_A, values_A.detach())
     error_A = (values_A - targets_A).square()
