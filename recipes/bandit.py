@@ -10,49 +10,37 @@ Result: success on held-out tasks is 0.93, 0.79 and 0.98 with seeds 0, 1 and 2; 
 
 from agentrl_environments.bandit import Bandit
 
-from agentrl.credit.baselines import OthersAtTurn
-from agentrl.credit.modifiers import UnitDeviation
-from agentrl.credit.returns import TurnReturn
-from agentrl.learner import Compute, Linear, Optimisation
-from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
-from agentrl.losses.clip import Clip
-from agentrl.losses.entropy import EntropyBonus
-from agentrl.losses.objective import Objective
-from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
-from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
-from agentrl.rewards.compose import Sum
-from agentrl.rewards.outcome import EnvReward, Format, Outcome
-from agentrl.rollout import Limits
-from agentrl.sources import Rollouts
+import agentrl as rl
 
-recipe = Recipe(
+recipe = rl.Recipe(
     name="bandit",
     env=Bandit(arms=2),
-    model=ModelSpec(
-        shape=Shape(hidden=64, layers=2, mlp=192, max_context=256), tokenizer=TrainedTokenizer(vocab_size=340)
+    model=rl.ModelSpec(
+        shape=rl.Shape(hidden=64, layers=2, mlp=192, max_context=256),
+        tokenizer=rl.TrainedTokenizer(vocab_size=340),
     ),
-    sampling=Sampling(temperature=1.0, max_tokens=1),
-    limits=Limits(concurrency=128),
-    compute=Compute(threads=1),
+    sampling=rl.Sampling(temperature=1.0, max_tokens=1),
+    limits=rl.Limits(concurrency=128),
+    compute=rl.Compute(threads=1),
     stages=(
-        Stage(
+        rl.Stage(
             name="learn",
             updates=70,
-            source=Rollouts(num_groups=16, group_size=8),
-            reward=Sum((EnvReward(), Outcome(), Format(penalty=0.5))),
-            credit=TurnReturn(gamma=0.5, baseline=OthersAtTurn()),
-            modifiers=(UnitDeviation(),),
-            objective=Objective(loss=Clip(0.2, 0.2), regularisers=(EntropyBonus(0.01),)),
-            optimisation=Optimisation(lr=3e-3, warmup_updates=3, schedule=Linear(0.02)),
+            source=rl.Rollouts(num_groups=16, group_size=8),
+            reward=rl.Sum((rl.EnvReward(), rl.Outcome(), rl.Format(penalty=0.5))),
+            credit=rl.TurnReturn(gamma=0.5, baseline=rl.OthersAtTurn()),
+            modifiers=(rl.UnitDeviation(),),
+            objective=rl.Objective(loss=rl.Clip(0.2, 0.2), regularisers=(rl.EntropyBonus(0.01),)),
+            optimisation=rl.Optimisation(lr=3e-3, warmup_updates=3, schedule=rl.Linear(0.02)),
             epochs=4,
             minibatches=4,
             evaluate=True,
         ),
     ),
-    evaluation=Evaluation(
+    evaluation=rl.Evaluation(
         split="test",
-        sampling=Sampling(temperature=1.0, max_tokens=1),
-        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
+        sampling=rl.Sampling(temperature=1.0, max_tokens=1),
+        baselines={"random": rl.RandomPolicy(), "expert": rl.ExpertPolicy()},
     ),
-    checkpoints=Checkpoints(every=20),
+    checkpoints=rl.Checkpoints(every=20),
 )

@@ -12,50 +12,37 @@ import functools
 
 from agentrl_environments.frozen_lake import FrozenLake
 
-from agentrl.credit.baselines import OthersAtTurn
-from agentrl.credit.modifiers import UnitDeviation
-from agentrl.credit.returns import TurnReturn
-from agentrl.learner import Compute, Linear, Optimisation
-from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
-from agentrl.losses.clip import Clip
-from agentrl.losses.entropy import EntropyBonus
-from agentrl.losses.objective import Objective
-from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
-from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
-from agentrl.render import TagRenderer
-from agentrl.rewards.compose import Scaled, Sum
-from agentrl.rewards.outcome import Format, Outcome, Process
-from agentrl.rollout import Limits
-from agentrl.sources import Rollouts
+import agentrl as rl
 
-recipe = Recipe(
+recipe = rl.Recipe(
     name="frozen_lake",
     env=FrozenLake(),
-    model=ModelSpec(
-        shape=Shape(hidden=64, layers=2, mlp=192, max_context=256), tokenizer=TrainedTokenizer(vocab_size=320)
+    model=rl.ModelSpec(
+        shape=rl.Shape(hidden=64, layers=2, mlp=192, max_context=256),
+        tokenizer=rl.TrainedTokenizer(vocab_size=320),
     ),
-    renderer=functools.partial(TagRenderer, history=0),
-    sampling=Sampling(temperature=1.0, max_tokens=1),
-    limits=Limits(concurrency=128),
-    compute=Compute(threads=1),
+    renderer=functools.partial(rl.TagRenderer, history=0),
+    sampling=rl.Sampling(temperature=1.0, max_tokens=1),
+    limits=rl.Limits(concurrency=128),
+    compute=rl.Compute(threads=1),
     stages=(
-        Stage(
+        rl.Stage(
             name="learn",
             updates=60,
-            source=Rollouts(num_groups=16, group_size=4),
-            reward=Sum((Outcome(), Scaled(Process("progress"), 0.1), Format(penalty=0.1))),
-            credit=TurnReturn(gamma=0.9, baseline=OthersAtTurn()),
-            modifiers=(UnitDeviation(),),
-            objective=Objective(loss=Clip(0.2, 0.2), regularisers=(EntropyBonus(0.01),)),
-            optimisation=Optimisation(lr=4e-3, warmup_updates=5, schedule=Linear(0.1)),
+            source=rl.Rollouts(num_groups=16, group_size=4),
+            reward=rl.Sum((rl.Outcome(), rl.Scaled(rl.Process("progress"), 0.1), rl.Format(penalty=0.1))),
+            credit=rl.TurnReturn(gamma=0.9, baseline=rl.OthersAtTurn()),
+            modifiers=(rl.UnitDeviation(),),
+            objective=rl.Objective(loss=rl.Clip(0.2, 0.2), regularisers=(rl.EntropyBonus(0.01),)),
+            optimisation=rl.Optimisation(lr=4e-3, warmup_updates=5, schedule=rl.Linear(0.1)),
             minibatches=4,
             evaluate=True,
         ),
     ),
-    evaluation=Evaluation(
+    evaluation=rl.Evaluation(
         split="test",
-        sampling=Sampling(temperature=0.3, max_tokens=1),
-        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
+        sampling=rl.Sampling(temperature=0.3, max_tokens=1),
+        baselines={"random": rl.RandomPolicy(), "expert": rl.ExpertPolicy()},
     ),
-    checkpoints=Checkpoints(every=20),
+    checkpoints=rl.Checkpoints(every=20),
 )

@@ -13,66 +13,54 @@ updates and 0.63 [0.50, 0.74] after 40; random play has 0.12.
 from agentrl_environments.swe.repair import Repair
 from agentrl_sandboxes.local import Local
 
-from agentrl.credit.constant import ConstantCredit
-from agentrl.credit.gae import TurnGAE
-from agentrl.credit.modifiers import Whiten
-from agentrl.learner import Compute, Linear, Optimisation
-from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
-from agentrl.losses.clip import Clip
-from agentrl.losses.objective import Objective
-from agentrl.losses.value import ValueLoss
-from agentrl.policy import ErringPolicy, ExpertPolicy, RandomPolicy, Sampling
-from agentrl.recipe import Evaluation, Recipe, Stage
-from agentrl.rewards.compose import Scaled, Sum
-from agentrl.rewards.gates import Gates, Level
-from agentrl.rewards.outcome import Format, Outcome, Process
-from agentrl.rollout import Limits
-from agentrl.sources import Demonstrations, Rollouts
+import agentrl as rl
 
-SEARCH = ErringPolicy(ExpertPolicy(), RandomPolicy(avoid=("submit",)), share=0.5)
+SEARCH = rl.ErringPolicy(rl.ExpertPolicy(), rl.RandomPolicy(avoid=("submit",)), share=0.5)
 
 # Submitted, with a patch, with fixed tests, resolved: each step pays at least as much as all before it.
 LADDER = (
-    Scaled(Outcome("submitted", name="submitted"), 0.05),
-    Scaled(Outcome("nonempty", name="patch"), 0.05),
-    Scaled(Outcome("fixed", name="fixed"), 0.2),
-    Outcome(),
+    rl.Scaled(rl.Outcome("submitted", name="submitted"), 0.05),
+    rl.Scaled(rl.Outcome("nonempty", name="patch"), 0.05),
+    rl.Scaled(rl.Outcome("fixed", name="fixed"), 0.2),
+    rl.Outcome(),
 )
 
-recipe = Recipe(
+recipe = rl.Recipe(
     name="swe_demo",
     env=Repair(command_s=8.0, tests_s=20.0),  # an edit can cause an endless loop
     sandboxes=Local(),
-    model=ModelSpec(
-        shape=Shape(hidden=128, layers=2, max_context=512),
-        tokenizer=TrainedTokenizer(vocab_size=768, num_episodes=24),
+    model=rl.ModelSpec(
+        shape=rl.Shape(hidden=128, layers=2, max_context=512),
+        tokenizer=rl.TrainedTokenizer(vocab_size=768, num_episodes=24),
     ),
-    sampling=Sampling(temperature=1.0, max_tokens=6),
-    limits=Limits(concurrency=6, env_deadline_s=180.0),
-    compute=Compute(threads=1),  # the sandboxes use the other cores
+    sampling=rl.Sampling(temperature=1.0, max_tokens=6),
+    limits=rl.Limits(concurrency=6, env_deadline_s=180.0),
+    compute=rl.Compute(threads=1),  # the sandboxes use the other cores
     stages=(
-        Stage(
+        rl.Stage(
             name="imitate",
             updates=16,
-            source=Demonstrations(policy=SEARCH, num_episodes=80, batch=40, only_successful=True),
-            credit=ConstantCredit(1.0),
-            objective=Objective(observation_weight=0.1),
-            optimisation=Optimisation(lr=2e-3, warmup_updates=1, schedule=Linear(0.1)),
+            source=rl.Demonstrations(policy=SEARCH, num_episodes=80, batch=40, only_successful=True),
+            credit=rl.ConstantCredit(1.0),
+            objective=rl.Objective(observation_weight=0.1),
+            optimisation=rl.Optimisation(lr=2e-3, warmup_updates=1, schedule=rl.Linear(0.1)),
             minibatches=4,
             evaluate=True,
         ),
-        Stage(
+        rl.Stage(
             name="learn",
             updates=40,
-            source=Rollouts(num_groups=32, group_size=1),
-            reward=Sum((*LADDER, Scaled(Process("passed"), 0.1), Format(penalty=0.05))),
+            source=rl.Rollouts(num_groups=32, group_size=1),
+            reward=rl.Sum((*LADDER, rl.Scaled(rl.Process("passed"), 0.1), rl.Format(penalty=0.05))),
             # A passing edit is paid only if the episode submits a patch: 0.05 + 0.05 opens the gate.
-            transforms=(Gates((Level(("outcome", "fixed", "patch", "submitted"), 0.1), Level(("passed",)))),),
-            credit=TurnGAE(gamma=0.95, lam=0.95),
-            modifiers=(Whiten(),),
-            objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
-            optimisation=Optimisation(
-                lr=8e-4, warmup_updates=2, freeze_policy_updates=1, schedule=Linear(0.4)
+            transforms=(
+                rl.Gates((rl.Level(("outcome", "fixed", "patch", "submitted"), 0.1), rl.Level(("passed",)))),
+            ),
+            credit=rl.TurnGAE(gamma=0.95, lam=0.95),
+            modifiers=(rl.Whiten(),),
+            objective=rl.Objective(loss=rl.Clip(0.2, 0.2), value=rl.ValueLoss(0.5)),
+            optimisation=rl.Optimisation(
+                lr=8e-4, warmup_updates=2, freeze_policy_updates=1, schedule=rl.Linear(0.4)
             ),
             epochs=3,
             minibatches=2,
@@ -80,9 +68,9 @@ recipe = Recipe(
             evaluate_every=20,
         ),
     ),
-    evaluation=Evaluation(
+    evaluation=rl.Evaluation(
         split="held-out",
-        sampling=Sampling(temperature=0.3, max_tokens=6),
-        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
+        sampling=rl.Sampling(temperature=0.3, max_tokens=6),
+        baselines={"random": rl.RandomPolicy(), "expert": rl.ExpertPolicy()},
     ),
 )

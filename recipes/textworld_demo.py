@@ -11,68 +11,55 @@ Result with seeds 0, 1 and 2, in 3 to 4 minutes on two cores: success on 200 hel
 
 from agentrl_environments.textworld import TextWorld
 
-from agentrl.credit.constant import ConstantCredit
-from agentrl.credit.gae import TurnGAE
-from agentrl.credit.modifiers import Whiten
-from agentrl.learner import Compute, Linear, Optimisation
-from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
-from agentrl.losses.clip import Clip
-from agentrl.losses.objective import Objective
-from agentrl.losses.value import ValueLoss
-from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
-from agentrl.recipe import Evaluation, Recipe, Stage
-from agentrl.rewards.compose import Sum
-from agentrl.rewards.outcome import Format, Outcome
-from agentrl.rollout import Limits
-from agentrl.sources import Demonstrations, Rollouts
+import agentrl as rl
 
-recipe = Recipe(
+recipe = rl.Recipe(
     name="textworld_demo",
     # The seeds that fill the test panel hold 540 training games.
     env=TextWorld(game="coin-r8-q4", max_turns=20, train=540),
-    model=ModelSpec(
-        shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)
+    model=rl.ModelSpec(
+        shape=rl.Shape(hidden=128, layers=2, max_context=512), tokenizer=rl.TrainedTokenizer(vocab_size=448)
     ),
-    sampling=Sampling(temperature=1.0, max_tokens=8),
-    limits=Limits(concurrency=128),
-    compute=Compute(threads=2),
+    sampling=rl.Sampling(temperature=1.0, max_tokens=8),
+    limits=rl.Limits(concurrency=128),
+    compute=rl.Compute(threads=2),
     stages=(
-        Stage(
+        rl.Stage(
             name="explore",
             updates=30,
-            source=Demonstrations(
-                policy=RandomPolicy(avoid=("examine", "inventory", "look")),
+            source=rl.Demonstrations(
+                policy=rl.RandomPolicy(avoid=("examine", "inventory", "look")),
                 num_episodes=2400,
                 batch=80,
                 max_turns=8,
             ),
-            credit=ConstantCredit(1.0),
-            objective=Objective(observation_weight=1.0),
-            optimisation=Optimisation(lr=2e-3, warmup_updates=2, schedule=Linear(0.1)),
+            credit=rl.ConstantCredit(1.0),
+            objective=rl.Objective(observation_weight=1.0),
+            optimisation=rl.Optimisation(lr=2e-3, warmup_updates=2, schedule=rl.Linear(0.1)),
             minibatches=10,
         ),
-        Stage(
+        rl.Stage(
             name="imitate",
             updates=4,
-            source=Demonstrations(policy=ExpertPolicy(), num_episodes=40),
-            credit=ConstantCredit(1.0),
-            objective=Objective(observation_weight=0.3),
-            optimisation=Optimisation(lr=1e-3, schedule=Linear(0.1)),
+            source=rl.Demonstrations(policy=rl.ExpertPolicy(), num_episodes=40),
+            credit=rl.ConstantCredit(1.0),
+            objective=rl.Objective(observation_weight=0.3),
+            optimisation=rl.Optimisation(lr=1e-3, schedule=rl.Linear(0.1)),
             minibatches=4,
             evaluate=True,
         ),
-        Stage(
+        rl.Stage(
             name="learn",
             updates=140,
-            source=Rollouts(num_groups=64, group_size=1),
-            reward=Sum((Outcome(), Format(penalty=0.1))),
+            source=rl.Rollouts(num_groups=64, group_size=1),
+            reward=rl.Sum((rl.Outcome(), rl.Format(penalty=0.1))),
             # A critic is needed: with the batch's mean as the only baseline, refused commands became frequent
             # again from about update 40 on, and success fell.
-            credit=TurnGAE(gamma=0.9, lam=0.95),
-            modifiers=(Whiten(),),
-            objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
-            optimisation=Optimisation(
-                lr=6e-4, warmup_updates=3, freeze_policy_updates=3, schedule=Linear(0.1)
+            credit=rl.TurnGAE(gamma=0.9, lam=0.95),
+            modifiers=(rl.Whiten(),),
+            objective=rl.Objective(loss=rl.Clip(0.2, 0.2), value=rl.ValueLoss(0.5)),
+            optimisation=rl.Optimisation(
+                lr=6e-4, warmup_updates=3, freeze_policy_updates=3, schedule=rl.Linear(0.1)
             ),
             epochs=2,
             minibatches=4,
@@ -80,9 +67,9 @@ recipe = Recipe(
             evaluate_every=30,
         ),
     ),
-    evaluation=Evaluation(
+    evaluation=rl.Evaluation(
         split="test",
-        sampling=Sampling(temperature=0.3, max_tokens=8),
-        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
+        sampling=rl.Sampling(temperature=0.3, max_tokens=8),
+        baselines={"random": rl.RandomPolicy(), "expert": rl.ExpertPolicy()},
     ),
 )

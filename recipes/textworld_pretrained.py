@@ -15,45 +15,30 @@ model.
 
 from agentrl_environments.textworld import TextWorld
 
-from agentrl.credit.gae import TurnGAE
-from agentrl.credit.modifiers import Whiten
-from agentrl.credit.penalty import KLPenalty
-from agentrl.engines.spec import TorchEngine
-from agentrl.learner import Compute, Optimisation
-from agentrl.learner.spec import ModelSpec
-from agentrl.losses.clip import Clip
-from agentrl.losses.objective import Objective
-from agentrl.losses.value import ValueLoss
-from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
-from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
-from agentrl.render.chat import ChatRenderer
-from agentrl.rewards.compose import Sum
-from agentrl.rewards.outcome import Format, Outcome
-from agentrl.rollout import Limits
-from agentrl.sources import Rollouts
+import agentrl as rl
 
-recipe = Recipe(
+recipe = rl.Recipe(
     name="textworld_pretrained",
     env=TextWorld(
         game="w2-o3-q4", backend="z8", observation="raw", show_actions=True, max_turns=12, train=2000
     ),
-    model=ModelSpec(folder="models/Qwen2.5-1.5B-Instruct", gradient_checkpointing=True),
-    renderer=ChatRenderer,
-    sampling=Sampling(temperature=0.7, max_tokens=32),
-    engine=TorchEngine(num_slots=256, max_context=4096),
-    compute=Compute(device="cuda", precision="bfloat16", token_budget=16384),
-    limits=Limits(concurrency=128, act_deadline_s=1800.0),
+    model=rl.ModelSpec(folder="models/Qwen2.5-1.5B-Instruct", gradient_checkpointing=True),
+    renderer=rl.ChatRenderer,
+    sampling=rl.Sampling(temperature=0.7, max_tokens=32),
+    engine=rl.TorchEngine(num_slots=256, max_context=4096),
+    compute=rl.Compute(device="cuda", precision="bfloat16", token_budget=16384),
+    limits=rl.Limits(concurrency=128, act_deadline_s=1800.0),
     num_workers=8,
     stages=(
-        Stage(
+        rl.Stage(
             name="ppo",
             updates=200,
-            source=Rollouts(num_groups=256, group_size=1),
-            reward=Sum((Outcome(), Format(penalty=0.05))),
-            credit=KLPenalty(TurnGAE(gamma=1.0, lam=0.95), coef=0.01),
-            modifiers=(Whiten(),),
-            objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(coef=0.5, clip=0.5)),
-            optimisation=Optimisation(
+            source=rl.Rollouts(num_groups=256, group_size=1),
+            reward=rl.Sum((rl.Outcome(), rl.Format(penalty=0.05))),
+            credit=rl.KLPenalty(rl.TurnGAE(gamma=1.0, lam=0.95), coef=0.01),
+            modifiers=(rl.Whiten(),),
+            objective=rl.Objective(loss=rl.Clip(0.2, 0.2), value=rl.ValueLoss(coef=0.5, clip=0.5)),
+            optimisation=rl.Optimisation(
                 lr=1e-6,
                 betas=(0.9, 0.999),
                 weight_decay=0.01,
@@ -67,10 +52,10 @@ recipe = Recipe(
             evaluate_every=20,
         ),
     ),
-    evaluation=Evaluation(
+    evaluation=rl.Evaluation(
         split="test",
-        sampling=Sampling(temperature=0.4, max_tokens=32),
-        baselines={"random": RandomPolicy(), "expert": ExpertPolicy()},
+        sampling=rl.Sampling(temperature=0.4, max_tokens=32),
+        baselines={"random": rl.RandomPolicy(), "expert": rl.ExpertPolicy()},
     ),
-    checkpoints=Checkpoints(every=10, keep=2),
+    checkpoints=rl.Checkpoints(every=10, keep=2),
 )

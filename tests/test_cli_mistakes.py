@@ -218,4 +218,4 @@ def test_a_corrupt_game_file_is_named_with_the_folder_to_delete(tmp_path):
     for game in (tmp_path / "cache").rglob("*.json"):
         if game.name != "index.json":
             game.write_bytes(game.read_bytes()[:300])
-    refused(agentrl(*arguments), "is corrupt (300 bytes", "delete the folder")
+    refused(agentrl(*arguments), "is corrupt: its hash differs", "delete the folder")

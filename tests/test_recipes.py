@@ -1,5 +1,6 @@
 """The recipes load and pass their checks; those for pretrained models can be planned on a model folder."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -32,6 +33,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_model(spec, len(CHAT_TOKENIZER), seed=0).save_pretrained(folder)
     CHAT_TOKENIZER.save_pretrained(folder)
     return folder
+
+
+def test_the_recipe_of_the_readme_is_whole_and_passes_its_checks():
+    readme = (FOLDER.parent / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    names = {}
+    exec(block, names)
+    check(names["recipe"])
 
 
 def test_recipes_are_read_overridden_printed_and_refused_without_torch():

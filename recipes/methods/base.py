@@ -15,59 +15,47 @@ from dataclasses import replace
 
 from agentrl_environments.textworld import TextWorld
 
-from agentrl.credit.constant import ConstantCredit
-from agentrl.credit.group import GRPO
-from agentrl.learner import Compute, Linear, Optimisation
-from agentrl.learner.spec import ModelSpec, Shape, TrainedTokenizer
-from agentrl.losses.clip import Clip
-from agentrl.losses.objective import Objective
-from agentrl.losses.value import ValueLoss
-from agentrl.policy import ExpertPolicy, RandomPolicy, Sampling
-from agentrl.recipe import Checkpoints, Evaluation, Recipe, Stage
-from agentrl.rewards.compose import Sum
-from agentrl.rewards.outcome import Format, Outcome
-from agentrl.rollout import Limits
-from agentrl.sources import Demonstrations, Rollouts
+import agentrl as rl
 
 GAME = TextWorld(game="coin-r8-q4", max_turns=12, train=540)
 
 WARM_START = (
-    Stage(
+    rl.Stage(
         name="explore",
         updates=30,
-        source=Demonstrations(
-            policy=RandomPolicy(avoid=("examine", "inventory", "look")),
+        source=rl.Demonstrations(
+            policy=rl.RandomPolicy(avoid=("examine", "inventory", "look")),
             num_episodes=2400,
             batch=80,
             max_turns=8,
         ),
-        credit=ConstantCredit(1.0),
-        objective=Objective(observation_weight=1.0),
-        optimisation=Optimisation(lr=2e-3, warmup_updates=2, schedule=Linear(0.1)),
+        credit=rl.ConstantCredit(1.0),
+        objective=rl.Objective(observation_weight=1.0),
+        optimisation=rl.Optimisation(lr=2e-3, warmup_updates=2, schedule=rl.Linear(0.1)),
         minibatches=10,
     ),
-    Stage(
+    rl.Stage(
         name="imitate",
         updates=4,
-        source=Demonstrations(policy=ExpertPolicy(), num_episodes=40),
-        credit=ConstantCredit(1.0),
-        objective=Objective(observation_weight=0.3),
-        optimisation=Optimisation(lr=1e-3, schedule=Linear(0.1)),
+        source=rl.Demonstrations(policy=rl.ExpertPolicy(), num_episodes=40),
+        credit=rl.ConstantCredit(1.0),
+        objective=rl.Objective(observation_weight=0.3),
+        optimisation=rl.Optimisation(lr=1e-3, schedule=rl.Linear(0.1)),
         minibatches=4,
         evaluate=True,
     ),
 )
 
-REWARD = Sum((Outcome(), Format(penalty=0.1)))
+REWARD = rl.Sum((rl.Outcome(), rl.Format(penalty=0.1)))
 
-LEARN = Stage(
+LEARN = rl.Stage(
     name="learn",
     updates=40,
-    source=Rollouts(num_groups=16, group_size=8),
+    source=rl.Rollouts(num_groups=16, group_size=8),
     reward=REWARD,
-    credit=GRPO(),
-    objective=Objective(loss=Clip(0.2, 0.2)),
-    optimisation=Optimisation(lr=1e-3, warmup_updates=3, schedule=Linear(0.1)),
+    credit=rl.GRPO(),
+    objective=rl.Objective(loss=rl.Clip(0.2, 0.2)),
+    optimisation=rl.Optimisation(lr=1e-3, warmup_updates=3, schedule=rl.Linear(0.1)),
     minibatches=4,
     evaluate=True,
     evaluate_every=20,
@@ -75,8 +63,8 @@ LEARN = Stage(
 
 WITH_CRITIC = replace(
     LEARN,
-    source=Rollouts(num_groups=128, group_size=1),
-    objective=Objective(loss=Clip(0.2, 0.2), value=ValueLoss(0.5)),
+    source=rl.Rollouts(num_groups=128, group_size=1),
+    objective=rl.Objective(loss=rl.Clip(0.2, 0.2), value=rl.ValueLoss(0.5)),
     optimisation=replace(LEARN.optimisation, lr=6e-4, freeze_policy_updates=3),
 )
 """The same stage with a value head.
@@ -86,18 +74,19 @@ lower: at 1e-3 the first updates of Turn-PPO reduced success from 0.41 to 0.09.
 """
 
 
-def playing(name: str, learn: Stage, *, env: TextWorld = GAME) -> Recipe:
+def playing(name: str, learn: rl.Stage, *, env: TextWorld = GAME) -> rl.Recipe:
     """Return the recipe of one method: the warm start, followed by the stage ``learn``."""
-    return Recipe(
+    return rl.Recipe(
         name=name,
         env=env,
-        model=ModelSpec(
-            shape=Shape(hidden=128, layers=2, max_context=512), tokenizer=TrainedTokenizer(vocab_size=448)
+        model=rl.ModelSpec(
+            shape=rl.Shape(hidden=128, layers=2, max_context=512),
+            tokenizer=rl.TrainedTokenizer(vocab_size=448),
         ),
-        sampling=Sampling(temperature=1.0, max_tokens=8),
-        limits=Limits(concurrency=128),
-        compute=Compute(threads=1),
+        sampling=rl.Sampling(temperature=1.0, max_tokens=8),
+        limits=rl.Limits(concurrency=128),
+        compute=rl.Compute(threads=1),
         stages=(*WARM_START, learn),
-        evaluation=Evaluation(split="test", sampling=Sampling(temperature=0.3, max_tokens=8)),
-        checkpoints=Checkpoints(every=10),
+        evaluation=rl.Evaluation(split="test", sampling=rl.Sampling(temperature=0.3, max_tokens=8)),
+        checkpoints=rl.Checkpoints(every=10),
     )

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from base import WITH_CRITIC, playing
 
-from agentrl.credit.gae import BiLevelGAE
-from agentrl.credit.modifiers import Whiten
+import agentrl as rl
 
 recipe = playing(
-    "bilevel_gae", replace(WITH_CRITIC, credit=BiLevelGAE(gamma_turn=0.95), modifiers=(Whiten(per="token"),))
+    "bilevel_gae",
+    replace(WITH_CRITIC, credit=rl.BiLevelGAE(gamma_turn=0.95), modifiers=(rl.Whiten(per="token"),)),
 )

@@ -10,20 +10,15 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.losses.aggregation import token_mean
-from agentrl.losses.clip import Clip
-from agentrl.losses.objective import Objective
-from agentrl.rewards.refine import OverlongPenalty
-from agentrl.samplers.filters import DynamicSampling
-from agentrl.sources import Rollouts
+import agentrl as rl
 
 recipe = playing(
     "dapo",
     replace(
         LEARN,
-        source=Rollouts(num_groups=16, group_size=8, refills=2),
-        transforms=(OverlongPenalty(limit=160, buffer=40),),
-        filters=(DynamicSampling(),),
-        objective=Objective(loss=Clip(0.2, 0.28), aggregate=token_mean),
+        source=rl.Rollouts(num_groups=16, group_size=8, refills=2),
+        transforms=(rl.OverlongPenalty(limit=160, buffer=40),),
+        filters=(rl.DynamicSampling(),),
+        objective=rl.Objective(loss=rl.Clip(0.2, 0.28), aggregate=rl.token_mean),
     ),
 )

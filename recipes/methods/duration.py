@@ -11,6 +11,6 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.weights import DurationWeights
+import agentrl as rl
 
-recipe = playing("duration", replace(LEARN, modifiers=(DurationWeights(max_weight=10.0),)))
+recipe = playing("duration", replace(LEARN, modifiers=(rl.DurationWeights(max_weight=10.0),)))

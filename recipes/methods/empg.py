@@ -11,6 +11,6 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.entropy import EMPG
+import agentrl as rl
 
-recipe = playing("empg", replace(LEARN, modifiers=(EMPG(kappa=1.0, kappa_future=1.0, zeta=0.05),)))
+recipe = playing("empg", replace(LEARN, modifiers=(rl.EMPG(kappa=1.0, kappa_future=1.0, zeta=0.05),)))

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.losses.clip import Clip
-from agentrl.losses.epo import EPO
-from agentrl.losses.objective import Objective
+import agentrl as rl
 
 recipe = playing(
     "epo",
     replace(
         LEARN,
-        objective=Objective(loss=Clip(0.2, 0.2), regularisers=(EPO(updates=LEARN.updates, coef=0.001),)),
+        objective=rl.Objective(
+            loss=rl.Clip(0.2, 0.2), regularisers=(rl.EPO(updates=LEARN.updates, coef=0.001),)
+        ),
     ),
 )

@@ -10,21 +10,16 @@ from dataclasses import replace
 
 from base import GAME, LEARN, REWARD, playing
 
-from agentrl.credit.baselines import OthersAtTurn
-from agentrl.credit.modifiers import UnitDeviation
-from agentrl.credit.returns import TurnReturn
-from agentrl.rewards.compose import Scaled, Sum
-from agentrl.rewards.gates import Gates, Level
-from agentrl.rewards.outcome import Process
+import agentrl as rl
 
 recipe = playing(
     "gated",
     replace(
         LEARN,
-        reward=Sum((*REWARD.parts, Scaled(Process("intermediate"), 0.2))),
-        transforms=(Gates((Level(("outcome",), threshold=1.0), Level(("intermediate",)))),),
-        credit=TurnReturn(gamma=0.9, baseline=OthersAtTurn()),
-        modifiers=(UnitDeviation(),),
+        reward=rl.Sum((*REWARD.parts, rl.Scaled(rl.Process("intermediate"), 0.2))),
+        transforms=(rl.Gates((rl.Level(("outcome",), threshold=1.0), rl.Level(("intermediate",)))),),
+        credit=rl.TurnReturn(gamma=0.9, baseline=rl.OthersAtTurn()),
+        modifiers=(rl.UnitDeviation(),),
     ),
     env=replace(GAME, intermediate=True),
 )

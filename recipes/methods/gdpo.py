@@ -10,13 +10,11 @@ from dataclasses import replace
 
 from base import GAME, LEARN, REWARD, playing
 
-from agentrl.credit.components import GDPO
-from agentrl.rewards.compose import Sum
-from agentrl.rewards.outcome import Process
+import agentrl as rl
 
 learn = replace(
     LEARN,
-    reward=Sum((*REWARD.parts, Process("intermediate"))),
-    credit=GDPO({"outcome": 1.0, "format": 0.3, "intermediate": 0.3}),
+    reward=rl.Sum((*REWARD.parts, rl.Process("intermediate"))),
+    credit=rl.GDPO({"outcome": 1.0, "format": 0.3, "intermediate": 0.3}),
 )
 recipe = playing("gdpo", learn, env=replace(GAME, intermediate=True))

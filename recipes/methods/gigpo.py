@@ -10,10 +10,7 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.anchors import GiGPO
-from agentrl.losses.clip import Clip
-from agentrl.losses.kl import KL
-from agentrl.losses.objective import Objective
+import agentrl as rl
 
-objective = Objective(loss=Clip(0.2, 0.2), regularisers=(KL(0.01),))
-recipe = playing("gigpo", replace(LEARN, credit=GiGPO(gamma=0.95, weight=1.0), objective=objective))
+objective = rl.Objective(loss=rl.Clip(0.2, 0.2), regularisers=(rl.KL(0.01),))
+recipe = playing("gigpo", replace(LEARN, credit=rl.GiGPO(gamma=0.95, weight=1.0), objective=objective))

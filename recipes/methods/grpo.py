@@ -10,11 +10,9 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.group import GRPO
-from agentrl.losses.aggregation import seq_mean_then_mean
-from agentrl.losses.clip import Clip
-from agentrl.losses.kl import KL
-from agentrl.losses.objective import Objective
+import agentrl as rl
 
-objective = Objective(loss=Clip(0.2, 0.2), aggregate=seq_mean_then_mean, regularisers=(KL(0.001),))
-recipe = playing("grpo", replace(LEARN, credit=GRPO(), objective=objective))
+objective = rl.Objective(
+    loss=rl.Clip(0.2, 0.2), aggregate=rl.seq_mean_then_mean, regularisers=(rl.KL(0.001),)
+)
+recipe = playing("grpo", replace(LEARN, credit=rl.GRPO(), objective=objective))

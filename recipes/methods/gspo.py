@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.losses.aggregation import seq_mean_then_mean
-from agentrl.losses.objective import Objective
-from agentrl.losses.ratios import GSPO
+import agentrl as rl
 
 recipe = playing(
-    "gspo", replace(LEARN, objective=Objective(loss=GSPO(low=3e-4, high=4e-4), aggregate=seq_mean_then_mean))
+    "gspo",
+    replace(
+        LEARN, objective=rl.Objective(loss=rl.GSPO(low=3e-4, high=4e-4), aggregate=rl.seq_mean_then_mean)
+    ),
 )

@@ -9,10 +9,7 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.anchors import HGPO
-from agentrl.losses.clip import Clip
-from agentrl.losses.kl import KL
-from agentrl.losses.objective import Objective
+import agentrl as rl
 
-objective = Objective(loss=Clip(0.2, 0.2), regularisers=(KL(0.01),))
-recipe = playing("hgpo", replace(LEARN, credit=HGPO(gamma=0.95, depth=2), objective=objective))
+objective = rl.Objective(loss=rl.Clip(0.2, 0.2), regularisers=(rl.KL(0.01),))
+recipe = playing("hgpo", replace(LEARN, credit=rl.HGPO(gamma=0.95, depth=2), objective=objective))

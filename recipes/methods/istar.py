@@ -12,11 +12,9 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.components import EpisodeAndSteps
-from agentrl.learner import Optimisation
-from agentrl.learner.implicit import ImplicitPRM
+import agentrl as rl
 
-judge = ImplicitPRM(beta=0.05, optimisation=Optimisation(lr=1e-4))
+judge = rl.ImplicitPRM(beta=0.05, optimisation=rl.Optimisation(lr=1e-4))
 recipe = playing(
-    "istar", replace(LEARN, scorers=(judge,), credit=EpisodeAndSteps(process="implicit", alpha=0.2))
+    "istar", replace(LEARN, scorers=(judge,), credit=rl.EpisodeAndSteps(process="implicit", alpha=0.2))
 )

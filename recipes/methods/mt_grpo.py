@@ -11,13 +11,11 @@ from dataclasses import replace
 
 from base import GAME, LEARN, REWARD, playing
 
-from agentrl.credit.components import MTGRPO
-from agentrl.rewards.compose import Sum
-from agentrl.rewards.outcome import Process
+import agentrl as rl
 
 learn = replace(
     LEARN,
-    reward=Sum((*REWARD.parts, Process("intermediate"))),
-    credit=MTGRPO(process="intermediate", alpha=1.0),
+    reward=rl.Sum((*REWARD.parts, rl.Process("intermediate"))),
+    credit=rl.MTGRPO(process="intermediate", alpha=1.0),
 )
 recipe = playing("mt_grpo", learn, env=replace(GAME, intermediate=True))

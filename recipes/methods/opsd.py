@@ -11,9 +11,8 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.teachers import OPSD
-from agentrl.learner.spec import Teacher, expert_plan
+import agentrl as rl
 
 recipe = playing(
-    "opsd", replace(LEARN, teacher=Teacher(information=expert_plan), modifiers=(OPSD(beta=0.25),))
+    "opsd", replace(LEARN, teacher=rl.Teacher(information=rl.expert_plan), modifiers=(rl.OPSD(beta=0.25),))
 )

@@ -11,11 +11,7 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.teachers import TowardStudent
-from agentrl.losses.clip import Clip
-from agentrl.losses.objective import Objective
-from agentrl.losses.origin import ByOrigin, FromTeacher
-from agentrl.sources.privileged import Privileged
+import agentrl as rl
 
 ALPHA, BETA = 0.5, 0.25
 
@@ -23,11 +19,11 @@ recipe = playing(
     "pi_distill",
     replace(
         LEARN,
-        source=Privileged(source=LEARN.source),
-        modifiers=(TowardStudent(BETA),),
-        objective=Objective(
-            loss=ByOrigin(
-                own=Clip(0.2, 0.2), given=FromTeacher(BETA), own_weight=ALPHA, given_weight=1 - ALPHA
+        source=rl.Privileged(source=LEARN.source),
+        modifiers=(rl.TowardStudent(BETA),),
+        objective=rl.Objective(
+            loss=rl.ByOrigin(
+                own=rl.Clip(0.2, 0.2), given=rl.FromTeacher(BETA), own_weight=ALPHA, given_weight=1 - ALPHA
             )
         ),
     ),

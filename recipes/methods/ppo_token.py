@@ -11,15 +11,14 @@ from dataclasses import replace
 
 from base import WITH_CRITIC, playing
 
-from agentrl.credit.gae import TokenGAE
-from agentrl.credit.modifiers import Whiten
+import agentrl as rl
 
 recipe = playing(
     "ppo_token",
     replace(
         WITH_CRITIC,
-        credit=TokenGAE(gamma=1.0, lam=1.0),
-        modifiers=(Whiten(per="token"),),
+        credit=rl.TokenGAE(gamma=1.0, lam=1.0),
+        modifiers=(rl.Whiten(per="token"),),
         optimisation=replace(WITH_CRITIC.optimisation, lr=3e-4),
     ),
 )

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from base import WITH_CRITIC, playing
 
-from agentrl.credit.gae import TurnGAE
-from agentrl.credit.modifiers import Whiten
+import agentrl as rl
 
-recipe = playing("ppo_turn", replace(WITH_CRITIC, credit=TurnGAE(gamma=0.9, lam=0.95), modifiers=(Whiten(),)))
+recipe = playing(
+    "ppo_turn", replace(WITH_CRITIC, credit=rl.TurnGAE(gamma=0.9, lam=0.95), modifiers=(rl.Whiten(),))
+)

@@ -10,20 +10,15 @@ from dataclasses import replace
 
 from base import GAME, WITH_CRITIC, playing
 
-from agentrl.credit.gae import TokenGAE
-from agentrl.credit.modifiers import Whiten
-from agentrl.credit.penalty import KLPenalty
-from agentrl.rewards.compose import Sum
-from agentrl.rewards.dense import Dense
-from agentrl.rewards.outcome import Format
+import agentrl as rl
 
 recipe = playing(
     "practitioners_guide",
     replace(
         WITH_CRITIC,
-        reward=Sum((Dense("intermediate", most=4), Format(penalty=0.1))),
-        credit=KLPenalty(TokenGAE(gamma=1.0, lam=0.95), 0.01),
-        modifiers=(Whiten(per="token"),),
+        reward=rl.Sum((rl.Dense("intermediate", most=4), rl.Format(penalty=0.1))),
+        credit=rl.KLPenalty(rl.TokenGAE(gamma=1.0, lam=0.95), 0.01),
+        modifiers=(rl.Whiten(per="token"),),
     ),
     env=replace(GAME, intermediate=True),
 )

@@ -11,14 +11,14 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.group import RLOO
-from agentrl.credit.penalty import KLPenalty
-from agentrl.losses import PolicyGradient
-from agentrl.losses.objective import Objective
+import agentrl as rl
 
 recipe = playing(
     "rloo",
     replace(
-        LEARN, credit=KLPenalty(RLOO(), 0.001), objective=Objective(loss=PolicyGradient()), minibatches=1
+        LEARN,
+        credit=rl.KLPenalty(rl.RLOO(), 0.001),
+        objective=rl.Objective(loss=rl.PolicyGradient()),
+        minibatches=1,
     ),
 )

@@ -10,10 +10,7 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.losses.clip import Clip
-from agentrl.losses.entropy import EntropyBonus
-from agentrl.losses.objective import Objective
-from agentrl.samplers.filters import MostVaried
+import agentrl as rl
 
-objective = Objective(loss=Clip(0.2, 0.28), regularisers=(EntropyBonus(0.001),))
-recipe = playing("starpo_s", replace(LEARN, filters=(MostVaried(0.25),), objective=objective))
+objective = rl.Objective(loss=rl.Clip(0.2, 0.28), regularisers=(rl.EntropyBonus(0.001),))
+recipe = playing("starpo_s", replace(LEARN, filters=(rl.MostVaried(0.25),), objective=objective))

@@ -12,13 +12,12 @@ from dataclasses import replace
 
 from base import LEARN, playing
 
-from agentrl.credit.strata import Stratified
-from agentrl.types import Trajectory
+import agentrl as rl
 
 
-def refused(trajectory: Trajectory) -> int:
+def refused(trajectory: rl.Trajectory) -> int:
     """Return the number of refused commands, at most 2."""
     return min(sum(turn.info["valid"] == 0.0 for turn in trajectory.turns), 2)
 
 
-recipe = playing("stratified", replace(LEARN, credit=Stratified(stratum=refused, alpha=0.8)))
+recipe = playing("stratified", replace(LEARN, credit=rl.Stratified(stratum=refused, alpha=0.8)))
