@@ -155,7 +155,7 @@ def without_type_checking(parsed: ast.Module) -> ast.Module:
 
 
 def home_of(dotted: str) -> str:
-    """Return a public name with the module that it is loaded from: ``agentrl.types.Task`` for ``agentrl.Task``."""
+    """Return a public name with its module: ``agentrl.types.Task`` for ``agentrl.Task``."""
     first, _, rest = dotted.removeprefix("agentrl.").partition(".")
     home = public_names().get(first)
     return dotted if home is None else f"{home}.{first}" + (f".{rest}" if rest else "")
