@@ -101,10 +101,10 @@ class Stalled(AgentRLError, TimeoutError):
 
 @contextmanager
 def boundary(error: type[AgentRLError], what: str) -> Iterator[None]:
-    """Raise what escapes the block again as ``error``, with a message that says which boundary it crossed.
+    """Convert any exception that leaves the block to ``error``; the message names the boundary.
 
     Errors of agentrl pass unchanged. So do ``KeyboardInterrupt`` and cancellation, which are not
-    ``Exception``.
+    subclasses of ``Exception``.
 
     >>> with boundary(EnvError, "step of 'maze'"):
     ...     1 / 0

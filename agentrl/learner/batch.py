@@ -1,9 +1,11 @@
 """Batches: credited trajectories as rows of tokens, and their division into minibatches and micro-batches.
 
 Legend: ``L`` the tokens of a row; ``N`` the tokens of a micro-batch; ``A`` its action tokens, sequence after
-sequence, in order of time; ``S`` tokens that are not part of an action.
+sequence, in order of time; ``S`` the tokens that are not part of an action, without the
+first token of each row.
 
-A row is one *segment*: context that only grew. A ``fresh`` action starts the next row of its trajectory. Rows
+A row is one *segment*: turns over which the context only grows. A ``fresh`` action, whose prompt does not
+continue the context before it, starts the next row of its trajectory. Rows
 are never cut and never padded: the learner lays the rows of a micro-batch end to end. The rows of one
 trajectory always stay together, because a loss may need whole sequences. The trajectories of a group stay
 together if a loss compares them (``whole_groups``).
@@ -32,21 +34,21 @@ class Row:
 
     tokens_L: IntArray
     positions_A: npt.NDArray[np.int64]
-    """The positions of the action tokens in ``tokens_L``; at least 1, because nothing predicts the first
-    token."""
+    """The positions of the action tokens in ``tokens_L``; each is at least 1, because nothing predicts the
+    first token."""
     turn_A: IntArray
     """The turn of its trajectory that each action token belongs to."""
     behaviour_A: FloatArray
     given_A: BoolArray
-    """Whether the token was given to the policy, not sampled from this context (``Trajectory.given``)."""
+    """Whether each token was given to the policy, not sampled from this context (``Trajectory.given``)."""
     advantages_A: FloatArray
     targets_A: FloatArray
-    """The critic's target before each action token; NaN if there is none."""
+    """The critic's target for the state before each action token; NaN if there is none."""
     measured: Measured[FloatArray] = Measured()  # noqa: RUF009 - frozen
 
     @property
     def is_action_L(self) -> BoolArray:
-        """Whether each token was sampled by the policy."""
+        """Whether each token belongs to an action."""
         mask_L = np.zeros(len(self.tokens_L), dtype=np.bool_)
         mask_L[self.positions_A] = True
         return mask_L
@@ -60,11 +62,11 @@ class TrajectoryRows:
     turn_lengths: tuple[int, ...]
     """Number of action tokens of each turn."""
     group: int = 0
-    """Number of its group within the update."""
+    """Index of the trajectory's group within the update."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all rows, context and actions."""
+        """Number of tokens in all rows, in contexts and actions together."""
         return sum(len(row.tokens_L) for row in self.rows)
 
 
@@ -76,21 +78,21 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all rows, context and actions."""
+        """Number of tokens in all rows, in contexts and actions together."""
         return sum(sequence.num_tokens for sequence in self.sequences)
 
     @property
     def num_action_tokens(self) -> int:
-        """Action tokens of all rows."""
+        """Number of action tokens in all rows."""
         return sum(sum(sequence.turn_lengths) for sequence in self.sequences)
 
     @property
     def turn_lengths(self) -> list[tuple[int, ...]]:
-        """What an aggregation weighs."""
+        """Number of action tokens in each turn of each sequence: the input of an aggregation."""
         return [sequence.turn_lengths for sequence in self.sequences]
 
     def units(self, *, whole_groups: bool) -> list[tuple[int, ...]]:
-        """Return the units that are never divided, as indices of sequences: groups, or single sequences."""
+        """Return the units that are never divided: whole groups, or single sequences, as sequence indices."""
         if not whole_groups:
             return [(index,) for index in range(len(self.sequences))]
         members: dict[int, list[int]] = {}
@@ -99,11 +101,11 @@ class Batch:
         return [tuple(indices) for indices in members.values()]
 
     def minibatches(self, number: int, seed: int, *, whole_groups: bool = False) -> list[Batch]:
-        """Divide the sequences, or groups, at random into ``number`` parts of nearly equal size.
+        """Divide the sequences, or groups, at random into ``number`` parts of nearly the same count.
 
         There are fewer parts if there are fewer sequences or groups.
 
-        One part is the batch itself, in its own order.
+        If there is only one part, it is the batch itself, in its own order.
         """
         units = self.units(whole_groups=whole_groups)
         number = min(number, len(units))
@@ -116,10 +118,12 @@ class Batch:
         return [Batch(tuple(self.sequences[index] for index in part)) for part in parts]
 
     def packs(self, token_budget: int, *, whole_groups: bool = False) -> list[tuple[int, ...]]:
-        """Divide the sequences into micro-batches of at most ``token_budget`` tokens; return their indices.
+        """Divide the sequences into micro-batches of at most ``token_budget`` tokens.
 
-        First-fit decreasing, longest sequences (or groups) first. A sequence, or group, above the budget is a
-        micro-batch of its own. Equal input gives an equal division.
+        Return the sequence indices of each.
+
+        The method is first-fit decreasing: the longest sequences (or groups) are placed first. A sequence, or
+        group, above the budget is a micro-batch of its own. The same input always gives the same division.
         """
         units = self.units(whole_groups=whole_groups)
         sizes = [sum(self.sequences[index].num_tokens for index in unit) for unit in units]
@@ -139,7 +143,9 @@ class Batch:
 def make_batch(
     groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]] | None = None
 ) -> Batch:
-    """Lay trajectories out as rows; ``credited`` has the shape of ``groups``, or is ``None`` to measure only.
+    """Lay trajectories out as rows.
+
+    ``credited`` has the shape of ``groups``, or is ``None`` if the batch is only measured, not trained on.
 
     Trajectories without tokens have no rows and are left out.
 
@@ -158,7 +164,7 @@ def make_batch(
 
 
 def _rows(scored: Scored, credit: Credited | None) -> Iterator[Row]:
-    """Walk the turns: ``prompt0 + tokens0 + prompt1 + ...``, and start again where an action is fresh."""
+    """Yield the rows: ``prompt0 + tokens0 + prompt1 + ...``, and a new row at each fresh action."""
     turns = scored.trajectory.turns
     num_tokens = scored.trajectory.num_tokens
     for name, array in (
@@ -211,7 +217,7 @@ def _row(scored: Scored, credit: Credited | None, start: int, stop: int, offset:
 class Micro:
     """A micro-batch on the device: its rows, and the data of their action tokens.
 
-    ``predicts_A`` is the position before each action token: its hidden state predicts the token.
+    ``predicts_A`` holds the position before each action token; the hidden state there predicts the token.
     """
 
     rows: tuple[IntArray, ...]
@@ -231,7 +237,7 @@ class Micro:
 
     @classmethod
     def lay(cls, sequences: Sequence[TrajectoryRows], device: torch.device) -> Micro:
-        """Lay ``sequences`` end to end; the shift by one token happens here."""
+        """Lay ``sequences`` end to end, and shift positions by one, so that each predicts the next token."""
         rows = [row for sequence in sequences for row in sequence.rows]
         tokens_N = np.concatenate([row.tokens_L for row in rows]).astype(np.int64)
         starts = offsets([len(row.tokens_L) for row in rows])
@@ -273,7 +279,7 @@ class Micro:
 
 
 def _number(sequence_A: npt.NDArray[Any], turn_A: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Count the turns of all sequences from 0, in order."""
+    """Return the number of each token's turn, counting the turns of all sequences from 0."""
     changes_A = np.ones(len(turn_A), dtype=np.bool_)
     changes_A[1:] = (sequence_A[1:] != sequence_A[:-1]) | (turn_A[1:] != turn_A[:-1])
     return np.cumsum(changes_A) - 1

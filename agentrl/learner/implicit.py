@@ -125,7 +125,7 @@ class OpenImplicitPRM:
 
 @dataclass(frozen=True, slots=True)
 class PairWeights:
-    """The pair loss of a group, and its gradient as a weight on each member's log-likelihood."""
+    """The pair loss of a group, and minus its gradient: the weight on each member's log-likelihood."""
 
     weights_G: tuple[float, ...]
     pairs: int
@@ -138,7 +138,7 @@ class PairWeights:
 def pair_weights(totals: Sequence[float], successes: Sequence[bool], beta: float) -> PairWeights:
     """Return the pair loss, and minus its gradient with respect to each member's ``S``.
 
-    That gradient is the weight by which the log-probabilities of the member's tokens are raised.
+    The negative gradient is the weight by which the log-probabilities of the member's tokens are raised.
 
     >>> pair_weights([5.0, -4.0], [True, False], 0.05).loss  # doctest: +ELLIPSIS
     0.49324...

@@ -1,9 +1,10 @@
 """Sources: where the trajectories of an update come from.
 
-``Rollouts`` lets the agent play new episodes for each update. ``Demonstrations`` lets some policy play once
-(an expert, random play, or the agent with only its successes kept) and uses the same episodes again in each
-epoch. Both return paid and filtered groups of the same kind, so the rest of the loop does not depend on the
-source. The other modules of this package hold sources that wrap another source (see ``guided``).
+``Rollouts`` lets the agent play new episodes for each update. ``Demonstrations`` lets a policy play once (an
+expert, a random policy, or the agent; unsuccessful episodes can be left out) and uses the same episodes again
+in each epoch. Both return groups whose rewards are computed and to which the filters were applied, so the
+rest of the loop does not depend on the source. The other modules of this package hold sources that wrap
+another source (see ``guided``).
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ class Rollouts(Source):
     """The agent's own episodes, ``num_groups`` tasks times ``group_size`` episodes, new for every update."""
 
     num_groups: int = 16
-    """Groups of one update: each holds episodes of one task."""
+    """Number of groups in one update. Each group holds episodes of one task."""
     group_size: int = 8
-    """Episodes of each group."""
+    """Number of episodes in each group."""
     split: str = "train"
     """The split whose tasks are played."""
     sampler: Sampler = field(default_factory=Uniform)
     """Chooses the tasks of each update."""
     refills: int = 0
-    """How many times more tasks are drawn if filters leave fewer than ``num_groups`` groups (dynamic
+    """How often additional tasks may be drawn if filters leave fewer than ``num_groups`` groups (dynamic
     sampling)."""
     max_staleness: int = 0
-    """Updates by which playing may run ahead of learning; with 0, playing waits for learning."""
+    """Number of updates by which playing may run ahead of learning; with 0, playing waits for learning."""
 
     def expected(self, updates: int) -> Expected:
         """Return how much ``updates`` updates will play, not counting refills."""
@@ -50,7 +51,7 @@ class Rollouts(Source):
         return Expected(episodes=batch * updates, batch=batch, acted=batch * updates)
 
     def problems(self, stage: Stage, where: str = "source.") -> Iterator[str]:
-        """Yield the numbers that are too small."""
+        """Yield one message for each number that is too small."""
         yield from too_small(self, where, num_groups=1, refills=0, max_staleness=0)
 
     async def collect(
@@ -104,15 +105,15 @@ class Demonstrations(Source):
     policy: Policy | None
     """Plays the demonstrations; ``None`` is the agent with the weights that it has when the stage begins."""
     num_episodes: int
-    """Episodes that are played."""
+    """Number of episodes to play."""
     batch: int = 0
-    """Episodes of one update, taken in an order that is drawn anew for each epoch; 0 uses all of them."""
+    """Number of episodes in one update; 0 means all. Their order is drawn anew for each epoch."""
     split: str = "train"
     """The split whose tasks are played."""
     only_successful: bool = False
     """Keep only the episodes that solved their task."""
     max_turns: int | None = None
-    """Turns after which a demonstration is truncated, if that is fewer than the run's own limit."""
+    """Maximum number of turns of a demonstration. The run's own limit still applies if it is smaller."""
 
     @property
     def max_staleness(self) -> int:
@@ -137,13 +138,16 @@ class Demonstrations(Source):
         )
 
     def problems(self, stage: Stage, where: str = "source.") -> Iterator[str]:
-        """Yield the numbers that are too small."""
+        """Yield one message for each number that is too small."""
         yield from too_small(self, where, num_episodes=1, batch=0)
 
     async def collect(
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
-        """Return the update's part of the demonstrations; the first update also counts the lost ones."""
+        """Return this update's share of the demonstrations.
+
+        The first update also reports the failed attempts, and the episodes that gave no demonstration.
+        """
         demonstrations = await self._demonstrations(ground, name)
         num_groups = len(demonstrations.groups)
         batch = min(self.batch, num_groups) if self.batch else num_groups
@@ -208,7 +212,7 @@ class Demonstrations(Source):
 
 
 def _stop_if_all_failed(played: Played, where: str) -> None:
-    """Raise ``EnvError`` if every episode failed: to continue would only hide what is broken."""
+    """Raise ``EnvError`` if every episode failed: continuing would only hide the cause."""
     if played.failures and not played.groups:
         last = played.failures[-1]
         raise EnvError(

@@ -14,22 +14,22 @@ from agentrl.types import ScoredGroup, stand_in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemonstrationGate(Guided):
-    """Imitate demonstrations of tasks that the agent rarely solves, reinforce the others (HPT).
+    """Imitate demonstrations of tasks that the agent rarely solves, and reinforce the others (HPT).
 
     HPT is Lv et al. 2025, "unified post-training". A group in which at most a share ``gate`` of the episodes
     succeeded is replaced by one demonstration of its task; if the demonstration does not succeed, the group
     stays. The published gates are 0 and 2 successes of 8, with an imitation weight of 1, or 0.3 for a small
-    model: ``Given(..., given)``.
+    model. The weight is the argument ``given`` of ``Given``.
 
-    Metrics: ``guidance/gated`` counts the groups at or under the gate, ``guidance/demonstrated`` those of
-    them that were replaced.
+    Metrics: ``guidance/gated`` counts the groups at or under the gate, ``guidance/demonstrated`` counts
+    how many of them were replaced.
 
     Raises:
-        ConfigError: groups are under the gate, and none of their demonstrations could be played.
+        ConfigError: groups are at or under the gate, and none of their demonstrations could be played.
     """
 
     gate: float = 0.0
-    """Largest share of successes, at least 0 and below 1, with which a group is replaced."""
+    """A group is replaced if its share of successes is at most this; at least 0 and below 1."""
     policy: Policy = field(default_factory=ExpertPolicy)
     """Plays the demonstrations."""
 
@@ -49,7 +49,7 @@ class DemonstrationGate(Guided):
         return successes <= self.gate * episodes
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Replace the groups under the gate whose demonstration succeeded."""
+        """Replace the groups at or under the gate whose demonstration succeeded."""
         gated = [
             group
             for group in groups

@@ -1,18 +1,19 @@
-"""Guidance: sources that look at an update's groups, and play more where the agent alone learns nothing.
+"""Guidance: sources that play more episodes for tasks from which the agent alone learns nothing.
 
-Each wraps another source (``Rollouts``, or another kind of guidance) and implements one method of the
-literature: a hint if a whole group failed, a demonstration in place of a group that is too hard, a refinement
-after a critique, more variety if entropy is low, a teacher with privileged information. The added episodes
-are of two kinds:
+Each wraps another source (``Rollouts``, or another kind of guidance) and implements one method from the
+literature. The methods give a hint if a whole group failed, put a demonstration in place of a group that is
+too hard, refine an episode after a critique, add variety if entropy is low, or use a teacher with privileged
+information. The added episodes are of two kinds:
 
 - Played *with* a hint in the prompt. The record keeps the hint: the agent sampled the actions from that very
   context, so they are trained like any others.
 - *Given* (``Trajectory.given``): the agent did not sample them from the context that they are trained in, so
-  their ratios to a sampler are meaningless. ``losses.origin.ByOrigin`` applies a loss of its own to given
-  tokens, and ``credit.given.Given`` sets the advantage of groups in which every episode is given.
+  probability ratios between the policy and the sampler are meaningless for them. ``losses.origin.ByOrigin``
+  applies a loss of its own to given tokens, and ``credit.given.Given`` sets the advantage of groups in which
+  every episode is given.
 
 Filters are applied after the guidance, and never to given groups. No state is carried from one update to the
-next, so a resumed run does what the killed one would have done. An episode that stands in for episode number
+next, so a resumed run behaves as if it had not been stopped. An episode that stands in for episode number
 ``n`` has the number ``-1 - n`` (``types.stand_in``).
 """
 
@@ -35,14 +36,15 @@ from agentrl.types import Observation, Scored, ScoredGroup, Trajectory, Turn, is
 
 @dataclass(slots=True)
 class Lesson:
-    """What guidance works with in one update.
+    """The inputs and tools that guidance gets for one update.
 
-    The episodes that it plays are paid. Failed attempts and metrics are added to ``collected``.
+    The rewards of the episodes that it plays are computed. Failed attempts and metrics are added to
+    ``collected``.
     """
 
     ground: Playground
     payment: Payment
-    """The stage's; ``play`` pays with its reward and transforms, and does not filter."""
+    """The stage's payment. ``play`` applies its reward and transforms, but not its filters."""
     collected: Collected
     seed: int
     update: int
@@ -53,8 +55,8 @@ class Lesson:
     ) -> dict[tuple[str, int], Scored]:
         """Play ``draws`` with ``policy``, by default the agent; return the paid episodes by ``episode_key``.
 
-        Episodes that failed in every attempt, or that could not be judged, are not among them. ``part``
-        separates the seeds of several calls in one update.
+        Episodes that failed in every attempt, or that could not be judged, are not among them. Pass a
+        different ``part`` to each call within an update, so that each has its own seeds.
         """
         ground = self.ground
         seed = seed_of(self.seed, part)
@@ -89,26 +91,26 @@ class Guided(Source, ABC):
 
     @property
     def split(self) -> str:
-        """As of the wrapped source."""
+        """The same as that of the wrapped source."""
         return self.source.split
 
     @property
     def max_staleness(self) -> int:
-        """As of the wrapped source."""
+        """The same as that of the wrapped source."""
         return self.source.max_staleness
 
     @property
     def group_size(self) -> int:
-        """As of the wrapped source."""
+        """The same as that of the wrapped source."""
         return self.source.group_size
 
     @property
     def sampler(self) -> Sampler | None:
-        """As of the wrapped source."""
+        """The same as that of the wrapped source."""
         return self.source.sampler
 
     def problems(self, stage: Stage, where: str = "source.") -> Iterator[str]:
-        """Yield what does not fit ``stage``, in this source and in the wrapped one."""
+        """Yield a message for each thing in this source or the wrapped one that does not fit ``stage``."""
         yield from self.own_problems(stage)
         kind = type(self).__name__
         if self.filters_last and self.source.refills > 0:
@@ -124,7 +126,7 @@ class Guided(Source, ABC):
         yield from self.source.problems(stage, f"{where}source.")
 
     def own_problems(self, stage: Stage) -> Iterator[str]:
-        """Yield what is wrong with this guidance's own fields, and what in ``stage`` does not fit it."""
+        """Yield a message for each wrong field, and for each part of ``stage`` that does not fit."""
         yield from ()
 
     @abstractmethod
@@ -154,10 +156,10 @@ def episode_key(scored: Scored) -> tuple[str, int]:
 
 
 def draw_again(scored: Scored, *, preamble: str = "") -> Draw:
-    """Return the draw of an episode that stands in for ``scored``.
+    """Return a draw that plays a replacement for ``scored``.
 
-    It plays the same task from the same start: actions that were replayed as a prefix are replayed again.
-    ``preamble`` is put before its first observation.
+    The replacement plays the same task from the same start: actions that were replayed as a prefix are
+    replayed again. ``preamble`` is put before its first observation.
     """
     trajectory = scored.trajectory
     prefix: tuple[str, ...] = ()
@@ -168,10 +170,10 @@ def draw_again(scored: Scored, *, preamble: str = "") -> Draw:
 
 
 def without_preamble(trajectory: Trajectory, preamble: str, renderer: Renderer) -> Trajectory:
-    """Return the trajectory with the same tokens in the context without ``preamble``.
+    """Return the trajectory with its tokens unchanged and ``preamble`` removed from the context.
 
-    The tokens are therefore given; their log-probabilities remain those under the distribution that they were
-    sampled from.
+    The agent did not sample the tokens from that context, so they count as given. Their log-probabilities
+    stay those of the distribution that they were sampled from.
 
     Raises:
         ValueError: the first observation does not begin with ``preamble``.

@@ -15,7 +15,7 @@ from agentrl.types import Scored, ScoredGroup, Trajectory, stand_in
 
 @dataclass(frozen=True, slots=True)
 class PlanShare:
-    """A hint: the first part of the plan that an expert had before the first action, at least one action."""
+    """A hint: the first part, at least one action, of the plan that an expert makes at the start."""
 
     share: float
     """Share of the plan's actions, above 0 and at most 1."""
@@ -35,11 +35,12 @@ class Scaffold(Guided):
     Scaf-GRPO was published in 2025. The first success replaces a failure of the group. The hint is part of
     the observation, so the success is trained in the context that it was sampled in, and compared with the
     failures of its group. If no level leads to a success, the group stays as it is. The published method has
-    three kinds of hints with four levels each, written beforehand; by default, the levels here are parts of
-    the expert's plan. Agents are evaluated without hints.
+    three kinds of hints with four levels each, written in advance. Here, by default, the levels are
+    growing parts of the expert's plan. Agents are evaluated without hints.
 
-    Metrics: ``guidance/stuck`` counts the groups in which every episode failed, ``guidance/hinted`` those of
-    them in which a hint led to a success, ``guidance/hint_plays`` the episodes that were played with a hint.
+    Metrics: ``guidance/stuck`` counts the groups in which every episode failed, ``guidance/hinted`` counts
+    how many of them a hint led to a success, and ``guidance/hint_plays`` counts the episodes that were played
+    with a hint.
 
     Raises:
         ConfigError: groups failed, and there is no hint for any of them: the environment has no plan.
@@ -50,7 +51,7 @@ class Scaffold(Guided):
 
     Each takes a failed trajectory and returns the hint's text; an empty text means that there is no hint."""
     since: int = 0
-    """Updates at the beginning of the stage that have no hints; in the paper, the first 15 percent."""
+    """Number of updates at the start of the stage without hints. The paper uses the first 15 percent."""
 
     def own_problems(self, stage: Stage) -> Iterator[str]:
         """Check that there are hints, and that they begin within the stage."""
@@ -63,7 +64,7 @@ class Scaffold(Guided):
             )
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Replace the last failure of each group in which a hint leads to a success."""
+        """In each group in which a hint leads to a success, replace the last failure with that success."""
         result = list(groups)
         if lesson.update < self.since:
             return result

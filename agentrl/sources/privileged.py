@@ -24,7 +24,7 @@ class Privileged(Guided):
     prompts: the teacher ``pi^T = pi(.|s, I)`` plays; the student is ``pi^S = pi(.|s)``. With
     ``J_T = E_T[R] - beta KL(pi^T || pi^S)``, in which the student is held fixed, and
     ``J_S = E_T[(pi^S / pi^T) R] - beta KL(pi^T || pi^S)``, in which the teacher is held fixed,
-    ``alpha J_T + (1 - alpha) J_S`` is maximised by
+    ``alpha J_T + (1 - alpha) J_S`` is maximised if the stage has
 
     ```python
     modifiers=(TowardStudent(beta),),
@@ -33,11 +33,12 @@ class Privileged(Guided):
     ),
     ```
 
-    Each group of teachers is followed by the group of their students: the same tokens with the teacher's
-    log-probabilities, in the context without the information. The rewards are the same, so the credit is too.
-    ``alpha = 0.5`` is the most robust; 0 trains the student alone. Information that says what to *do* works
-    best. It is put before the first observation, so a renderer with a short ``history`` drops it. No other
-    guidance may wrap this one. ``rollout/success`` measures the teacher, evaluations measure the student.
+    Each group of teacher episodes is followed by a group of student episodes: the same tokens with the
+    teacher's log-probabilities, in the context without the information. The rewards are the same, so the
+    credit is too. ``alpha = 0.5`` is the most robust; 0 trains the student alone. Information that tells the
+    agent what to do works best. It is put before the first observation, so a renderer with a short
+    ``history`` drops it. No other guidance may wrap this one. ``rollout/success`` measures the teacher,
+    evaluations measure the student.
 
     Metrics: ``guidance/untold`` counts the episodes for which there was no information.
 
@@ -47,8 +48,8 @@ class Privileged(Guided):
 
     filters_last: ClassVar[bool] = False
     information: Information = expert_plan
-    """A function from an episode's beginning to the text that only the teacher sees; empty text: no
-    information."""
+    """A function from an episode's beginning to the text that only the teacher sees. An empty text
+    means that there is no information."""
 
     def own_problems(self, stage: Stage) -> Iterator[str]:
         """Check that this source is outermost and that the stage has a loss for students.
@@ -62,7 +63,7 @@ class Privileged(Guided):
     async def collect(
         self, ground: Playground, payment: Payment, *, name: str, update: int, min_group: int
     ) -> Collected:
-        """Collect the teachers' groups, and add the students' group after each."""
+        """Collect the groups of teacher episodes, and add a group of student episodes after each."""
         informed = replace(ground, host=WithPreamble(ground.host, self._preamble))
         collected = await self.source.collect(
             informed, payment, name=name, update=update, min_group=min_group
@@ -84,7 +85,7 @@ class Privileged(Guided):
         return collected
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups as they are: ``collect`` gives the information before an episode is played."""
+        """Return the groups as they are: ``collect`` gave the information before the episodes were played."""
         return list(groups)
 
     def _preamble(self, task: Task, observation: Observation) -> str:

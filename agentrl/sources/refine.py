@@ -1,4 +1,4 @@
-"""Refinements: a failed episode is criticised, and its task played again with the critique in the prompt."""
+"""Refinements: a failed episode is criticised, and its task is played again with the critique in view."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class Refined(Guided):
     """Play failures again with a critique in the prompt, and add them to their groups (Critique-GRPO).
 
     Critique-GRPO is Zhang et al. 2025. A refinement is trained in the context *without* the critique: it is
-    given and off-policy, and its loss is ``CritiqueShaped``: ``ByOrigin(own=Clip(),
+    given and off-policy, and its loss is ``CritiqueShaped``, set with ``ByOrigin(own=Clip(),
     given=CritiqueShaped())``. Credit compares it with the other episodes of its group; the published groups
     hold seven episodes and one refinement.
 
-    Metrics: ``guidance/refined`` counts the refinements, ``guidance/refined_success`` those of them that
-    solved the task.
+    Metrics: ``guidance/refined`` counts the refinements, ``guidance/refined_success`` counts how many
+    of them solved the task.
     """
 
     critique: Information = last_attempt
-    """A function from a failed trajectory to its critique, such as a judge's words; empty text: no
-    refinement."""
+    """A function from a failed trajectory to its critique, such as a judge's words. An empty text means
+    that there is no refinement."""
     refinements: int = 1
-    """The largest number of failures of a group that are refined."""
+    """Maximum number of failures that are refined per group."""
 
     def own_problems(self, stage: Stage) -> Iterator[str]:
         """Check ``refinements``, and that the stage has a loss for them."""

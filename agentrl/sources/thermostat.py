@@ -1,4 +1,4 @@
-"""A thermostat for entropy: imitate successes sampled at a temperature that spreads or sharpens a policy."""
+"""A thermostat for entropy: imitate successes sampled at a temperature that spreads or sharpens the policy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Thermostat(Guided):
     """Keep the entropy near ``target``: imitate successes sampled at another temperature (AEPO, 2025).
 
     ``J = J_RL + alpha * E_{y ~ pi^T}[1[success] grad log pi(y)]``, with ``T = hot`` if the entropy is at most
-    ``target``, else ``T = cold``; ``alpha`` is ``Given(..., given)``. The entropy is estimated from the
-    tokens that the agent sampled for this update (their mean negative log-probability, in nats), so there is
-    no lag and no state: a resumed run decides as the killed one would have. Published code replaces other
-    episodes by the successes; here they are added.
+    ``target``, else ``T = cold``; ``alpha`` is the argument ``given`` of ``Given``. The entropy is estimated
+    from the tokens that the agent sampled for this update (their mean negative log-probability, in nats), so
+    there is no lag and no state: a resumed run decides as if it had not been stopped. Published code replaces
+    other episodes with the successes; here they are added.
 
-    A weight that corrects for the temperature would undo the effect, so these episodes are given and have no
-    ratio.
+    Correcting for the temperature with an importance weight would undo the effect, so these episodes count as
+    given and have no ratio.
 
     Metrics: ``guidance/entropy`` is the estimate, ``guidance/temperature`` the temperature that was chosen,
     ``guidance/tempered`` counts the successes that were added.
@@ -37,13 +37,14 @@ class Thermostat(Guided):
     cold: float = 0.8
     """Sampling temperature if the entropy is above ``target``; its successes sharpen the policy."""
     num_groups: int = 4
-    """Groups that are played at the other temperature, of the update's first tasks; the published share is a
-    quarter."""
+    """Number of groups, from the first of the update, whose tasks are played again at the chosen temperature.
+
+    The published share is a quarter."""
     most: int = 60
-    """The largest number of successes that are added; above the target, half as many."""
+    """Maximum number of successes that are added; half of it if the entropy is above the target."""
 
     def own_problems(self, stage: Stage) -> Iterator[str]:
-        """Check the numbers, and that the stage has a loss and an advantage for what is imitated."""
+        """Check the numbers, and that the stage has a loss and an advantage for imitated episodes."""
         if not 0.0 < self.cold <= self.hot:
             yield f"source.cold is {self.cold:g} and source.hot {self.hot:g}; 0 < cold <= hot is needed"
         if self.most < 2:
@@ -63,7 +64,7 @@ class Thermostat(Guided):
         return self.hot if entropy <= self.target else self.cold
 
     async def guide(self, lesson: Lesson, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Play the first tasks again at the chosen temperature, and add the successes as groups, by task."""
+        """Play the first tasks again at the chosen temperature; add the successes, one group per task."""
         entropy = sampled_entropy([scored.trajectory for group in groups for scored in group])
         if entropy is None:
             return list(groups)
