@@ -1,4 +1,4 @@
-"""A thermostat for entropy: imitate successes sampled at a temperature that spreads or sharpens the policy."""
+"""A thermostat for entropy: imitate successes that are sampled at a higher or a lower temperature."""
 
 from __future__ import annotations
 
