@@ -1,7 +1,7 @@
-"""Credit assigns: from paid groups to one advantage per action token, and to the critic's targets.
+"""Credit rules: they compute one advantage per action token, and the critic's targets, from rewards.
 
-A ``Credit`` rule sees all groups of an update, so it may use statistics of groups and of the batch; a
-``Modifier`` rescales finished advantages. A rule that works per turn copies a turn's number to the turn's
+A ``Credit`` rule sees all groups of an update, so it may use statistics of each group and of the whole batch;
+a ``Modifier`` rescales finished advantages. A rule that works per turn copies a turn's number to the turn's
 tokens with ``spread`` and nowhere else. Targets are returned only by rules that use a critic. Computation is
 in float64 numpy: no torch, no sandbox, no model.
 
@@ -18,7 +18,7 @@ from agentrl.types import Credited, Need, ScoredGroup
 
 
 class Credit(Protocol):
-    """Assigns advantages. ``needs`` names what the learner must measure first."""
+    """Assigns advantages to action tokens. ``needs`` names what the learner must measure first."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ class Credit(Protocol):
     @property
     @abstractmethod
     def min_group(self) -> int:
-        """Smallest group that the rule can work with: 2 if a group is its own baseline, else 1."""
+        """Minimum group size that the rule can work with: 2 if a group is its own baseline, else 1."""
 
     @abstractmethod
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
@@ -38,7 +38,7 @@ class Credit(Protocol):
 
     @property
     def handles_given(self) -> bool:
-        """Whether it credits given groups (``Trajectory.given``) apart from those that the agent played."""
+        """Whether given groups (``Trajectory.given``) are credited differently from played ones."""
         return False
 
 
@@ -56,4 +56,4 @@ class Modifier(Protocol):
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the modified credit, in the same shape."""
+        """Return the modified credit, in the shape of ``credited``."""

@@ -1,8 +1,8 @@
 """Credit from states that several turns of a group share: such turns are compared with each other.
 
 Two turns are in the same state if the policy was shown the same text. What is compared is the discounted
-return from the turn on. Neither rule needs a critic or additional episodes. If no state is visited twice,
-only the comparison of whole episodes is left (which ``HGPO`` leaves out by default).
+return from the turn on. Neither ``GiGPO`` nor ``HGPO`` needs a critic or additional episodes. If no state is
+visited twice, only the comparison of whole episodes is left (which ``HGPO`` leaves out by default).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agentrl.errors import ConfigError
 from agentrl.types import Credited, Observation, ScoredGroup
 
 StateKey = Callable[[Observation], Hashable]
-"""Maps observations to a key; turns whose observations have equal keys are in the same state."""
+"""Maps an observation to a key; turns whose observations have equal keys are in the same state."""
 
 
 def text_of(observation: Observation) -> str:
@@ -39,7 +39,7 @@ class GiGPO(GroupCredit):
     ``A_episode`` compares the episode's return with those of its group. ``A_state`` compares the return from
     turn ``n`` on with those of all turns of the group in the same state; it is 0 for a state that was visited
     once. ``deviation``: also divide by the standard deviation (with Bessel's correction). With ``similarity``
-    below 1, two texts are the same state if their ratio of matching characters is at least that.
+    below 1, two texts are the same state if their share of matching characters is at least ``similarity``.
 
     Published code computes the episode statistics over turns, so that long episodes count more often:
     ``stats_over="turn"``.
@@ -61,7 +61,7 @@ class GiGPO(GroupCredit):
             )
 
     def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
-        """Credit each turn with the advantages of its episode and of its state."""
+        """Credit each turn with its episode's advantage plus ``weight`` times its state's advantage."""
         episodes_G = self._episodes(group)
         returns_GN = [returns_to_go(scored.rewards_N, gamma=self.gamma) for scored in group]
         states_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
@@ -74,7 +74,7 @@ class GiGPO(GroupCredit):
         return tuple(per_turn(scored, episode + self.weight * states_N) for scored, episode, states_N in rows)
 
     def _episodes(self, group: ScoredGroup) -> Array:
-        """Return the advantage of each episode as a whole."""
+        """Return one advantage per episode, from the comparison of its return with those of its group."""
         returns_G = np.array([scored.rewards_N.sum() for scored in group])
         if len(group) < 2:
             return np.zeros(len(group))
@@ -90,7 +90,7 @@ class GiGPO(GroupCredit):
         return standardised(values, ddof=1, eps=self.eps if self.deviation else None)
 
     def _clusters(self, group: ScoredGroup) -> list[list[tuple[int, int]]]:
-        """Return the turns ``(member, turn)`` in each state; states are in the order of their first visit."""
+        """Return each state's turns as pairs ``(member, turn)``; states in the order of their first visit."""
         clusters: dict[Hashable, list[tuple[int, int]]] = {}
         for i, scored in enumerate(group):
             for n, turn in enumerate(scored.trajectory.turns):
@@ -114,8 +114,8 @@ class HGPO(GroupCredit):
     cluster; a cluster of one turn contributes nothing. The advantages of a turn's clusters are averaged with
     weights ``(w + 1) ** alpha``. ``episode_weight`` adds the episode's own advantage (not used in the paper).
 
-    Published code leaves a cluster out of the average if its advantage is exactly 0; here a turn of average
-    return counts as information.
+    Published code leaves a cluster out of the average if the turn's advantage in it is exactly 0; here such
+    an advantage counts, because an average return is information too.
     """
 
     gamma: float = 0.95
@@ -127,7 +127,7 @@ class HGPO(GroupCredit):
     eps: float = 1e-6
 
     def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
-        """Credit each turn with the weighted mean of its clusters' advantages."""
+        """Credit each turn with the mean of its clusters' advantages, weighted by depth."""
         returns_GN = [returns_to_go(scored.rewards_N, gamma=self.gamma) for scored in group]
         totals_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
         weights_GN = [np.zeros(len(returns_N)) for returns_N in returns_GN]
@@ -154,7 +154,7 @@ class HGPO(GroupCredit):
 def _clusters(seen_GN: Sequence[Sequence[Hashable]], window: int) -> list[list[tuple[int, int]]]:
     """Return the clusters of turns whose last ``window`` states agree.
 
-    Turns with a shorter history are in no cluster.
+    A turn with fewer than ``window`` states up to and including its own is in no cluster.
     """
     clusters: dict[Hashable, list[tuple[int, int]]] = {}
     for i, seen_N in enumerate(seen_GN):

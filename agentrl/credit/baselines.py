@@ -22,14 +22,14 @@ from agentrl.types import ScoredGroup
 
 
 class Baseline(Protocol):
-    """What is subtracted from the returns of a group."""
+    """Computes what is subtracted from the returns-to-go of a group."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def min_group(self) -> int:
-        """Smallest group for which the baseline is meaningful."""
+        """Minimum group size for which the baseline is meaningful."""
 
     @abstractmethod
     def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
@@ -46,7 +46,7 @@ class NoBaseline(Baseline):
     min_group: ClassVar[int] = 1
 
     def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
-        """Return zeros."""
+        """Return a baseline of 0 for each turn of each member."""
         return [np.zeros(len(returns_N)) for returns_N in returns_GN]
 
 
@@ -60,7 +60,7 @@ class OthersStart(Baseline):
     min_group: ClassVar[int] = 2
 
     def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
-        """Return one number per member, repeated for each of its turns."""
+        """Return each member's baseline, repeated for each of its turns."""
         if len(group) < 2:
             return list(returns_GN)
         return [
@@ -73,14 +73,14 @@ class OthersStart(Baseline):
 class OthersAtTurn(Baseline):
     """The mean of the other members' returns from the same turn on; 0 for an episode that ended before.
 
-    Less noisy than ``OthersStart`` if rewards come along the way, because what was earned before a turn is in
-    neither number.
+    It is less noisy than ``OthersStart`` if rewards come along the way: what was earned before a turn is
+    neither in the turn's return nor in the baseline.
     """
 
     min_group: ClassVar[int] = 2
 
     def __call__(self, group: ScoredGroup, returns_GN: Sequence[Array]) -> list[Array]:
-        """Return one number per turn."""
+        """Return one baseline per turn: the mean of the other members' returns from that turn on."""
         if len(group) < 2:
             return list(returns_GN)
         padded_GN = np.zeros((len(group), max(map(len, returns_GN))))

@@ -2,7 +2,7 @@
 
 If rewards are added first and their sums are compared, the component with the largest spread dominates, and
 different outcomes can have the same sum. All rules here ask for components by name, so the ledger must keep
-them; it is an error if nothing pays a component.
+them; it is an error if no reward pays into a component.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from agentrl.types import Credited, Need, Scored, ScoredGroup
 class GDPO(Credit):
     """``A = sum_c weight_c * (r_c - mean_c) / (std_c + eps)`` over the group, then whitened over the batch.
 
-    GDPO. ``weights`` name the components; with a single one it is GRPO and nothing is whitened. A component
-    that is constant in a group gives exactly 0. Whitening is over episodes: ``(A - mean) / (std + eps)``.
+    This rule is GDPO. ``r_c`` is what component ``c`` paid the episode. ``weights`` maps the components to
+    their weights; with a single component the rule is GRPO and nothing is whitened. A component that is
+    constant in a group contributes exactly 0. Whitening is over episodes: ``(A - mean) / (std + eps)``.
     """
 
     weights: Mapping[str, float]
@@ -60,7 +61,8 @@ class GDPO(Credit):
 class MTGRPO(GroupCredit):
     """``A_n = A_outcome + alpha * sum_{m >= n} A_turn(m)`` (Zeng et al. 2025, MT-GRPO).
 
-    The paper has one tool call; here there may be any number. ``A_turn(m)`` is the standard score, among the
+    The paper has one tool call per episode; here there may be any number. ``A_outcome`` is the standard score
+    of the episode's payment from ``outcome``. ``A_turn(m)`` is the standard score, among the
     members that reached turn ``m``, of what ``process`` paid for that turn. ``present`` names a signal that
     is positive on turns that can have such a reward, for example on tool calls; other turns have none. An
     episode without any such turn is credited with the standard score of its whole return, as published.
@@ -77,7 +79,7 @@ class MTGRPO(GroupCredit):
     eps: float = 1e-4
 
     def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
-        """Credit each turn with the outcome's score and the scores of the rewarded turns from it on."""
+        """Credit each turn with the outcome's score and those of the rewarded turns from this turn on."""
         rewarded_GN = [self._rewarded(scored) for scored in group]
         steps_GN = [component(scored, self.process) for scored in group]
         outcomes_G = self._compare([component(scored, self.outcome).sum() for scored in group])
@@ -129,7 +131,7 @@ class EpisodeAndSteps(GroupCredit):
     eps: float = 1e-6
 
     def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
-        """Credit each turn with the standard scores of its episode and of itself."""
+        """Credit each turn with its episode's standard score plus ``alpha`` times its own."""
         steps_GN = [component(scored, self.process) for scored in group]
         episodes_G = standardised(
             np.array(
@@ -145,7 +147,7 @@ class EpisodeAndSteps(GroupCredit):
 
 
 def component(scored: Scored, name: str) -> Array:
-    """Return what a component paid per turn, ``[N]`` in float64.
+    """Return what the component ``name`` paid, one float64 number per turn.
 
     Raises:
         ConfigError: the ledger has no component of that name.

@@ -17,7 +17,7 @@ from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
 class ConstantCredit(Credit):
     """Credits every action token with ``value``.
 
-    With ``NegativeLogLikelihood`` that is supervised learning on the actions.
+    With the loss ``NegativeLogLikelihood`` this is supervised learning on the actions.
     """
 
     value: float = 1.0
@@ -25,7 +25,7 @@ class ConstantCredit(Credit):
     min_group: ClassVar[int] = 1
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit every token alike; rewards are ignored."""
+        """Credit every action token with ``value``; rewards are ignored."""
         return [
             tuple(Credited(floats(np.full(scored.trajectory.num_tokens, self.value))) for scored in group)
             for group in checked(groups)
@@ -36,10 +36,10 @@ class ConstantCredit(Credit):
 class ByOutcome(Credit):
     """Credits every token of a success with ``success`` and of other episodes with ``failure``.
 
-    Zhu et al. 2025, "negative reinforcement". The defaults are their weighted REINFORCE, which keeps the
-    policy diverse. ``ByOutcome(1, 0)`` learns from successes alone, ``ByOutcome(0, -1)`` from failures alone.
-    Success is the environment's signal and not a reward, so reward shaping does not change which episodes are
-    successes.
+    Zhu et al. 2025, "negative reinforcement". The defaults are the paper's weighted REINFORCE, which keeps
+    the policy diverse. ``ByOutcome(1, 0)`` learns from successes alone, ``ByOutcome(0, -1)`` from failures
+    alone. Success is the environment's signal and not a reward, so reward shaping does not change which
+    episodes are successes.
     """
 
     success: float = 0.1

@@ -15,17 +15,19 @@ from agentrl.types import Credited, FloatArray, Need, Scored, ScoredGroup, float
 
 @dataclass(frozen=True, slots=True)
 class EMPG(Modifier):
-    """``A' = A * g_n + zeta * f_n``, then centred (Wang et al. 2025, "Harnessing uncertainty").
+    """``A' = A * g_n + zeta * f_n``, then centred over the batch: EMPG, by the entropy of each turn ``n``.
 
-    The unit of centring and the defaults are reconstructed. With ``H_n`` the mean entropy of a turn's tokens,
-    min-max normalised over the batch's turns to ``h_n`` in [0, 1]:
+    Wang et al. 2025, "Harnessing uncertainty"; the unit of centring (``center``) and the defaults are
+    reconstructed. With ``H_n`` the mean entropy of a turn's tokens, min-max normalised over the batch's turns
+    to ``h_n`` in [0, 1]:
 
     * ``g_n = exp(-kappa h_n) / mean(exp(-kappa h))`` has mean 1. Turns on which the policy was certain are
       amplified and uncertain ones are damped: at low entropy gradients are small by themselves.
-    * ``f_n = exp(-kappa_future h_{n+1})`` pays for reaching a turn on which the policy is certain; the last
-      turn of an episode has none.
+    * ``f_n = exp(-kappa_future h_{n+1})`` is a bonus for reaching a turn on which the policy is certain;
+      the last turn of an episode has no bonus.
 
-    ``kappa = 0`` leaves only the bonus, ``zeta = 0`` only the scaling. Turns without tokens are ignored.
+    With ``kappa = 0`` only the bonus is left, with ``zeta = 0`` only the scaling by ``g_n``. Turns without
+    tokens are ignored.
     """
 
     kappa: float = 1.0
@@ -61,7 +63,7 @@ class EMPG(Modifier):
         return [tuple(replace(one, advantages_T=next(fresh)) for one in credit) for credit in credited]
 
     def _modulation(self, entropies: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """Return ``g`` and ``f`` for the turns of each trajectory."""
+        """Return the factors ``g`` and the bonuses ``f`` of the turns of each trajectory."""
         flat = np.concatenate([np.zeros(0), *entropies])
         if not len(flat):
             return list(entropies), list(entropies)

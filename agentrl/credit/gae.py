@@ -50,7 +50,7 @@ class CriticCredit(Credit):
     min_group: ClassVar[int] = 1
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each trajectory."""
+        """Return the credit of each trajectory, in the shape of ``groups``."""
         return [tuple(self.credit_one(scored) for scored in group) for group in checked(groups, self.needs)]
 
     @abstractmethod
@@ -60,7 +60,7 @@ class CriticCredit(Credit):
 
 @dataclass(frozen=True, slots=True)
 class TokenGAE(CriticCredit):
-    """The action is the token.
+    """Generalised advantage estimation with each token as an action.
 
     A turn's reward is paid on its last token; every token has a target for the critic.
     """
@@ -70,7 +70,7 @@ class TokenGAE(CriticCredit):
     lam: float = 0.95
 
     def credit_one(self, scored: Scored) -> Credited:
-        """Credit each token with its own estimate."""
+        """Credit each token with its own advantage."""
         values_T = _values(scored)
         rewards_T = np.zeros(len(values_T))
         for end, reward in zip(np.cumsum(scored.num_tokens_N), scored.rewards_N, strict=True):
@@ -82,7 +82,7 @@ class TokenGAE(CriticCredit):
 
 @dataclass(frozen=True, slots=True)
 class TurnGAE(CriticCredit):
-    """The action is the turn (turn-PPO).
+    """Generalised advantage estimation with each turn as an action (turn-PPO).
 
     A turn's value is read at its first token, and only that token has a target for the critic.
     """
@@ -92,7 +92,7 @@ class TurnGAE(CriticCredit):
     lam: float = 0.95
 
     def credit_one(self, scored: Scored) -> Credited:
-        """Credit all tokens of a turn with the turn's estimate."""
+        """Credit all tokens of a turn with the turn's advantage."""
         lengths, rewards_K = _steps(scored)
         first = np.cumsum(lengths) - lengths
         values_K = _values(scored)[first]
@@ -104,12 +104,13 @@ class TurnGAE(CriticCredit):
 
 @dataclass(frozen=True, slots=True)
 class BiLevelGAE(CriticCredit):
-    """First over turns, then over the tokens inside each turn (VAGEN, Wang et al. 2025).
+    """Generalised advantage estimation over turns, then over the tokens inside each turn (VAGEN).
 
-    Over turns, with the critic's value at each turn's *last* token:
+    Wang et al. 2025. Over turns, with the critic's value at each turn's *last* token:
     ``A_k = r_k + gamma_turn V_{k+1} - V_k + gamma_turn lam A_{k+1}``. This is the advantage of the turn's
     last token, and inside the turn ``A_t = gamma V_{t+1} - V_t + gamma lam A_{t+1}`` runs backwards from it.
-    Every token has a target for the critic, ``A + V``. With a single turn it is token GAE.
+    Every token has a target for the critic, ``A + V``. For an episode of a single turn
+    the result is that of ``TokenGAE`` with the same ``gamma`` and ``lam``.
     """
 
     gamma_turn: float = 0.95
@@ -118,7 +119,7 @@ class BiLevelGAE(CriticCredit):
     lam: float = 1.0
 
     def credit_one(self, scored: Scored) -> Credited:
-        """Credit each token with an estimate that starts from its turn's advantage."""
+        """Credit each token with an advantage that is computed backwards from that of its turn."""
         values_T = _values(scored)
         lengths, rewards_K = _steps(scored)
         last = np.cumsum(lengths) - 1
@@ -136,7 +137,7 @@ class BiLevelGAE(CriticCredit):
 def _steps(scored: Scored) -> tuple[npt.NDArray[np.int32], Array]:
     """Return lengths and rewards of the turns that have tokens.
 
-    The reward of a turn without tokens is added to the turn before it that has some.
+    The reward of a turn without tokens is added to the last earlier turn that has tokens.
     """
     lengths = scored.num_tokens_N[scored.num_tokens_N > 0]
     rewards_K = np.zeros(len(lengths))

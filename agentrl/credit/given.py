@@ -14,11 +14,11 @@ from agentrl.types import Credited, Need, ScoredGroup, floats, is_given
 
 @dataclass(frozen=True, slots=True)
 class Given(Credit):
-    """Credits groups that the agent played by ``credit``, and every token of given groups with ``given``.
+    """Credits played groups by the rule ``credit``, and every token of given groups with ``given``.
 
-    A group is given if all its trajectories are: demonstrations that replace episodes (HPT), or successes
-    that were sampled at another temperature (AEPO). ``credit`` never sees them. ``given`` is the weight of
-    imitation relative to reinforcement.
+    A group is given if all its trajectories are given: demonstrations that replace episodes (HPT), or
+    successes that were sampled at another temperature (AEPO). ``credit`` never sees given groups. ``given``
+    is the weight of imitation relative to reinforcement.
     """
 
     credit: Credit
@@ -27,7 +27,7 @@ class Given(Credit):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The needs of ``credit``."""
+        """The measurements that ``credit`` needs."""
         return self.credit.needs
 
     @property
@@ -36,7 +36,7 @@ class Given(Credit):
         return self.credit.min_group
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Return the credit of both kinds, in the order of ``groups``."""
+        """Return the credit of played and given groups, in the order of ``groups``."""
         own = [group for group in groups if not is_given(group)]
         credited = iter(self.credit(own) if own else [])
         return [

@@ -1,4 +1,4 @@
-"""One advantage per episode: its return compared with those of its group, the same for each of its tokens."""
+"""One advantage per episode, from its return compared with those of its group; all its tokens get it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GroupCredit(Credit):
     min_group: ClassVar[int] = 2
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each group."""
+        """Return the credit of each group, in the shape of ``groups``."""
         return [self.credit_group(group) for group in checked(groups)]
 
     @abstractmethod
@@ -37,10 +37,10 @@ class GroupCredit(Credit):
 
 @dataclass(frozen=True, slots=True)
 class GRPO(GroupCredit):
-    """``A = (R - mean) / (std + std_eps)`` over the group (Shao et al. 2024, sec. 4.1.2), std with ``ddof``.
+    """``A = (R - mean) / (std + std_eps)`` over the group (Shao et al. 2024, sec. 4.1.2).
 
-    The division biases the gradient: groups that nearly always fail or succeed weigh more than their share of
-    the expected return.
+    ``R`` is an episode's return; ``std`` is computed with the divisor ``n - ddof``. The division biases the
+    gradient: groups that nearly always fail or succeed weigh more than their share of the expected return.
     """
 
     std_eps: float = 1e-6
@@ -59,27 +59,29 @@ class GRPO(GroupCredit):
 class DrGRPO(GroupCredit):
     """``A = R - mean`` over the group (Liu et al. 2025).
 
-    Aggregate its loss with ``SeqSumOver(longest length)``.
+    ``R`` is an episode's return. Aggregate the loss with
+    ``SeqSumOver(maximum number of tokens of an episode)``.
     """
 
     singleton: Singleton = "zero"
 
     def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
-        """Credit each episode with its distance from the group's mean."""
+        """Credit each episode with its return minus the group's mean return."""
         return _shared(group, centred, self.singleton)
 
 
 @dataclass(frozen=True, slots=True)
 class RLOO(GroupCredit):
-    """``A = R - mean of the others' R``, which is ``n / (n - 1)`` times Dr.GRPO's. Unbiased.
+    """``A = R - mean of the other members' R``: leave-one-out REINFORCE.
 
-    Kool et al. 2019; Ahmadian et al. 2024.
+    Kool et al. 2019; Ahmadian et al. 2024. In a group of ``n`` this is ``n / (n - 1)`` times the advantage of
+    ``DrGRPO``. The policy gradient is unbiased.
     """
 
     singleton: Singleton = "zero"
 
     def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
-        """Credit each episode with its distance from the others' mean."""
+        """Credit each episode with its return minus the mean return of the other members."""
         return _shared(group, self._advantages, self.singleton)
 
     def _advantages(self, returns_G: Array) -> Array:
@@ -88,19 +90,19 @@ class RLOO(GroupCredit):
 
 @dataclass(frozen=True, slots=True)
 class BNPO(Credit):
-    """``A = (r - p) / BetaPDF(p; alpha, beta)`` with ``p`` the group's mean reward.
+    """``A = (r - p) / BetaPDF(p; alpha, beta)`` with ``r`` the return and ``p`` the group's mean return.
 
-    Xiao et al. 2025, "BNPO". ``alpha`` and ``beta`` are fitted to the batch's ``p`` by moments,
-    ``a = (m (1 - m) / v - 1) m`` and ``b`` with ``1 - m``, and flattened to ``max(1 + a / 3, 1)`` and
-    ``max(1 + b / 3, 1)``: groups of common difficulty weigh less. Episode returns must lie in [0, 1]. If all
-    groups are equally hard, the weight is 1.
+    Xiao et al. 2025, "BNPO". A Beta distribution is fitted to the ``p`` of the batch's groups by their mean
+    ``m`` and variance ``v``, ``a = (m (1 - m) / v - 1) m`` and ``b = (m (1 - m) / v - 1) (1 - m)``, and
+    flattened: ``alpha = max(1 + a / 3, 1)`` and ``beta = max(1 + b / 3, 1)``. So groups of common difficulty
+    weigh less. Episode returns must lie in [0, 1]. If all groups are equally hard, the weight is 1.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     min_group: ClassVar[int] = 2
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Credit each episode with its weighted distance from the group's mean.
+        """Credit each episode with ``(r - p) / BetaPDF(p)``.
 
         Raises:
             ConfigError: a return lies outside [0, 1].
@@ -120,7 +122,7 @@ class BNPO(Credit):
 
     @staticmethod
     def fit(means: Array) -> tuple[float, float]:
-        """Return the flattened parameters for the groups' mean rewards."""
+        """Return the flattened ``alpha`` and ``beta`` of the Beta distribution fitted to ``means``."""
         mean, variance = (float(means.mean()), float(means.var(ddof=1))) if len(means) > 1 else (0.0, 1.0)
         if variance <= 0.0:
             return 1.0, 1.0
@@ -129,7 +131,7 @@ class BNPO(Credit):
 
 
 def _weight(returns_G: Array, alpha: float, beta: float) -> float:
-    """Return ``1 / BetaPDF(mean)``, at most 1e6."""
+    """Return the weight of a group, ``1 / BetaPDF(mean return)``, at most 1e6."""
     mean = float(returns_G.mean()) if len(returns_G) else 0.5
     if alpha == beta == 1.0:
         return 1.0

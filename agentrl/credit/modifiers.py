@@ -2,7 +2,7 @@
 
 Statistics of a batch are over its *turns*: each turn counts once, whatever its length (its tokens share its
 weight). ``per="token"`` counts tokens instead, as PPO's masked whitening does. Turns without tokens are
-ignored.
+ignored. A unit is what counts once: a turn or a token.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class Modified(Credit):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The needs of the rule and its modifiers."""
+        """The measurements that the rule and its modifiers need."""
         return self.credit.needs.union(*(modifier.needs for modifier in self.modifiers))
 
     @property
     def min_group(self) -> int:
-        """Same as the rule's."""
+        """Same as that of the rule ``credit``."""
         return self.credit.min_group
 
     @property
     def handles_given(self) -> bool:
-        """Same as the rule's."""
+        """Same as that of the rule ``credit``."""
         return self.credit.handles_given
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
@@ -58,7 +58,7 @@ class Modified(Credit):
 
 @dataclass(frozen=True, slots=True)
 class Whiten(Modifier):
-    """``(A - mean) / sqrt(var + eps)`` over the batch, with Bessel's correction."""
+    """Replaces advantages with ``(A - mean) / sqrt(var + eps)`` over the batch, with Bessel's correction."""
 
     per: Unit = "turn"
     eps: float = 1e-8
@@ -67,7 +67,7 @@ class Whiten(Modifier):
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return advantages with mean 0 and variance 1; fewer than two units give 0."""
+        """Return advantages with mean 0 and variance 1; all are 0 if the batch has fewer than two units."""
         mean, variance = _moments(groups, credited, self.per)
         factor = 1.0 / float(np.sqrt(variance + self.eps))
         return with_advantages(groups, credited, lambda _, advantages_T: (advantages_T - mean) * factor)
@@ -75,7 +75,7 @@ class Whiten(Modifier):
 
 @dataclass(frozen=True, slots=True)
 class UnitDeviation(Modifier):
-    """Divides by the batch's standard deviation and keeps the zero, so no advantage changes its sign."""
+    """Divides advantages by their standard deviation over the batch; none changes its sign."""
 
     per: Unit = "turn"
     eps: float = 1e-8
@@ -92,9 +92,9 @@ class UnitDeviation(Modifier):
 
 @dataclass(frozen=True, slots=True)
 class ScaleAdvantages(Modifier):
-    """Multiplies by a constant.
+    """Multiplies advantages by the constant ``factor``.
 
-    0 and -1 are control experiments: with 0 nothing may improve, with -1 success must fall.
+    The factors 0 and -1 are for control experiments: with 0 nothing may improve, with -1 success must fall.
     """
 
     factor: float
@@ -103,16 +103,16 @@ class ScaleAdvantages(Modifier):
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return scaled advantages."""
+        """Return the advantages times ``factor``."""
         return with_advantages(groups, credited, lambda _, advantages_T: advantages_T * self.factor)
 
 
 def _moments(
     groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]], per: Unit
 ) -> tuple[float, float]:
-    """Return the mean and the variance (with Bessel's correction) over the batch's units.
+    """Return the mean and the variance of the advantages over the batch's units (turns or tokens).
 
-    Fewer than two units have an infinite variance.
+    The variance has Bessel's correction; it is infinite if there are fewer than two units.
     """
     values: list[Array] = [np.zeros(0)]
     weights: list[Array] = [np.zeros(0)]

@@ -16,9 +16,12 @@ from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
 class KLPenalty(Credit):
     """Adds ``-coef * sum_t (log pi_old - log pi_ref)`` over each turn's tokens to the rewards.
 
-    ``credit`` sees it as the component ``kl`` (k1, nats). The k1 estimator belongs here: as a loss its
-    expected gradient is zero, while in the return it makes the policy gradient that of the expected return
-    minus ``coef`` times the divergence (Ziegler et al. 2019, eq. 2). Log-ratios are cut at 20.
+    The rule ``credit`` sees what is added as the component ``kl``. ``log pi_old - log pi_ref`` is the
+    estimator k1 of the divergence, in nats. The k1 estimator belongs here: as a loss its expected gradient is
+    zero, while in the return it makes the policy gradient that of the expected return minus ``coef`` times
+    the divergence (Ziegler et al. 2019, eq. 2). Log-ratios are cut at 20 nats on either side. ``pi_old`` is
+    the learner at the start of the update if ``old_logprobs`` were measured, else the distribution that
+    sampled.
     """
 
     credit: Credit
@@ -26,7 +29,7 @@ class KLPenalty(Credit):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The needs of ``credit``, and the reference's log-probabilities."""
+        """The measurements that ``credit`` needs, and the reference's log-probabilities."""
         return self.credit.needs | {"ref_logprobs"}
 
     @property
@@ -40,7 +43,7 @@ class KLPenalty(Credit):
         return self.credit.handles_given
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Assign credit for the penalised rewards."""
+        """Return the credit that ``credit`` assigns for the penalised rewards."""
         return self.credit(
             [tuple(self._penalised(scored) for scored in group) for group in checked(groups, self.needs)]
         )

@@ -19,8 +19,8 @@ from agentrl.types import Credited, Need, ScoredGroup
 class TurnReturn(Credit):
     """``A_n = G_n - b_n`` for every token of turn ``n`` (Williams 1992).
 
-    ``G_n`` is the discounted return from turn ``n`` on. An episode that a limit truncated has the return that
-    it was paid: the limit belongs to the task.
+    ``G_n`` is the discounted return from turn ``n`` on, and ``b_n`` what ``baseline`` returns for the turn.
+    An episode that a limit truncated has the return that it was paid: the limit belongs to the task.
     """
 
     gamma: float = 1.0
@@ -31,7 +31,7 @@ class TurnReturn(Credit):
 
     @property
     def min_group(self) -> int:
-        """Same as the baseline's."""
+        """Same as that of ``baseline``."""
         return self.baseline.min_group
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
@@ -47,10 +47,11 @@ class TurnReturn(Credit):
 
 
 def turn_rloo(*, gamma: float = 0.97) -> Modified:
-    """Return turn RLOO: the return from a turn on minus the mean start return of the others.
+    """Return turn RLOO: the return from a turn on minus the others' mean return from the start.
 
-    Returns are discounted per turn, and the difference is divided by the batch's deviation. Unbiased up to a
-    common scale, and cheap: it needs no critic, one forward pass and one optimiser step.
+    The others are the other members of the group. Returns are discounted per turn, and the difference is
+    divided by its standard deviation over the batch. The rule is unbiased up to a common scale, and cheap: it
+    needs no critic, one forward pass and one optimiser step.
     """
     return Modified(TurnReturn(gamma, OthersStart()), (UnitDeviation(),))
 
@@ -66,5 +67,5 @@ def reinforce_plus_plus(*, kl: float = 0.0) -> Modified:
 
 
 def reinforce_plus_plus_baseline() -> Modified:
-    """Return REINFORCE++ with baseline (Hu 2025): centred in the group, then whitened over the batch."""
+    """Return REINFORCE++ with baseline (Hu 2025): returns centred per group, then whitened over the batch."""
     return Modified(DrGRPO(), (Whiten(per="token"),))

@@ -12,26 +12,26 @@ from agentrl.credit.turns import Array, per_episode, standardised
 from agentrl.types import Credited, ScoredGroup, Trajectory
 
 Stratum = Callable[[Trajectory], Hashable]
-"""What episodes must have in common to be compared."""
+"""Maps an episode to its stratum: episodes are compared if their strata are equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class CountOf:
-    """Stratum: the number of turns on which ``signal`` was positive, at most ``most``.
+    """Puts episodes into strata by the number of turns on which ``signal`` was positive.
 
-    For example, the number of searches or tool calls.
+    For example, by the number of searches or tool calls. Numbers above ``most`` count as ``most``.
     """
 
     signal: str
     most: int = 8
 
     def __call__(self, trajectory: Trajectory) -> int:
-        """Return the count."""
+        """Return the number of turns on which ``signal`` was positive, at most ``most``."""
         return min(int((trajectory.signal(self.signal) > 0).sum()), self.most)
 
 
 def num_turns(trajectory: Trajectory) -> int:
-    """Stratum: the number of turns."""
+    """Return the number of turns, as the stratum of an episode."""
     return len(trajectory.turns)
 
 
@@ -39,11 +39,13 @@ def num_turns(trajectory: Trajectory) -> int:
 class Stratified(GroupCredit):
     """``A = alpha * A_stratum + (1 - alpha) * A_group`` ("Stratified GRPO", 2025).
 
-    The paper's alpha was not found; 0.8 is ours. A standard score over the whole group consists of the score
-    within the stratum and the stratum's offset from the group: what agents are paid for being of another
-    kind. Removing the offset lowers the noise between kinds; removing all of it (``alpha=1``) also removes
-    the only signal that another kind is better, so keep some. A stratum with fewer than ``min_stratum``
-    episodes gives 0. Do not combine with a reward that already contrasts the kinds.
+    ``A_stratum`` and ``A_group`` are the standard scores of the episode's return in its stratum and in its
+    whole group. The paper's ``alpha`` was not found; 0.8 is our choice. A standard score over the whole group
+    consists of the score within the stratum and the stratum's offset from the group: what an episode gains by
+    being of another kind. Removing the offset lowers the noise between kinds; removing all of it
+    (``alpha=1``) also removes the only signal that another kind is better, so keep some. A stratum with fewer
+    than ``min_stratum`` episodes has ``A_stratum = 0``. Do not combine with a reward that already contrasts
+    the kinds.
     """
 
     stratum: Stratum
@@ -52,7 +54,7 @@ class Stratified(GroupCredit):
     eps: float = 1e-6
 
     def credit_group(self, group: ScoredGroup) -> tuple[Credited, ...]:
-        """Credit each episode with the weighted mean of its two standard scores."""
+        """Credit each episode with ``alpha * A_stratum + (1 - alpha) * A_group``."""
         returns_G = np.array([scored.rewards_N.sum() for scored in group])
         blend_G = self.alpha * self._within(group, returns_G) + (1.0 - self.alpha) * standardised(
             returns_G, ddof=1, eps=self.eps

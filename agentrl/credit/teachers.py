@@ -22,10 +22,10 @@ from agentrl.types import Credited, Need, Scored, ScoredGroup, stand_in
 class OPSD(Modifier):
     """``A + beta * (log pi_T - log pi_S)`` per token: on-policy self-distillation.
 
-    pi-Distill's companion; from descriptions that agree. The student plays without the information that the
-    teacher sees. Both have the same weights, so no larger model is needed. It maximises
-    ``E[R] - beta * KL(pi_S || pi_T)``. A large divergence at the start predicts failure: choose information
-    that the student could act on.
+    OPSD is the companion of pi-Distill; the formula is from descriptions that agree. The student ``pi_S`` is
+    the policy, which plays without the information that the teacher ``pi_T`` sees. Both have the same
+    weights, so no larger model is needed. The rule maximises ``E[R] - beta * KL(pi_S || pi_T)``. A large
+    divergence at the start predicts failure: choose information that the student could act on.
     """
 
     beta: float = 0.25
@@ -34,7 +34,7 @@ class OPSD(Modifier):
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the advantages plus the teacher's preference."""
+        """Return the advantages plus ``beta * (log pi_T - log pi_S)`` of each token."""
         checked(groups, self.needs)
         return with_advantages(
             groups, credited, lambda scored, advantages_T: advantages_T + self.beta * _preference(scored)
@@ -43,18 +43,19 @@ class OPSD(Modifier):
 
 @dataclass(frozen=True, slots=True)
 class Distil(Modifier):
-    """``-((log pi - log base) - lam * (log pi_T - log base))`` replaces the advantage.
+    """Replaces advantages with ``-((log pi - log base) - lam * (log pi_T - log base))`` per token.
 
-    G-OPD; with ``lam`` 1.25: ExOPD. ``lam = 1`` is on-policy distillation, ``log pi_T - log pi``, and needs
-    no base. Above 1 the student goes beyond the teacher, in the direction in which training moved the
-    teacher; ``base`` is the reference model of the stage.
+    This is G-OPD, and ExOPD with ``lam = 1.25``. ``pi_T`` is the teacher. ``lam = 1`` is on-policy
+    distillation, ``log pi_T - log pi``, and needs no base. With ``lam`` above 1 the student goes beyond the
+    teacher, in the direction in which training moved the teacher; ``base`` is the reference model of the
+    stage.
     """
 
     lam: float = 1.0
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The teacher's log-probabilities, and the base model's if ``lam`` is not 1."""
+        """The old and the teacher's log-probabilities, and the base model's if ``lam`` is not 1."""
         wanted: set[Need] = {"old_logprobs", "teacher_logprobs"}
         return frozenset(wanted | ({"ref_logprobs"} if self.lam != 1.0 else set()))
 
@@ -81,9 +82,10 @@ class Distil(Modifier):
 class TowardStudent(Modifier):
     """``A + beta * (log pi_S - log pi_T)`` for the tokens of a teacher (pi-Distill).
 
-    It maximises ``E_T[R] - beta * KL(pi_T || sg pi_S)``. The groups are those of
-    ``guidance.privileged.Privileged``: each teacher's trajectory has a student's, whose advantages are
-    unchanged.
+    ``pi_T`` is the teacher, who sampled the tokens, ``pi_S`` the student. The rule maximises
+    ``E_T[R] - beta * KL(pi_T || sg pi_S)``, with no gradient through ``pi_S`` (``sg``). The groups are those
+    of ``agentrl.sources.privileged.Privileged``: each teacher's trajectory has a student's with the same
+    tokens, whose advantages are unchanged.
     """
 
     beta: float = 0.25
@@ -92,9 +94,9 @@ class TowardStudent(Modifier):
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the advantages plus the student's preference.
+        """Return the advantages plus ``beta * (log pi_S - log pi_T)`` of each token.
 
-        A trajectory without a student keeps its advantages.
+        A trajectory to which no student's trajectory belongs keeps its advantages.
         """
         checked(groups, self.needs)
         given = [one for group in groups for one in group if one.trajectory.given]

@@ -43,7 +43,7 @@ def spread(per_turn_N: Array, num_tokens_N: IntArray) -> FloatArray:
 
 
 def centred(values: Array) -> Array:
-    """Subtract the mean; if all values are equal, the result is exactly 0 and not a rounding error.
+    """Subtract the mean from the values; if all are equal, the result is exactly 0, not a rounding error.
 
     >>> centred(np.array([0.1, 0.1, 0.1]))
     array([0., 0., 0.])
@@ -53,7 +53,7 @@ def centred(values: Array) -> Array:
 
 
 def standardised(values: Array, *, ddof: int, eps: float | None) -> Array:
-    """Subtract the mean and divide by ``std + eps``; with ``eps`` None, do not divide.
+    """Subtract the mean from the values and divide by ``std + eps``; if ``eps`` is None, do not divide.
 
     Fewer than two values, and values that are all equal, give exactly 0.
 
@@ -69,7 +69,8 @@ def standardised(values: Array, *, ddof: int, eps: float | None) -> Array:
 def checked(groups: Sequence[ScoredGroup], needs: frozenset[Need] = frozenset()) -> Sequence[ScoredGroup]:
     """Return ``groups`` after asserting what the training loop guarantees to credit rules.
 
-    That is: no failed episode, and every measurement that is needed.
+    It guarantees that no episode failed, and that each measurement in ``needs`` has one value per action
+    token.
     """
     for scored in (one for group in groups for one in group):
         name = f"{scored.trajectory.task.id}#{scored.trajectory.sample}"
@@ -88,7 +89,7 @@ def with_advantages(
     credited: Sequence[tuple[Credited, ...]],
     rule: Callable[[Scored, Array], npt.NDArray[np.floating]],
 ) -> list[tuple[Credited, ...]]:
-    """Replace the advantages of each trajectory by ``rule(scored, advantages_T)``.
+    """Replace the advantages of each trajectory with ``rule(scored, advantages_T)``.
 
     ``rule`` is called once for each trajectory, in order, with the advantages in float64. The critic's
     targets are unchanged.

@@ -23,10 +23,11 @@ class DurationWeights(Modifier):
     Yang et al. 2025, "RL for machine-learning-engineering agents". If episodes are trained on as soon as they
     end, quick actions are over-represented, in proportion to the inverse of their duration; these weights
     correct that. If all episodes of an update are waited for, as with ``max_staleness = 0``, there is no such
-    bias: do not use it there.
+    bias: do not use this modifier then.
 
-    ``signal`` names a measured duration; empty uses the wall-clock time of acting and stepping, which differs
-    between runs. Weights are at most ``max_weight``; a duration below ``min_s`` counts as ``min_s``.
+    ``signal`` names a measured duration in seconds; if it is empty, the wall-clock time of acting and
+    stepping is used, which differs between runs. Weights are at most ``max_weight``; a duration below
+    ``min_s`` counts as ``min_s``.
     """
 
     signal: str = ""
@@ -37,7 +38,7 @@ class DurationWeights(Modifier):
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the weighted advantages."""
+        """Return the advantages, each multiplied by the weight of its turn."""
         taken = [[self._durations(scored) for scored in group] for group in groups]
         flat = np.concatenate([np.zeros(0), *(seconds_N for group in taken for seconds_N in group)])
         mean = float(flat.mean()) if len(flat) else 1.0
@@ -105,10 +106,10 @@ class ConflictTokens(Modifier):
 
 @dataclass(frozen=True, slots=True)
 class KeepVaried(Modifier):
-    """Keeps the ``num`` episodes of each group whose advantages vary most, the best and the worst (D3S).
+    """Keeps ``num`` episodes of each group, the best and the worst, whose advantages vary most (D3S).
 
-    The other episodes get 0. The choice is made after credit, so they were still part of the baseline;
-    advantages are not centred again.
+    The other episodes get advantages of 0. The choice is made after credit, so they were still part of the
+    baseline; advantages are not centred again.
     """
 
     num: int
@@ -136,7 +137,7 @@ class KeepVaried(Modifier):
 class KeepTokens(Modifier):
     """Keeps the ``share`` of an episode's tokens with the largest ``|A| * entropy`` (D3S).
 
-    The other tokens get 0.
+    The other tokens get advantages of 0.
     """
 
     share: float = 0.2
@@ -153,7 +154,7 @@ class KeepTokens(Modifier):
     ) -> list[tuple[Credited, ...]]:
         """Return the advantages of the tokens that are kept, and zeros for the others.
 
-        Of equal tokens the earlier is kept.
+        Among tokens with equal ``|A| * entropy`` the earlier is kept.
         """
         checked(groups, self.needs)
         return with_advantages(groups, credited, self._kept)
@@ -170,10 +171,10 @@ class KeepTokens(Modifier):
 class Attribution(Modifier):
     """Weighs each turn by how clearly the process reward up to it predicts the outcome.
 
-    OREAL, Lyu et al. 2025; there by token. With ``p_n = sigmoid(mean of the component over turns 0 to n)``,
-    where the component is a process reward in logits, positive advantages are multiplied by
-    ``(p_n - threshold) / (1 - threshold)``, clipped to [0, 1], and negative ones by the same expression of
-    ``1 - p_n``.
+    OREAL, Lyu et al. 2025, where tokens are weighed instead of turns. With
+    ``p_n = sigmoid(mean of the component over turns 0 to n)``, where the component is a process reward in
+    logits, positive advantages are multiplied by ``(p_n - threshold) / (1 - threshold)``, clipped to [0, 1],
+    and negative ones by the same expression with ``1 - p_n`` instead of ``p_n``.
     """
 
     component: str
@@ -190,7 +191,7 @@ class Attribution(Modifier):
     def __call__(
         self, groups: Sequence[ScoredGroup], credited: Sequence[tuple[Credited, ...]]
     ) -> list[tuple[Credited, ...]]:
-        """Return the weighted advantages.
+        """Return the advantages, each multiplied by the weight of its turn.
 
         Raises:
             ConfigError: nothing pays the component.
@@ -212,9 +213,9 @@ class Attribution(Modifier):
 
 
 def most_varied(values: Array, num: int) -> list[int]:
-    """Return the indices of the ``num`` values with the largest variance, exactly.
+    """Return the indices of the ``num`` values that have the largest variance among all choices of ``num``.
 
-    They are some of the highest and some of the lowest values.
+    The choice is exact: the values are some of the highest and some of the lowest values.
 
     >>> most_varied(np.array([-1.2, -0.9, -0.1, 0.0, 0.1, 0.4, 0.9, 1.6]), 4)
     [0, 1, 6, 7]

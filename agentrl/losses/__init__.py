@@ -1,6 +1,7 @@
-"""Losses optimise: per-token terms, and aggregation as a separate function of lengths alone.
+"""Losses: one term per action token, and aggregations that weigh the terms by lengths alone.
 
-Legend: ``A`` the action tokens of a micro-batch, sequence after sequence, in order of time.
+Legend: the suffix ``_A`` and the shape ``[A]`` mean one number for each of the action tokens of a
+micro-batch, sequence after sequence, in order of time.
 
 The loss of an update is ``sum_A weights_A * (loss_A + sum of regularisers_A)``. ``weights_A`` comes from an
 ``Aggregation`` that has seen the lengths of the *whole* batch, so the sum over micro-batches is the loss of
@@ -34,11 +35,11 @@ class LossInputs:
     """What a loss may look at; every tensor has the shape ``[A]``.
 
     Sequences are never split between micro-batches. ``old_logprobs_A``: the learner's own at the start of the
-    update if a part needs ``old_logprobs``, else ``behaviour_logprobs_A``, those of the distribution that
-    sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the sequences, turns and groups of the
-    micro-batch from 0; a group is whole if the loss sets ``whole_groups``, otherwise it may be any part of a
-    group. ``given_A``: whether the token was given, rather than sampled by the policy from this context
-    (``None``: no token was); the ``behaviour_logprobs_A`` of given tokens belong to another context.
+    update if a part of the objective needs ``old_logprobs``, else ``behaviour_logprobs_A``, those of the
+    distribution that sampled. ``sequence_A``, ``turn_A`` and ``group_A`` number the sequences, turns and
+    groups of the micro-batch from 0; a group is whole if the loss sets ``whole_groups``, otherwise it may be
+    any part of a group. ``given_A``: whether the token was given, rather than sampled by the policy from this
+    context (``None``: no token was); the ``behaviour_logprobs_A`` of given tokens belong to another context.
     """
 
     logprobs_A: Tensor
@@ -59,10 +60,10 @@ tokens."""
 
 
 class Aggregation(Protocol):
-    """Computes a weight per token from the lengths of a batch."""
+    """Computes a weight per action token from the lengths of a batch's turns."""
 
     def __call__(self, turn_lengths: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
-        """Return ``weights_A`` for the batch.
+        """Return one weight per action token of the batch.
 
         ``turn_lengths[i][k]`` is the number of action tokens in turn ``k`` of sequence ``i``. Sequences
         without action tokens count in no denominator.
@@ -82,7 +83,7 @@ class Loss(Protocol):
 
     @abstractmethod
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the per-token loss and measurements."""
+        """Return the loss and the measurements of each action token."""
 
     @property
     def aggregate(self) -> Aggregation | None:
@@ -91,7 +92,7 @@ class Loss(Protocol):
 
     @property
     def whole_groups(self) -> bool:
-        """Whether it compares the sequences of a group.
+        """Whether the loss compares the sequences of a group with each other.
 
         If so, groups stay together in minibatches and micro-batches, even a group that exceeds the token
         budget.
@@ -100,19 +101,19 @@ class Loss(Protocol):
 
     @property
     def handles_given(self) -> bool:
-        """Whether it treats given tokens (``given_A``) differently from those that the policy sampled."""
+        """Whether the loss treats given tokens (``given_A``) differently from those the policy sampled."""
         return False
 
     @property
     def remembers(self) -> bool:
-        """Whether it looks back on earlier updates. If so, its state is kept in checkpoints.
+        """Whether the loss uses what it measured in earlier updates. If so, its state is kept in checkpoints.
 
         Only regularisers may remember; the learner calls ``observe`` for them.
         """
         return False
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Learn from an update: ``means`` holds the means of its measurements over action tokens."""
+        """Learn from an update: ``means`` holds the mean of each measurement over action tokens."""
         return
 
     def state_dict(self) -> Mapping[str, Json]:
@@ -131,7 +132,7 @@ class OffPolicy(Protocol):
 
     @property
     def cap(self) -> float | None:
-        """The largest weight; ``None`` if weights have no bound."""
+        """Maximum weight; ``None`` if weights have no bound."""
         return None
 
     @abstractmethod
@@ -141,26 +142,26 @@ class OffPolicy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NegativeLogLikelihood(Loss):
-    """``-A log pi``: imitation if the advantages are 1, weighted imitation otherwise."""
+    """``-advantage * log pi``: imitation if the advantages are 1, weighted imitation otherwise."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the loss; measured: ``nll`` (nats per token, unweighted)."""
+        """Return the loss; measured: ``nll`` (``-log pi``, nats per token, without the advantage)."""
         return -x.advantages_A * x.logprobs_A, {"nll": -x.logprobs_A.detach()}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyGradient(Loss):
-    """``-A log pi``: REINFORCE, for data that the current policy sampled.
+    """``-advantage * log pi``: REINFORCE, for data that the current policy sampled.
 
-    Nothing bounds the step if the data are older.
+    If an older policy sampled the data, nothing bounds how far an update moves the policy.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the loss; measured: ``ratio`` and ``approx_kl`` (old to new, nats)."""
+        """Return the loss; measured: ``ratio`` (``pi / pi_old``), ``approx_kl`` (old to new policy, nats)."""
         log_ratio_A = (x.logprobs_A - x.old_logprobs_A).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio_A = log_ratio_A.exp()
         return -x.advantages_A * x.logprobs_A, {"ratio": ratio_A, "approx_kl": ratio_A - 1.0 - log_ratio_A}

@@ -76,9 +76,9 @@ def nested_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class SeqSumOver:
-    """Sums over a sequence, divides by a constant, and takes the mean over sequences.
+    """Sums over a sequence, divides by ``constant``, and takes the mean over sequences.
 
-    Dr.GRPO, Liu et al. 2025; the constant is the longest length allowed.
+    Dr.GRPO, Liu et al. 2025; there ``constant`` is the maximum number of tokens that an episode may have.
 
     >>> SeqSumOver(2)([[1, 2], [1]])
     array([0.25, 0.25, 0.25, 0.25])

@@ -12,10 +12,10 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True)
 class Clip(Loss):
-    """``max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` with ``rho = pi / pi_old``.
+    """PPO's loss ``max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` with ``rho = pi / pi_old``.
 
-    Schulman et al. 2017, eq. 7. ``high > low`` is DAPO's clip-higher (Yu et al. 2025). ``dual``: for negative
-    advantages the loss is at most ``-dual * A`` (Ye et al. 2020).
+    Schulman et al. 2017, eq. 7; ``A`` is the advantage of the token. ``high > low`` is DAPO's clip-higher (Yu
+    et al. 2025). With ``dual``, the loss of a negative advantage is at most ``-dual * A`` (Ye et al. 2020).
     """
 
     low: float = 0.2
@@ -36,9 +36,10 @@ class Clip(Loss):
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the surrogate.
+        """Return the surrogate loss.
 
-        Measured: ``ratio``, ``clip_fraction`` (tokens without gradient) and ``approx_kl`` (old to new, nats).
+        Measured: ``ratio`` (``rho``), ``clip_fraction`` (share of tokens without gradient) and ``approx_kl``
+        (from the old to the new policy, nats).
         """
         import torch
 

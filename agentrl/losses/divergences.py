@@ -1,7 +1,8 @@
 """Regularisers towards another policy (the reference, a teacher) or towards a target entropy.
 
-All are per-token terms with their own coefficient, estimated from sampled tokens. ``ref_logprobs`` are those
-of the reference that the recipe measures: the initial model, or a teacher.
+All are per-token terms with their own coefficient, estimated from sampled tokens. ``pi`` is the policy that
+is trained, and ``pi_0`` the policy that sampled the tokens. ``ref_logprobs`` are the log-probabilities of the
+reference that the recipe measures: the initial model, or a teacher.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 
 
 def forward_kl(log_ratio_A: Tensor) -> Tensor:
-    """``u - 1 - log u`` with ``u = pi / pi_0`` on samples of ``pi_0``: its mean is ``KL(pi_0 || pi)``."""
+    """Return ``u - 1 - log u`` for ``u = pi / pi_0``.
+
+    The mean over samples of ``pi_0`` is ``KL(pi_0 || pi)``.
+    """
     import torch
 
     return torch.expm1(log_ratio_A) - log_ratio_A
 
 
 def jensen_shannon(log_ratio_A: Tensor) -> Tensor:
-    """``u log u - (u + 1) log((u + 1) / 2)`` with ``u = pi / pi_0`` on samples of ``pi_0``.
+    """Return ``u log u - (u + 1) log((u + 1) / 2)`` for ``u = pi / pi_0``.
 
-    The generator of the Jensen-Shannon divergence.
+    This is the generator of the Jensen-Shannon divergence: the mean over samples of ``pi_0`` measures it.
     """
     import torch
 
@@ -37,7 +41,7 @@ def jensen_shannon(log_ratio_A: Tensor) -> Tensor:
 
 
 def chi_squared(log_ratio_A: Tensor) -> Tensor:
-    """``(u - 1)**2`` with ``u = pi / pi_0`` on samples of ``pi_0``; its mean is the divergence."""
+    """Return ``(u - 1)**2`` for ``u = pi / pi_0``; its mean over samples of ``pi_0`` is chi squared."""
     import torch
 
     return torch.expm1(log_ratio_A).square()
@@ -45,7 +49,10 @@ def chi_squared(log_ratio_A: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class AlphaDivergence:
-    """``(u**(1 - a) - (1 - a) u - a) / (a (a - 1))``: the alpha divergence, on samples of ``pi_0``."""
+    """The alpha divergence, by its generator ``(u**(1 - a) - (1 - a) u - a) / (a (a - 1))``.
+
+    ``u = pi / pi_0``, and tokens are samples of ``pi_0``.
+    """
 
     a: float = 0.2
 
@@ -57,7 +64,7 @@ class AlphaDivergence:
             )
 
     def __call__(self, log_ratio_A: Tensor) -> Tensor:
-        """Return the generator at each token."""
+        """Return the generator's value at each token."""
         import torch
 
         ratio_A = log_ratio_A.exp()
@@ -68,11 +75,11 @@ class AlphaDivergence:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal(Loss):
-    """``coef * generator(log pi - log pi_0)`` on rows that the reference itself sampled (DPH-RL).
+    """``coef * generator(log pi - log pi_0)`` on rows that the reference ``pi_0`` itself sampled (DPH-RL).
 
-    It keeps the policy from losing what the reference could do. No live reference is needed: the rows carry
-    the log-probabilities with which they were sampled. Published coefficients are 0.01 to 0.05 for the
-    forward divergence and 0.05 to 0.2 for Jensen-Shannon's.
+    This loss keeps the policy from losing what the reference could do. No live reference is needed: the rows
+    carry the log-probabilities with which they were sampled. Published coefficients are 0.01 to 0.05 for
+    ``forward_kl`` and 0.05 to 0.2 for ``jensen_shannon``.
     """
 
     coef: float = 0.02
@@ -80,7 +87,7 @@ class Rehearsal(Loss):
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the penalty; measured: ``kept_divergence`` (without the coefficient)."""
+        """Return the penalty; measured: ``kept_divergence`` (the generator's value, without ``coef``)."""
         log_ratio_A = (x.logprobs_A - x.behaviour_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         divergence_A = self.generator(log_ratio_A)
         return self.coef * divergence_A, {"kept_divergence": divergence_A.detach()}
@@ -90,7 +97,8 @@ class Rehearsal(Loss):
 class TeacherKL(Loss):
     """``coef * (log pi_teacher - log pi)**2 / 2`` on the policy's own tokens (KDRL, Xu et al. 2025).
 
-    This is k2, whose gradient is that of the reverse KL divergence. ``only_failures`` leaves out tokens with
+    The estimator is k2 (see ``losses.kl``), whose gradient is that of the reverse KL divergence,
+    ``KL(pi || pi_teacher)``. ``only_failures`` leaves out tokens with
     a positive advantage, as successes need no teacher.
     """
 
@@ -99,7 +107,7 @@ class TeacherKL(Loss):
     needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the penalty; measured: ``teacher_kl`` (k1, nats per token)."""
+        """Return the penalty; measured: ``teacher_kl`` (``log pi - log pi_teacher``, nats per token)."""
         import torch
 
         assert x.ref_logprobs_A is not None, "ref_logprobs were not measured"
@@ -112,9 +120,10 @@ class TeacherKL(Loss):
 
 @dataclass(frozen=True, slots=True)
 class EntropyTarget(Loss):
-    """``coef * |H - target|`` per token: pulls the entropy (nats) towards a target from either side.
+    """``coef * max(|H - target| - slack, 0)`` per token, with the entropy ``H`` in nats.
 
-    Within ``slack`` of the target there is no penalty.
+    The loss pulls the entropy towards ``target`` from either side; within ``slack`` of it there is no
+    penalty.
     """
 
     target: float
@@ -123,7 +132,7 @@ class EntropyTarget(Loss):
     needs: ClassVar[frozenset[Need]] = frozenset({"entropies"})
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the penalty; measured: ``entropy``."""
+        """Return the penalty; measured: ``entropy`` (nats per token)."""
         assert x.entropies_A is not None, "entropies were not measured"
         return self.coef * ((x.entropies_A - self.target).abs() - self.slack).clamp(min=0.0), {
             "entropy": x.entropies_A.detach()

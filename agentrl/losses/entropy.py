@@ -17,6 +17,6 @@ class EntropyBonus(Loss):
     needs: ClassVar[frozenset[Need]] = frozenset({"entropies"})
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the negative bonus, as a loss; measured: ``entropy``."""
+        """Return the negative bonus, as a loss; measured: ``entropy`` (nats per token)."""
         assert x.entropies_A is not None, "entropies were not measured"
         return -self.coef * x.entropies_A, {"entropy": x.entropies_A.detach()}

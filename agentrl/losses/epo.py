@@ -18,14 +18,15 @@ from agentrl.types import Json, Need
 class EPO(Loss):
     """``-coef * (L_H - phase_k * L_smooth)``: an entropy bonus minus a penalty outside a band.
 
-    ``L_H`` and ``L_smooth`` are nested means (token, turn, trajectory) of ``H_t`` and of
-    ``alpha * ([low * mean(W) - H_t]_+ + [H_t - high * mean(W)]_+)``, with ``W`` the mean entropies of the
-    stage's updates so far; in the first update there is no band. The phase
-    ``1 + exp(-gamma * k / floor(K / 2))`` falls from 2 towards 1 over ``updates`` = K.
+    ``L_H`` and ``L_smooth`` are nested means (over a turn's tokens, then turns, then trajectories) of the
+    entropy ``H_t`` and of ``alpha * ([low * mean(W) - H_t]_+ + [H_t - high * mean(W)]_+)``, with ``W`` the
+    mean entropies of the stage's updates so far; in the first update there is no band. The phase in update
+    ``k``, ``1 + exp(-gamma * k / floor(K / 2))`` falls from 2 towards 1 over the ``K = updates`` updates of
+    the stage.
 
-    ``release`` is the form of the published code, where the penalty outside the band, including its edges, is
-    the constant ``alpha`` (so it has no gradient) and the phase is piecewise. The history here is of whole
-    updates in both forms.
+    With ``release`` the loss has the form of the published code, where the penalty outside the band,
+    including its edges, is the constant ``alpha`` (so it has no gradient) and the phase is piecewise. In both
+    forms the history has one entropy for each whole update.
     """
 
     updates: int
@@ -48,7 +49,7 @@ class EPO(Loss):
             )
 
     def phase(self, update: int) -> float:
-        """Return the weight of the smoothing at an update.
+        """Return the weight of the penalty ``L_smooth`` in the update with the number ``update``.
 
         >>> [round(EPO(150).phase(k), 6) for k in (0, 30, 150)]
         [2.0, 1.301194, 1.002479]
@@ -61,7 +62,7 @@ class EPO(Loss):
         return 0.8 * math.exp(-3.0 * (update - half) / half)
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the term; measured: ``entropy`` (nats), ``outside_band`` (share of tokens)."""
+        """Return the loss; measured: ``entropy`` and ``outside_band`` (share of tokens outside the band)."""
         import torch
 
         assert x.entropies_A is not None, "entropies were not measured"
@@ -82,14 +83,14 @@ class EPO(Loss):
         return term_A, {"entropy": entropies_A.detach(), "outside_band": outside_A}
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Add the update's mean entropy to the history."""
+        """Add the mean entropy of the update to the history."""
         if "entropy" in means:
             self.history.append(means["entropy"])
 
     def state_dict(self) -> Mapping[str, Json]:
-        """Return the history."""
+        """Return the history of mean entropies."""
         return {"history": list(self.history)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore the history."""
+        """Restore the history of mean entropies."""
         self.history = list(cast("list[float]", state["history"]))

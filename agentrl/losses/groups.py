@@ -4,8 +4,8 @@ Advantages must be one number per episode. ``NFT`` and ``OREAL`` need nothing mo
 the group is in the advantages, so any division into micro-batches gives the same gradient. ``CoPG``,
 ``DisCO`` and ``KLBound`` compare the sequences of a group under the current policy, so they ask for whole
 groups, which must then fit a micro-batch. Their values are those of the published objectives under the
-aggregation that each names, and each token's gradient is its sequence's coefficient times ``grad log pi``.
-Sequences without action tokens are left out of the comparison.
+aggregation that each docstring names, and each token's gradient is its sequence's coefficient times
+``grad log pi``. Sequences without action tokens are left out of the comparison.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NFT(Loss):
-    """Negative-aware fine-tuning: imitates successes and what failures imply about them (Chen et al. 2025).
+    """Negative-aware fine-tuning: imitates successes, and what failures imply about successes.
+
+    Chen et al. 2025.
 
     The old policy is a mixture of a policy of successes and a policy of failures, so failures imply a policy
     of successes too. With ``p`` the group's share of successes and ``rho = pi / pi_old`` per token, the loss
@@ -50,7 +52,7 @@ class NFT(Loss):
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the loss; measured: ``ratio``, ``clip_fraction`` (failures at the floor), ``approx_kl``.
+        """Return the loss; measured: ``ratio``, ``clip_fraction`` (tokens at the floor), ``approx_kl``.
 
         Raises:
             ConfigError: the advantages are not those of ``DrGRPO`` on returns of 0 and 1.
@@ -82,10 +84,11 @@ class NFT(Loss):
 class OREAL(Loss):
     """``-positive A log pi`` for successes, ``-negative A exp(log pi - sg log pi)`` for failures.
 
-    Lyu et al. 2025. Both have the gradient of a weighted ``-A log pi``; imitating successes is right whatever
-    policy sampled them. Use the advantages of ``RLOO``; ``Attribution`` adds the paper's weights of single
-    steps, and ``KeepVaried(2)`` keeps one success and one failure of each group, as published. Published with
-    ``KL(0.01)`` and a mean over tokens.
+    Lyu et al. 2025; ``A`` is the advantage, ``sg`` stops the gradient. Both terms have the gradient of a
+    weighted ``-A log pi``; imitating successes is right whatever policy sampled them. Use the advantages of
+    ``RLOO``; ``Attribution`` adds the paper's weights of single steps, and ``KeepVaried(2)`` keeps one
+    success and one failure of each group, as published. It was published with ``KL(0.01)`` and a mean over
+    tokens.
     """
 
     positive: float = 1.0
@@ -112,14 +115,14 @@ class OREAL(Loss):
 
 @dataclass(frozen=True, slots=True)
 class CoPG(Loss):
-    """Contrastive policy gradient: makes all regularised returns of a group equal, whatever policy sampled.
+    """Contrastive policy gradient: makes all regularised returns of a group equal.
 
-    Flet-Berliac et al. 2024; formula from descriptions that agree. The loss is
-    ``1 / (k - 1) * sum over pairs of (R_i - R_j)**2 / (2 beta)`` with
-    ``R_i = A_i - beta * sum_t log(pi / pi_ref)``. A sequence's coefficient is the mean of ``R_i - R_j`` over
-    the others: with ``pi = pi_ref`` that is ``RLOO``. No importance weights are needed, and only differences
-    of advantages count: use those of ``DrGRPO``. Aggregate with ``seq_sum_then_mean``. A group of one has no
-    loss.
+    Flet-Berliac et al. 2024; formula from descriptions that agree. Any policy may have sampled the episodes.
+    The loss of a group of ``k`` episodes is ``1 / (k - 1) * sum over pairs of (R_i - R_j)**2 / (2 beta)``
+    with ``R_i = A_i - beta * sum_t log(pi / pi_ref)``. The coefficient of sequence ``i`` is the mean of
+    ``R_i - R_j`` over the other sequences: with ``pi = pi_ref`` that is ``RLOO``. No importance weights are
+    needed, and only differences of advantages count: use those of ``DrGRPO``. Aggregate with
+    ``seq_sum_then_mean``. A group of one has no loss.
     """
 
     beta: float = 0.1
@@ -134,7 +137,7 @@ class CoPG(Loss):
         """Return the loss.
 
         Measured: ``pair_gap`` (the group's ``sum over pairs of (R_i - R_j)**2 / (k - 1)``) and ``ref_kl``
-        (k1, nats).
+        (``log pi - log pi_ref``, nats).
         """
         assert x.ref_logprobs_A is not None, "ref_logprobs were not measured"
         groups = _Groups.of(x)
@@ -157,11 +160,11 @@ class DisCO(Loss):
 
     All groups weigh the same, however hard. The loss of a group is
     ``-(mean(s+) - tau log mean exp(s- / tau))``, or with ``tau`` None ``-(mean(s+) - mean(s-))``; ``s`` is a
-    sequence's mean log-probability, or with ``ratios`` its mean ``pi / pi_old``. A small ``tau`` concentrates
-    on the likeliest failures. Only the sign of a sequence's advantage counts. Groups without both kinds have
-    no loss. Aggregate with ``seq_mean_then_mean``, and keep the policy near the old one with the regulariser
-    ``KLBound``. Published code uses the loss without ``tau`` for the variant with ratios; here they are
-    independent.
+    sequence's mean log-probability, or with ``ratios`` its mean ``pi / pi_old``; ``s+`` are the scores of
+    successes and ``s-`` those of failures. A small ``tau`` concentrates on the likeliest failures. Only the
+    sign of a sequence's advantage counts. Groups without both successes and failures have no loss. Aggregate
+    with ``seq_mean_then_mean``, and keep the policy near the old one with the regulariser ``KLBound``.
+    Published code uses the loss without ``tau`` for the variant with ratios; here they are independent.
     """
 
     tau: float | None = 10.0
@@ -179,8 +182,8 @@ class DisCO(Loss):
     def __call__(self, x: LossInputs) -> Terms:
         """Return the loss.
 
-        Measured: ``margin`` (the group's objective), ``one_sided`` (tokens in groups without both kinds) and
-        ``approx_kl``.
+        Measured: ``margin`` (the negative loss of the group), ``one_sided`` (share of tokens in groups
+        without both successes and failures) and ``approx_kl``.
         """
         import torch
 
@@ -219,9 +222,10 @@ class DisCO(Loss):
 class KLBound(Loss):
     """DisCO's constraint: ``[beta (KL - delta)]_+ * KL`` of each group, the bracket without gradient.
 
-    It is 0 while ``KL <= delta``. ``KL`` is that from the old policy, the mean of ``rho - 1 - log rho`` over
-    the group's tokens. Published code takes it over a whole micro-batch; a bound for each group is stricter,
-    and does not depend on the division into micro-batches. The aggregation weighs groups by their tokens.
+    The penalty is 0 while ``KL <= delta``. ``KL`` is the divergence from the old policy, the mean of
+    ``rho - 1 - log rho`` over the group's tokens, with ``rho = pi / pi_old``. Published code takes the mean
+    over a whole micro-batch; a bound for each group is stricter, and does not depend on the division into
+    micro-batches. The aggregation weighs groups by their tokens.
     """
 
     beta: float = 1e3
@@ -255,13 +259,16 @@ class KLBound(Loss):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Groups:
-    """The sequences ``S`` of a micro-batch that have action tokens, and their groups."""
+    """The sequences of a micro-batch that have action tokens, and their groups.
+
+    The suffix ``_S`` means one number per sequence.
+    """
 
     sequence_A: Tensor
     group_S: Tensor
     lengths_S: Tensor
     sizes_S: Tensor
-    """Number of sequences in the sequence's group."""
+    """For each sequence, the number of sequences in its group."""
 
     @classmethod
     def of(cls, x: LossInputs) -> _Groups:
@@ -277,19 +284,19 @@ class _Groups:
         return cls(sequence_A, group_S, lengths_S, sizes_S)
 
     def sequence_sums(self, values_A: Tensor) -> Tensor:
-        """Return each sequence's sum."""
+        """Return for each sequence the sum of the values of its tokens."""
         return values_A.new_zeros(len(self.lengths_S)).index_add(0, self.sequence_A, values_A)
 
     def sequence_means(self, values_A: Tensor) -> Tensor:
-        """Return each sequence's mean."""
+        """Return for each sequence the mean of the values of its tokens."""
         return self.sequence_sums(values_A) / self.lengths_S
 
     def group_sums(self, values_S: Tensor) -> Tensor:
-        """Return at each sequence the sum over its group."""
+        """Return for each sequence the sum of the values of all sequences in its group."""
         return values_S.new_zeros(len(values_S)).index_add(0, self.group_S, values_S)[self.group_S]
 
     def group_maxima(self, values_S: Tensor) -> Tensor:
-        """Return at each sequence the largest value of its group."""
+        """Return for each sequence the largest value among the sequences of its group."""
         import torch
 
         return values_S.new_full((len(values_S),), -torch.inf).scatter_reduce(

@@ -25,17 +25,17 @@ MAX_K3 = 10.0
 
 
 def k1(log_ratio_A: Tensor) -> Tensor:
-    """Return ``d``, the log-ratio itself."""
+    """Return the log-ratio ``d = log pi - log pi_ref`` itself."""
     return log_ratio_A
 
 
 def k2(log_ratio_A: Tensor) -> Tensor:
-    """``d**2 / 2``."""
+    """Return ``d**2 / 2`` for the log-ratio ``d = log pi - log pi_ref``."""
     return log_ratio_A.square() / 2.0
 
 
 def k3(log_ratio_A: Tensor) -> Tensor:
-    """``exp(-d) - 1 + d``, at most 10."""
+    """Return ``exp(-d) - 1 + d``, at most 10, for the log-ratio ``d = log pi - log pi_ref``."""
     import torch
 
     return (torch.expm1(-log_ratio_A) + log_ratio_A).clamp(max=MAX_K3)
@@ -43,7 +43,7 @@ def k3(log_ratio_A: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class KL(Loss):
-    """``coef * estimator(log pi - log pi_ref)`` per token."""
+    """A penalty for diverging from the reference: ``coef * estimator(log pi - log pi_ref)`` per token."""
 
     coef: float = 0.001
     estimator: Callable[[Tensor], Tensor] = k3
@@ -57,7 +57,7 @@ class KL(Loss):
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the penalty; measured: ``ref_kl`` (k1: its mean is the divergence, nats per token)."""
+        """Return the penalty; measured: ``ref_kl`` (k1, whose mean is the divergence in nats per token)."""
         assert x.ref_logprobs_A is not None, "ref_logprobs were not measured"
         log_ratio_A = (x.logprobs_A - x.ref_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         return self.coef * self.estimator(log_ratio_A), {"ref_kl": k1(log_ratio_A).detach()}

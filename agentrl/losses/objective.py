@@ -3,8 +3,9 @@
 It is the sum of
 
 - ``sum_A weights_A * off_policy_A * loss_A`` over the action tokens ``A``, with the weights of the
-  aggregation;
-- the regularisers, each a weighted sum over the action tokens, with the weights of its own aggregation;
+  objective's aggregation and the off-policy weights;
+- the regularisers, each a weighted sum over the action tokens, with the weights of the regulariser's
+  own aggregation, or else the objective's;
 - ``mean(value loss)`` over the tokens that have a target;
 - ``-observation_weight * mean(log p(observation))`` over the tokens that are not actions.
 """
@@ -21,7 +22,7 @@ from agentrl.types import Need
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What an update minimises. Another loss, regulariser or aggregation is a new class or function."""
+    """What an update minimises. To add a loss, regulariser or aggregation, write a new class or function."""
 
     loss: Loss = field(default_factory=NegativeLogLikelihood)
     """The loss of each action token, such as a clipped surrogate."""
@@ -31,17 +32,17 @@ class Objective:
     """Added to the loss of each action token, such as a divergence or an entropy bonus; each holds its own
     coefficient."""
     value: ValueLoss | None = None
-    """Trains the value head; mean over the tokens that have a target. ``None``: there is no critic."""
+    """Loss of the value head, averaged over the tokens that have a target; ``None`` means no critic."""
     off_policy: OffPolicy | None = None
-    """Weights that multiply the loss (not the regularisers) where the learner's log-probabilities at the
-    start of the update differ from the sampler's; ``None``: no weights."""
+    """Weights that multiply the loss (not the regularisers), by how far the learner's log-probabilities at
+    the start of the update differ from the sampler's. With ``None`` there are no such weights."""
     observation_weight: float = 0.0
     """Weight of the mean negative log-likelihood of the tokens that are not actions: language modelling,
     beside imitation."""
 
     @property
     def aggregations(self) -> tuple[Aggregation, ...]:
-        """The aggregation of the loss, then those of the regularisers: their own, or else the loss's."""
+        """The aggregation of the loss, then that of each regulariser: its own, or else the loss's."""
         return (
             self.aggregate,
             *(regulariser.aggregate or self.aggregate for regulariser in self.regularisers),
@@ -49,7 +50,7 @@ class Objective:
 
     @property
     def whole_groups(self) -> bool:
-        """Whether a part compares the sequences of a group; each group then stays in one micro-batch."""
+        """Whether a part compares the sequences of a group, so that a group must stay in one micro-batch."""
         return any(part.whole_groups for part in (self.loss, *self.regularisers))
 
     @property

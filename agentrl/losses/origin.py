@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ByOrigin(Loss):
-    """``own`` for tokens that the policy sampled from their context, ``given`` for the others, each weighted.
+    """The loss ``own`` for tokens that the policy sampled from their context, ``given`` for given tokens.
 
-    Use it to imitate demonstrations beside reinforcement (HPT) or the policy's own successes at another
-    temperature (AEPO) with ``NegativeLogLikelihood``, to learn from refinements with ``CritiqueShaped``
-    (Critique-GRPO), or from the policy's privileged play with ``FromTeacher`` (pi-Distill). The aggregation
-    counts the tokens of both; the weights multiply only the loss.
+    Each is multiplied by its weight. Use this to imitate demonstrations beside reinforcement (HPT) or the
+    policy's own successes at another temperature (AEPO) with ``NegativeLogLikelihood``, to learn from
+    refinements with ``CritiqueShaped`` (Critique-GRPO), or from the policy's privileged play with
+    ``FromTeacher`` (pi-Distill). The aggregation counts the tokens of both kinds; ``own_weight`` and
+    ``given_weight`` multiply only the losses.
     """
 
     own: Loss
@@ -30,12 +31,12 @@ class ByOrigin(Loss):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The needs of both losses."""
+        """The measurements that the two losses need."""
         return self.own.needs | self.given.needs
 
     @property
     def whole_groups(self) -> bool:
-        """Whether one of the losses compares the sequences of a group."""
+        """Whether one of the losses compares the sequences of a group with each other."""
         return self.own.whole_groups or self.given.whole_groups
 
     def __call__(self, x: LossInputs) -> Terms:
@@ -65,16 +66,20 @@ class ByOrigin(Loss):
 class FromTeacher(Loss):
     """``-(pi / pi_T) A - beta * (log pi - log pi_T)``: the student's part of pi-Distill (2026).
 
-    The policy learns to do without information what it did with it. ``pi_T`` is the distribution that sampled
-    the tokens, from a prompt with the information: the behaviour's log-probabilities. The second term has the
-    gradient of ``beta * KL(pi_T || pi)``. Both terms are per token and under the same aggregation.
+    The policy learns to do without privileged information what it did with that information. ``pi_T`` is the
+    distribution that sampled the tokens, from a prompt with the information; its log-probabilities are
+    ``behaviour_logprobs_A``. The second term has the gradient of ``beta * KL(pi_T || pi)``. Both terms are
+    per token and under the same aggregation.
     """
 
     beta: float = 0.25
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the loss; measured: ``teacher_ratio`` and ``teacher_kl`` (``log pi_T - log pi``, nats)."""
+        """Return the loss; measured: ``teacher_ratio`` (``pi / pi_T``) and ``teacher_kl``.
+
+        ``teacher_kl`` is ``log pi_T - log pi``, in nats.
+        """
         log_ratio_A = (x.logprobs_A - x.behaviour_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio_A = log_ratio_A.exp()
         return -ratio_A * x.advantages_A - self.beta * log_ratio_A, {
@@ -84,7 +89,7 @@ class FromTeacher(Loss):
 
 
 def _only(x: LossInputs, mask_A: Tensor) -> LossInputs:
-    """Return the inputs of the tokens in the mask."""
+    """Return the inputs for the tokens at which ``mask_A`` is true."""
     chosen = {
         field.name: tensor_A[mask_A]
         for field in fields(x)

@@ -1,8 +1,9 @@
 """Policy losses that differ in how they use the ratio ``rho = pi / pi_old``, per token or per sequence.
 
 They differ from the clipped surrogate of ``agentrl.losses.clip`` in which tokens still have a gradient once
-the policy has moved, and in its size. Log-ratios are cut at 20 nats. On-policy, where every ratio is 1, all
-but the last have the plain policy gradient.
+the policy has moved, and in the size of that gradient. Log-ratios are cut at 20 nats on either side.
+On-policy, where every ratio is 1, all but ``CritiqueShaped`` have the plain policy gradient. In formulas
+``A`` is the advantage of a token and ``sg`` stops the gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class GSPO(Loss):
         _check_range(self.low, self.high)
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
+        """Return the loss; measured: ``ratio`` (that of the sequence), ``clip_fraction``, ``approx_kl``."""
         import torch
 
         log_ratio_A = log_ratio(x)
@@ -53,7 +54,7 @@ class CISPO(Loss):
     """``-sg(clip(rho)) A log pi``: clips the weight, so every token keeps its gradient (MiniMax 2025)."""
 
     low: float = 1.0
-    """1 means no lower bound, as in the original."""
+    """The weight is at least ``1 - low``; 1 means no lower bound, as in the original."""
     high: float = 0.28
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -63,7 +64,7 @@ class CISPO(Loss):
     def __call__(self, x: LossInputs) -> Terms:
         """Return the weighted loss.
 
-        Measured: ``ratio``, ``clip_fraction`` (weights that were clipped) and ``approx_kl``.
+        Measured: ``ratio``, ``clip_fraction`` (share of weights that were clipped) and ``approx_kl``.
         """
         log_ratio_A = log_ratio(x)
         ratio_A = log_ratio_A.detach().exp()
@@ -75,7 +76,7 @@ class CISPO(Loss):
 class SAPO(Loss):
     """``-(4 / tau) sigmoid(tau (rho - 1)) A``: a soft gate replaces the clip (SAPO, 2025).
 
-    It is sharper for negative advantages.
+    ``tau`` is ``positive`` for positive advantages, else ``negative``, which by default makes a sharper gate.
     """
 
     positive: float = 1.0
@@ -90,7 +91,7 @@ class SAPO(Loss):
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the gated loss; measured: ``ratio``, ``gate`` (its slope, 1 on-policy), ``approx_kl``."""
+        """Return the loss; measured: ``ratio``, ``gate`` (slope of the gate, 1 on-policy), ``approx_kl``."""
         import torch
 
         log_ratio_A = log_ratio(x)
@@ -108,8 +109,8 @@ class SAPO(Loss):
 class GMPO(Loss):
     """One ratio per sequence: the geometric mean of its tokens' clipped ratios (Zhao et al. 2025).
 
-    That is ``exp(mean_t clip(log rho_t, -c, c))``. ``one_sided`` clips only on the side where PPO does, as
-    published code does. Aggregate with ``seq_mean_then_mean``.
+    That is ``exp(mean_t clip(log rho_t, -c, c))`` with ``c = log_clip``. With ``one_sided`` a ratio is
+    clipped only on the side on which PPO clips, as in published code. Aggregate with ``seq_mean_then_mean``.
     """
 
     log_clip: float = 0.4
@@ -123,7 +124,7 @@ class GMPO(Loss):
             )
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the surrogate; measured: ``ratio`` (the sequence's), ``clip_fraction``, ``approx_kl``."""
+        """Return the loss; measured: ``ratio`` (that of the sequence), ``clip_fraction``, ``approx_kl``."""
         import torch
 
         log_ratio_A = log_ratio(x)
@@ -137,13 +138,13 @@ class GMPO(Loss):
 
 @dataclass(frozen=True, slots=True)
 class TOPR(Loss):
-    """``-A log pi`` where ``A > 0``, else weighted by ``sg(clip(pi(tau) / mu(tau), 0, 1))``.
+    """``-A log pi``; if ``A`` is not positive, it is weighted by ``sg(clip(pi(tau) / mu(tau), 0, 1))``.
 
-    Tapered off-policy REINFORCE (Le Roux et al. 2025). The weight is that of the whole sequence, and ``mu``
-    is the distribution that sampled. Successes are imitated whatever policy sampled them; failures lose their
-    weight as the policy moves away from them. For long sequences the ratio of a failure goes to 0: that is
-    the taper. Meant for advantages of -1 and 1, without division by a deviation. Aggregate with
-    ``seq_sum_then_mean``.
+    Tapered off-policy REINFORCE (Le Roux et al. 2025). The weight is one number for the whole sequence
+    ``tau``, and ``mu`` is the distribution that sampled it. Successes are imitated whatever policy sampled
+    them; failures lose their weight as the policy moves away from them. For long sequences the ratio of a
+    failure goes to 0: that is the taper. The loss is meant for advantages of -1 and 1, without division by a
+    deviation. Aggregate with ``seq_sum_then_mean``.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -166,10 +167,11 @@ class TOPR(Loss):
 
 @dataclass(frozen=True, slots=True)
 class MirrorDescent(Loss):
-    """``-rho A + k3(pi_old, pi) / step``: not clipped, but held by the divergence from the old policy.
+    """``-rho A + (rho log rho - rho + 1) / step``: not clipped, but held near the old policy.
 
-    MDPO, Tomar et al. 2020. Several optimiser steps on one batch approach ``pi ~ pi_old exp(step * A)``.
-    Anneal ``step`` down from 1.
+    MDPO, Tomar et al. 2020. The mean of ``rho log rho - rho + 1`` over samples of the old policy is the
+    divergence ``KL(pi || pi_old)``. Several optimiser steps on one batch approach
+    ``pi ~ pi_old exp(step * A)``. ``step`` should be lowered from 1 in the course of training.
     """
 
     step: float = 1.0
@@ -203,26 +205,26 @@ class CritiqueShaped(Loss):
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, x: LossInputs) -> Terms:
-        """Return the shaped loss; measured: ``shape`` (``f``)."""
+        """Return the shaped loss; measured: ``shape`` (the value of ``f``)."""
         probability_A = x.logprobs_A.exp()
         shape_A = probability_A / (probability_A + self.gamma)
         return -shape_A * x.advantages_A, {"shape": shape_A.detach()}
 
 
 def log_ratio(x: LossInputs) -> Tensor:
-    """Return ``log pi - log pi_old``, cut at 20 nats."""
+    """Return ``log pi - log pi_old`` of each token, cut at 20 nats on either side."""
     return (x.logprobs_A - x.old_logprobs_A).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def sequence_sums(values_A: Tensor, sequence_A: Tensor) -> Tensor:
-    """Return at each token the sum over its sequence."""
+    """Return for each token the sum of the values of its sequence."""
     if not len(values_A):
         return values_A
     return values_A.new_zeros(int(sequence_A.max()) + 1).index_add(0, sequence_A, values_A)[sequence_A]
 
 
 def sequence_means(values_A: Tensor, sequence_A: Tensor) -> Tensor:
-    """Return at each token the mean over its sequence."""
+    """Return for each token the mean of the values of its sequence."""
     import torch
 
     return sequence_sums(values_A, sequence_A) / sequence_sums(torch.ones_like(values_A), sequence_A)
@@ -231,7 +233,8 @@ def sequence_means(values_A: Tensor, sequence_A: Tensor) -> Tensor:
 def measure(ratio_A: Tensor, log_ratio_A: Tensor, clipped_A: Tensor) -> dict[str, Tensor]:
     """Return what every loss with a ratio measures: ``ratio``, ``clip_fraction`` and ``approx_kl``.
 
-    ``approx_kl`` is from the old to the new policy, in nats.
+    ``clip_fraction`` is 1 for a clipped token, else 0. ``approx_kl`` is the divergence from the old to the
+    new policy, in nats.
     """
     import torch
 

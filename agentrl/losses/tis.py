@@ -1,9 +1,10 @@
-"""Truncated importance weights: how much tokens count that another distribution sampled.
+"""Importance weights with a bound: how much a token counts that another distribution sampled.
 
-Yao et al. 2025; Espeholt et al. 2018. ``w = min(pi_old / pi_behaviour, cap)`` corrects for the policy that
-sampled: older weights, or an engine whose arithmetic is not the learner's. It multiplies a loss whose own
-ratio and clip are ``pi / pi_old``; the two are never mixed (decoupled PPO, Hilton et al. 2022). Weights carry
-no gradient. The denominators of the aggregation stay those of the whole batch, even if a weight is 0.
+Yao et al. 2025; Espeholt et al. 2018. ``w = min(pi_old / pi_behaviour, cap)`` corrects for a sampler that was
+not the learner: older weights, or an engine with another arithmetic. ``w`` multiplies a loss whose own ratio
+and clip are those of ``pi / pi_old``; the two ratios are never mixed (decoupled PPO, Hilton et al. 2022).
+Weights carry no gradient. The denominators of the aggregation stay those of the whole batch, even if a weight
+is 0.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ NEARLY_ZERO = 1e-3
 
 
 def weight_metrics(rule: OffPolicy, weights_A: Tensor) -> Mapping[str, Tensor]:
-    """Return metrics about the weights: themselves, the share at the cap, and the share that is nearly 0.
+    """Return metrics of the weights: their values, which are at the cap, and which are nearly 0.
 
-    Products over long sequences tend to one of these two, and a mean does not show it, so look at them before
-    trusting the weights.
+    Products over long sequences tend to the cap or to 0, and the mean weight does not show it, so look at the
+    shares of both before trusting the weights.
     """
     found = {"off_policy_weight": weights_A, "off_policy_zero": (weights_A < NEARLY_ZERO).to(weights_A.dtype)}
     if rule.cap is not None:
@@ -36,7 +37,7 @@ def weight_metrics(rule: OffPolicy, weights_A: Tensor) -> Mapping[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class TokenTIS(OffPolicy):
-    """One weight per token, at most ``cap``."""
+    """One weight per token: ``pi_old / pi_behaviour`` of the token, at most ``cap``."""
 
     cap: float = 2.0
 
@@ -44,7 +45,7 @@ class TokenTIS(OffPolicy):
         _check_cap(self.cap)
 
     def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
-        """Return the weights ``[A]``."""
+        """Return one weight per action token: the ratio of old to sampling probability, at most ``cap``."""
         return _ratio(old_logprobs_A - behaviour_logprobs_A).clamp(max=self.cap)
 
 
@@ -52,7 +53,8 @@ class TokenTIS(OffPolicy):
 class SequenceTIS(OffPolicy):
     """One weight per sequence: the product of its tokens' ratios, at most ``cap``.
 
-    For long sequences the product tends to the cap or to 0: look at the measured weights before trusting it.
+    For long sequences the product tends to the cap or to 0: look at the measured weights before trusting
+    them.
     """
 
     cap: float = 2.0
@@ -61,7 +63,7 @@ class SequenceTIS(OffPolicy):
         _check_cap(self.cap)
 
     def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
-        """Return the weights ``[A]``, the same within a sequence."""
+        """Return one weight per action token, the same for all tokens of a sequence."""
         log_ratio_A = (old_logprobs_A - behaviour_logprobs_A).detach()
         if not len(log_ratio_A):
             return log_ratio_A
@@ -71,7 +73,10 @@ class SequenceTIS(OffPolicy):
 
 @dataclass(frozen=True, slots=True)
 class TokenRejection(OffPolicy):
-    """1 if the token's ratio is within ``[1 / cap, cap]``, else 0: very off-policy tokens are dropped."""
+    """The weight 1 if the token's ``pi_old / pi_behaviour`` is within ``[1 / cap, cap]``, else 0.
+
+    So very off-policy tokens are dropped.
+    """
 
     cap: float = 2.0
 
@@ -79,7 +84,7 @@ class TokenRejection(OffPolicy):
         _check_cap(self.cap)
 
     def __call__(self, old_logprobs_A: Tensor, behaviour_logprobs_A: Tensor, sequence_A: Tensor) -> Tensor:
-        """Return the weights ``[A]``."""
+        """Return one weight per action token: 1 if the token is kept, 0 if it is dropped."""
         ratio_A = _ratio(old_logprobs_A - behaviour_logprobs_A)
         return ((ratio_A <= self.cap) & (ratio_A >= 1.0 / self.cap)).to(ratio_A.dtype)
 

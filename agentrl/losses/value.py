@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def value_loss(
     values_A: Tensor, old_values_A: Tensor, targets_A: Tensor, *, clip: float | None = None
 ) -> Tensor:
-    """Return ``(V - target)**2 / 2`` per token; 0 if the target is NaN.
+    """Return ``(V - target)**2 / 2`` per token for the critic's value ``V``; 0 if the target is NaN.
 
-    With ``clip``, return the larger of that and the error of ``V`` limited to within ``clip`` of
+    With ``clip``, return the larger of this error and the same error of ``V`` limited to within ``clip`` of
     ``old_values_A`` (as in the PPO release, Dhariwal et al. 2017). To average, divide by the number of tokens
     *with* a target in the whole batch.
     """
@@ -33,7 +33,10 @@ def value_loss(
 
 @dataclass(frozen=True, slots=True)
 class ValueLoss:
-    """``coef * value_loss``; ``clip`` (usually 0.2 or 0.5) bounds how far a value moves within an update."""
+    """The critic's loss, ``coef * value_loss``.
+
+    ``clip`` (usually 0.2 or 0.5) bounds how far a value moves within an update.
+    """
 
     coef: float = 0.5
     clip: float | None = None
@@ -43,5 +46,5 @@ class ValueLoss:
             raise ConfigError(f"the value clip must be positive; found {self.clip}; use None for no clip")
 
     def __call__(self, values_A: Tensor, old_values_A: Tensor, targets_A: Tensor) -> Tensor:
-        """Return the weighted loss per token ``[A]``."""
+        """Return the critic's loss of each action token, times ``coef``."""
         return self.coef * value_loss(values_A, old_values_A, targets_A, clip=self.clip)

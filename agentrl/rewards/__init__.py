@@ -1,9 +1,9 @@
-"""Rewards pay: pure functions from a trajectory's signals to a ledger of components.
+"""Rewards: pure functions from a trajectory's signals to a ledger of components.
 
-A ledger holds one number per turn and named component. A ``Reward`` looks at one trajectory; a ``Transform``
-rewrites its ledger by a decision about the whole episode (gates, clips, penalties). Neither sees other
-trajectories (that is credit) or the probabilities of tokens (that is the loss), so stored trajectories can be
-paid again offline.
+A ledger holds one number per turn and named component: what the component pays the turn. A ``Reward`` looks
+at one trajectory; a ``Transform`` rewrites its ledger by a decision about the whole episode (gates, clips,
+penalties). Neither sees other trajectories (that is credit) or the probabilities of tokens (that is the
+loss), so stored trajectories can be paid again offline.
 
 Implementations inherit from these protocols: what a class does not define has the default given here.
 """
@@ -21,37 +21,37 @@ from agentrl.types import Group, Json, Ledger, Trajectory
 
 
 class Reward(Protocol):
-    """Pays a trajectory. Each component of the result has exactly one number per turn."""
+    """Pays a trajectory: returns a ledger whose components have exactly one number per turn each."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def signals(self) -> frozenset[str]:
-        """Signals that it reads.
+        """Signals that the reward reads.
 
-        An environment that does not report them is refused before any episode is played.
+        An environment that does not report these signals is refused before any episode is played.
         """
 
     @property
     @abstractmethod
     def components(self) -> frozenset[str]:
-        """Names of the components that it pays."""
+        """Names of the components that the reward pays."""
 
     @abstractmethod
     def __call__(self, trajectory: Trajectory) -> Ledger:
         """Return the ledger of ``trajectory``.
 
         Raises:
-            Unjudged: the episode cannot be paid. It is left out of its group and counted.
+            Unjudged: the episode cannot be paid. The episode is left out of its group and counted.
         """
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """Obtain what paying ``groups`` takes from elsewhere, such as from a judge.
+        """Obtain from elsewhere, such as from a judge, what is needed to pay ``groups``.
 
-        Called once for a whole update, before it is paid; returns counts by metric name. Most rewards need
-        nothing from elsewhere and return no counts. If nothing could be obtained about an episode, the reward
-        raises ``Unjudged`` when it is asked to pay it.
+        This is called once for a whole update, before the update is paid, and returns counts by metric name.
+        Most rewards need nothing from elsewhere and return no counts. If nothing could be obtained about an
+        episode, the reward raises ``Unjudged`` when it is asked to pay it.
         """
         return {}
 
@@ -63,7 +63,7 @@ class Transform(Protocol):
 
     @property
     def signals(self) -> frozenset[str]:
-        """Signals that it reads; the environment must report them."""
+        """Signals that the transform reads; the environment must report them."""
         return frozenset()
 
     @abstractmethod
@@ -79,11 +79,11 @@ class Transform(Protocol):
 
     @property
     def remembers(self) -> bool:
-        """Whether it learns from update to update. If so, its state is kept in checkpoints."""
+        """Whether the transform learns from update to update. If so, its state is kept in checkpoints."""
         return False
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Learn from an update: ``means`` holds the means of its gauges over the update's episodes."""
+        """Learn from an update: ``means`` holds the mean of each gauge over the update's episodes."""
         return
 
     def state_dict(self) -> Mapping[str, Json]:
@@ -96,7 +96,7 @@ class Transform(Protocol):
 
 
 def check_ledger(ledger: Ledger, trajectory: Trajectory) -> Ledger:
-    """Return the ledger, after checking that it can be learned from.
+    """Return the ledger, after checking that its shapes and numbers are valid.
 
     Raises:
         ConfigError: a component does not pay one number per turn, or pays a number that is not finite.

@@ -15,7 +15,7 @@ from agentrl.types import Group, Ledger, Trajectory, floats
 
 @dataclass(frozen=True, slots=True)
 class Sum(Reward):
-    """Pays all of ``parts``; their components stay separate in the ledger, so no two may have the same name.
+    """Pays what all ``parts`` pay, as separate components of the ledger; no two may have the same name.
 
     >>> from agentrl.rewards.outcome import Format, Outcome
     >>> sorted(Sum((Outcome(), Format(penalty=0.05))).components)
@@ -35,20 +35,20 @@ class Sum(Reward):
 
     @property
     def signals(self) -> frozenset[str]:
-        """All signals of the parts."""
+        """All signals that the parts read."""
         return frozenset[str]().union(*(part.signals for part in self.parts))
 
     @property
     def components(self) -> frozenset[str]:
-        """All components of the parts."""
+        """All components that the parts pay."""
         return frozenset[str]().union(*(part.components for part in self.parts))
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return the merged ledger."""
+        """Return one ledger with the components of all parts."""
         return {name: paid_N for part in self.parts for name, paid_N in part(trajectory).items()}
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """Let every part ask; return the sums of their counts."""
+        """Let every part ask its judges; return the sums of the parts' counts."""
         counts: Counter[str] = Counter()
         for part in self.parts:
             counts.update(await part.ask(groups))
@@ -62,7 +62,7 @@ class FunctionTransform(Transform):
     function: Callable[[Trajectory, Ledger], Ledger]
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return what the function returns."""
+        """Return the ledger that ``function`` returns."""
         return self.function(trajectory, ledger)
 
 
@@ -84,12 +84,12 @@ class Scaled(Reward):
         return self.reward.components
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return the scaled ledger."""
+        """Return the ledger of ``reward`` times ``factor``."""
         return {
             name: floats(paid_N.astype(np.float64) * self.factor)
             for name, paid_N in self.reward(trajectory).items()
         }
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """Let ``reward`` ask."""
+        """Let ``reward`` ask its judges; return its counts."""
         return await self.reward.ask(groups)

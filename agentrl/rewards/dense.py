@@ -17,23 +17,23 @@ class Dense(Reward):
     """Pays each turn ``signal / N`` (Wang et al. 2025, "A practitioner's guide to multi-turn agentic RL").
 
     ``N`` is the number of turns with a positive signal if the episode succeeded, else the task's own maximum,
-    ``most``; at least 1. So every success is paid 1 in total, whatever way it took, and a failure is paid the
-    share of progress that it made.
+    ``most``; ``N`` is at least 1. So every success is paid 1 in total, whatever way it took, and a failure is
+    paid the share of progress that it made.
     """
 
     signal: str
     most: str | int
-    """Largest number of positive signals that an episode can have: a key of ``Task.data`` that holds it,
-    or one number for all tasks."""
+    """Maximum number of turns with a positive signal that an episode can have: a key of ``Task.data`` that
+    holds this number for each task, or one number for all tasks."""
     components: ClassVar[frozenset[str]] = frozenset({"dense"})
 
     @property
     def signals(self) -> frozenset[str]:
-        """The progress signal, and ``success``."""
+        """The names of the progress signal and of ``success``."""
         return frozenset({self.signal, "success"})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{"dense": share per turn}``.
+        """Return ``{"dense": signal / N}``, one number per turn.
 
         Raises:
             ConfigError: ``Task.data`` holds no number under the key ``most``.

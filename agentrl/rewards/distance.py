@@ -1,8 +1,8 @@
 """The distance between two rewards: EPIC (Gleave et al. 2021, "Quantifying differences in reward functions").
 
-It is 0 if one reward is the other times a positive number plus a constant, and 1 if they are opposed. Rewards
-that differ by shaping with a potential have the same optimal policies; ``canonical`` turns them into the same
-table, so that their distance is 0.
+The distance is 0 if one reward is the other times a positive number plus a constant, and 1 if they are
+opposed. Rewards that differ by shaping with a potential have the same optimal policies; ``canonical`` turns
+them into the same table, so that their distance is 0.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ Numbers = Sequence[float] | npt.NDArray[Any]
 def epic_distance(one: Numbers, other: Numbers) -> float:
     """Return ``sqrt((1 - rho) / 2)``, in [0, 1]; ``rho`` is Pearson's correlation of two rewards.
 
-    Both pay for the same steps. Equal rewards have the distance 0. A constant reward contains no information
-    about the other: ``rho`` is 0, the distance ``sqrt(1 / 2)``.
+    ``one`` and ``other`` are the payments of two rewards for the same steps. Equal rewards have the distance
+    0. A constant reward contains no information about the other: ``rho`` is 0 and the distance
+    ``sqrt(1 / 2)``.
 
     >>> round(epic_distance([0.0, 0.25, 0.5, 1.0], [0.1, 0.2, 0.7, 0.8]), 5)
     0.20369
@@ -50,7 +51,8 @@ def reward_distance(one: Reward, other: Reward, trajectories: Sequence[Trajector
     """Return the EPIC distance between what two rewards pay for all turns of ``trajectories``.
 
     Components are added, and ``canonical`` is not applied, so rewards that differ by a potential have a
-    distance. The StateFactory paper measures it this way, over the successes and failures of a task together.
+    distance above 0. The StateFactory paper measures the distance this way, over the successes and failures
+    of a task together.
     """
     return epic_distance(
         *(
@@ -67,11 +69,11 @@ def canonical(
     weights_S: Numbers | None = None,
     weights_A: Numbers | None = None,
 ) -> Array:
-    """Return the canonical form of a reward table; it is equal for rewards that differ by a potential.
+    """Return the canonical form of a reward table, equal for rewards that differ by a potential.
 
-    ``R(s,a,s') + E[gamma R(s',A,S') - R(s,A,S') - gamma R(S,A,S')]``, with the axes state, action, next
-    state. ``S`` and ``S'`` are drawn from ``weights_S`` and ``A`` from ``weights_A``, independently (by
-    default uniformly); the weights add up to 1.
+    The form is ``R(s,a,s') + E[gamma R(s',A,S') - R(s,A,S') - gamma R(S,A,S')]``, with the axes state,
+    action, next state. ``S`` and ``S'`` are drawn from ``weights_S`` and ``A`` from ``weights_A``,
+    independently (by default uniformly); the weights add up to 1.
     """
     table = np.asarray(rewards_SAS, dtype=np.float64)
     states, actions = table.shape[:2]

@@ -5,9 +5,9 @@ from descriptions that agree, details reconstructed): with levels ordered from t
 
     R = sum_i R_i * prod_{j above i} 1[R_j >= threshold_j]
 
-where ``R_j`` is what the whole episode is paid at level ``j``. A reward that misses its own threshold still
-counts itself. Without gates (a plain sum) the total can rise while the outcome falls: agents learn to collect
-small rewards.
+where ``R_j`` is what the whole episode is paid at level ``j``. A reward that misses its own threshold is
+still counted; only the rewards below it are not. Without gates (a plain sum) the total can rise while the
+outcome falls: agents learn to collect small rewards.
 
 Hierarchical rewards (ChatShopBuddy's HRM) are the same rule with a threshold at each level.
 """
@@ -31,17 +31,17 @@ class Level:
 
     components: tuple[str, ...]
     threshold: float = -math.inf
-    """By default the gate is always open."""
+    """Minimum total that opens the levels below. By default the gate is always open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gates(Transform):
     """Sets every component below a level that missed its threshold to zero.
 
-    ``levels``: the most important first. ``inclusive``: a total equal to the threshold passes; with outcomes
-    in {-1, 0, 1} and a threshold of 0 this decides whether a failed attempt earns its step rewards. An
-    episode that a limit truncated has no outcome, so its first gate is shut, unless ``truncated_passes`` is
-    set. Components that no level names are unchanged.
+    ``levels`` start with the most important one. If ``inclusive``, a total equal to the threshold passes;
+    with outcomes in {-1, 0, 1} and a threshold of 0, this decides whether a failed attempt earns its step
+    rewards. An episode that a limit truncated has no outcome, so its first gate is shut, unless
+    ``truncated_passes`` is set. Components that no level names are unchanged.
 
     >>> gates = Gates((Level(("outcome",), 0.0), Level(("tool",), 0.3), Level(("format",))))
     >>> gates.components == {"outcome", "tool", "format"}
@@ -62,7 +62,7 @@ class Gates(Transform):
 
     @property
     def components(self) -> frozenset[str]:
-        """Components of the ledger that it looks at."""
+        """Components of the ledger that the levels name."""
         return frozenset(name for level in self.levels for name in level.components)
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
@@ -79,9 +79,9 @@ class Gates(Transform):
         return gated
 
     def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
-        """Return for each gate whether it was open in this episode: ``gate/<first component>``.
+        """Return for each gate 1 if it was open in this episode, else 0, as ``gate/<first component>``.
 
-        The mean is the share of episodes in which the gate was open.
+        The mean over episodes is the share of episodes in which the gate was open.
         """
         found, open_ = {}, True
         for level, passed in list(zip(self.levels, self._passed(trajectory, ledger), strict=True))[:-1]:
@@ -116,7 +116,7 @@ class Gates(Transform):
 
 
 def hierarchy(*levels: tuple[str, float]) -> Gates:
-    """Return gates of one component each: HRM's preset.
+    """Return gates of one component each, from pairs of component and threshold: HRM's form.
 
     For example ``hierarchy(("correct", 1.0), ("depth", 0.5), ("short", 0.0))``. The paper's own thresholds
     were not available.

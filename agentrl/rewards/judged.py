@@ -1,9 +1,9 @@
 """A reward from a judge: a language model behind any ``Policy``, asked by a rubric.
 
-Answers come from outside and may be late, wrong or missing. So all questions about an update are asked at
-once (``ask``), concurrently, before anything is paid. Answers are cached in a file by the content of the
-question, so that neither a resumed run nor ``agentrl rescore`` asks anything twice. An episode that the judge
-could not judge is never paid 0: it is left out of its group and counted.
+The judge's answers come from outside and may be late, wrong or missing. So all questions about an update are
+asked at once (``ask``), concurrently, before anything is paid. Answers are cached in a file by the content of
+the question, so that neither a resumed run nor ``agentrl rescore`` asks anything twice. An episode that the
+judge could not judge is never paid 0: it is left out of its group and counted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Judge(Protocol):
 
 @dataclass(slots=True)
 class _AnswerCache:
-    """Answers by the hash of their question, read from a file of JSON lines and appended to it."""
+    """The judge's answers by the hash of their question, kept in a file of JSON lines."""
 
     path: Path | None
     answers: dict[str, str] = field(default_factory=dict)
@@ -76,12 +76,12 @@ class Judged(Reward):
     Args:
         judge: opens the judge, such as ``lambda: OpenAIPolicy("http://localhost:8000/v1", "judge")``.
         rubric: how questions are asked and answers are read.
-        name: name of the component.
-        deadline_s: longest wait for one answer.
-        attempts: how often a question is asked until its answer can be read.
-        concurrency: largest number of questions in flight.
-        budget: largest number of questions ever asked, including those in the cache; 0 means no limit.
-        cache: file of answers; ``None`` keeps them in memory only, for this process.
+        name: name of the component that is paid.
+        deadline_s: maximum number of seconds to wait for one answer.
+        attempts: maximum number of times that a question is asked until its answer can be read.
+        concurrency: maximum number of questions that wait for an answer at the same time.
+        budget: maximum number of answered questions, including those in the cache; 0 means no limit.
+        cache: file of answers; with ``None``, answers are kept only in the memory of this process.
 
     >>> from agentrl.rewards.rubrics import Pointwise
     >>> Judged(lambda: None, Pointwise("Was it polite?")).components
@@ -113,7 +113,7 @@ class Judged(Reward):
         return frozenset({self.name})
 
     async def ask(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """Ask every question about ``groups`` that has no answer in the cache; return counts by name.
+        """Ask every question about ``groups`` that has no answer in the cache; return counts by metric name.
 
         Raises:
             ConfigError: the judge rejects the key or does not know the model; asking again would not help.
@@ -140,10 +140,10 @@ class Judged(Reward):
         return {f"judge/{name}": float(count) for name, count in counts.items()}
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{name: the judge's numbers}``.
+        """Return ``{name: the judge's numbers}``, one number per turn.
 
         Raises:
-            Unjudged: there is no answer about this episode.
+            Unjudged: an answer about this episode is missing.
         """
         num_turns = len(trajectory.turns)
         if self.rubric.scope == "turn":
@@ -182,7 +182,7 @@ class Judged(Reward):
         return [self.rubric.question([transcript(group[i]), transcript(group[j])]) for i, j in pairs(group)]
 
     def _compare(self, group: Group) -> None:
-        """Remember the mean result of each member against the others, if all its comparisons have answers."""
+        """Store each member's mean result against the others, if all its comparisons have answers."""
         results: list[list[float | None]] = [[] for _ in group]
         for i, j in pairs(group):
             won = self._read(self.rubric.question([transcript(group[i]), transcript(group[j])]))
@@ -194,7 +194,7 @@ class Judged(Reward):
                 self._wins[f"{one.task.id}\n{transcript(one)}"] = sum(known) / len(known)
 
     async def _ask(self, judge: Judge, question: str, slots: asyncio.Semaphore, counts: Counter[str]) -> None:
-        """Ask at most ``attempts`` times, until an answer can be read; count a question without one."""
+        """Ask at most ``attempts`` times, until an answer can be read; count a question without an answer."""
         async with slots:
             reason = "failed"
             for attempt in range(self.attempts):

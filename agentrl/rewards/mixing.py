@@ -1,9 +1,9 @@
-"""Mixing weights that are learned: a component's weight depends on what the last updates were paid.
+"""Mixing weights that are learned: a component's weight depends on what earlier updates were paid.
 
-Both transforms multiply components by numbers that are the same for all episodes of an update. They learn
-after the whole update has been paid, from the means over its episodes of the payments before the transform.
-Their state is kept in checkpoints. A credit rule that divides by the group's deviation (``GRPO``, ``GDPO``)
-cancels a factor that all compared rewards have in common.
+``Lagrangian`` and ``Hypervolume`` multiply components by numbers that are the same for all episodes of an
+update. They learn after the whole update has been paid, from what its episodes were paid on average before
+the transform. Their state is kept in checkpoints. A credit rule that divides by the group's deviation
+(``GRPO``, ``GDPO``) cancels a factor that all compared rewards have in common.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Lagrangian(Transform):
 
     Moskovitz et al. 2024, with ``w_i = sigmoid(mu_i)``. ``constraints`` maps each of the N components to
     ``theta_i``, the return that an episode should have from it. After an update ``mu_i`` takes a step of
-    gradient descent on ``w_i * (J_i - theta_i)``, where ``J_i`` is the mean return: the weight of a component
-    below its threshold rises, that of one above it falls. Components in ``equalities`` have
-    ``w_i = tanh(mu_i)``, which becomes negative if their return is too high. All ``mu_i`` start at 0;
-    published code starts them near 0, at random.
+    gradient descent on ``w_i * (J_i - theta_i)``, where ``J_i`` is the mean return from the component: the
+    weight of a component below its threshold rises, that of a component above its threshold falls. Components
+    in ``equalities`` have ``w_i = tanh(mu_i)``, which becomes negative if their return is too high. All
+    ``mu_i`` start at 0; published code starts them near 0, at random.
 
     Published code normalises the advantages of each component before it mixes them. Here rewards are mixed
     without normalisation, so components should have about the same scale.
@@ -71,10 +71,10 @@ class Lagrangian(Transform):
         return {self.objective: len(weights) - sum(weights.values()), **weights}
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with weighted components; components that are not named are unchanged.
+        """Return the ledger with its components multiplied by ``weights``; others are unchanged.
 
         Raises:
-            ConfigError: nothing pays a component that is named.
+            ConfigError: nothing pays the objective or a constrained component.
         """
         weighed = {
             name: floats(weight * component_of(ledger, name).astype(np.float64))
@@ -83,12 +83,12 @@ class Lagrangian(Transform):
         return {**ledger, **weighed}
 
     def gauge(self, trajectory: Trajectory, ledger: Ledger) -> Mapping[str, float]:
-        """Return the weights, and the episode's return from each constrained component."""
+        """Return the current weights, and the episode's return from each constrained component."""
         weights = {f"lagrangian/{name}": weight for name, weight in self.weights.items()}
         return weights | {f"lagrangian/{name}_return": _total(ledger, name) for name in self.constraints}
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Take a step with each multiplier; an update without episodes changes nothing."""
+        """Move each multiplier ``mu_i`` by one step; an update without episodes changes nothing."""
         for name, threshold in self.constraints.items():
             if f"lagrangian/{name}_return" in means:
                 slope = self._weight(name)[1] * (means[f"lagrangian/{name}_return"] - threshold)
@@ -96,16 +96,16 @@ class Lagrangian(Transform):
                 self.multipliers[name] -= self.lr * self.velocities[name]
 
     def state_dict(self) -> Mapping[str, Json]:
-        """Return multipliers and velocities."""
+        """Return the multipliers ``mu_i`` and the velocities of their momentum."""
         return {"multipliers": dict(self.multipliers), "velocities": dict(self.velocities)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore multipliers and velocities."""
+        """Restore the multipliers ``mu_i`` and the velocities of their momentum."""
         self.multipliers = dict(cast("Mapping[str, float]", state["multipliers"]))
         self.velocities = dict(cast("Mapping[str, float]", state["velocities"]))
 
     def _weight(self, name: str) -> tuple[float, float]:
-        """Return a component's weight and its derivative."""
+        """Return a component's weight and its derivative with respect to the multiplier."""
         if name in self.equalities:
             weight = math.tanh(self.multipliers[name])
             return weight, 1.0 - weight**2
@@ -119,8 +119,9 @@ class Hypervolume(Transform):
 
     Lu et al. 2025, "dynamic reward weighting". An update is a point: its mean return from each of
     ``components``. The first point is the reference. ``gain`` is by how much the last point enlarged the
-    volume that the points so far dominate above the reference; 0 if the point is no improvement. Published
-    code takes points from validation; here they come from the episodes that are paid, with their noise.
+    volume that all points dominate above the reference; it is 0 if the last point is no improvement.
+    Published code takes points from validation; here they come from the episodes that are paid, with their
+    noise.
     """
 
     components: tuple[str, ...]
@@ -146,7 +147,7 @@ class Hypervolume(Transform):
 
     @property
     def weight(self) -> float:
-        """The current factor of all rewards."""
+        """The current factor of all components, ``low + span * tanh(gain)``."""
         return self.low + self.span * math.tanh(self.gain)
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
@@ -157,14 +158,14 @@ class Hypervolume(Transform):
         """Return the weight, and the episode's return from each of ``components``.
 
         Raises:
-            ConfigError: nothing pays a component that is named.
+            ConfigError: nothing pays one of ``components``.
         """
         return {"hypervolume/weight": self.weight} | {
             f"hypervolume/{name}_return": _total(ledger, name) for name in self.components
         }
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Add the update's point; an update without episodes has no point."""
+        """Add the point of the update and compute ``gain``; an update without episodes has no point."""
         names = [f"hypervolume/{name}_return" for name in self.components]
         if not all(name in means for name in names):
             return
@@ -194,9 +195,9 @@ class Hypervolume(Transform):
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Return the volume that ``points`` dominate above ``reference``, where more is better.
+    """Return the volume that ``points`` dominate above ``reference``; in each coordinate more is better.
 
-    Exact, by slices along the last axis.
+    The volume is exact: it is added up from slices along the last axis.
 
     >>> round(hypervolume([(0.6, 0.4), (0.4, 0.7)], (0.2, 0.2)), 12)
     0.14

@@ -20,12 +20,12 @@ class Outcome(Reward):
 
     @property
     def signals(self) -> frozenset[str]:
-        """The single signal that it reads."""
+        """The single signal that the reward reads."""
         return frozenset({self.signal})
 
     @property
     def components(self) -> frozenset[str]:
-        """The single component that it pays."""
+        """The single component that the reward pays."""
         return frozenset({self.name})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
@@ -43,16 +43,16 @@ class Process(Reward):
 
     @property
     def signals(self) -> frozenset[str]:
-        """The single signal that it reads."""
+        """The single signal that the reward reads."""
         return frozenset({self.signal})
 
     @property
     def components(self) -> frozenset[str]:
-        """The single component that it pays."""
+        """The single component that the reward pays."""
         return frozenset({self.signal})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{signal: its value per turn}``."""
+        """Return ``{signal: the signal's values}``, one per turn."""
         return {self.signal: trajectory.signal(self.signal)}
 
 
@@ -64,18 +64,18 @@ class EnvReward(Reward):
     components: ClassVar[frozenset[str]] = frozenset({"env"})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{"env": reward per turn}``."""
+        """Return ``{"env": the environment's rewards}``, one per turn."""
         return {"env": floats([turn.reward for turn in trajectory.turns])}
 
 
 @dataclass(frozen=True, slots=True)
 class Format(Reward):
-    """Charges ``penalty`` for each turn whose action was not understood."""
+    """Charges ``penalty`` for each turn whose action the environment did not understand."""
 
     penalty: float = 0.05
     signals: ClassVar[frozenset[str]] = frozenset({"valid"})
     components: ClassVar[frozenset[str]] = frozenset({"format"})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{"format": -penalty where valid is 0}``."""
+        """Return ``{"format": payments}``: ``-penalty`` for a turn with the signal ``valid`` at 0, else 0."""
         return {"format": floats(np.where(trajectory.signal("valid") > 0.0, 0.0, -self.penalty))}

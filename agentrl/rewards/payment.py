@@ -28,15 +28,14 @@ class Payment:
     """Choose which paid groups are kept, in this order."""
 
     def pay(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Return the groups that every filter keeps, with their ledgers."""
+        """Return the groups that every filter keeps, with the ledger of each episode."""
         return self.keep(self.score(groups))
 
     async def judge(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
-        """Let the reward ask its judges, if it has any.
+        """Let the reward ask its judges, if it has any, and leave out episodes that could not be judged.
 
-        Return the groups without unjudged episodes, and metrics.
-
-        There is one group for each of ``groups``, empty if none of its episodes could be judged.
+        Return the groups without those episodes, and counts of questions and episodes by metric name. There
+        is one group for each of ``groups``; it is empty if none of its episodes could be judged.
         """
         counts = dict(await self.reward.ask(groups))
         judged = [tuple(trajectory for trajectory in group if self._judged(trajectory)) for group in groups]
@@ -53,9 +52,9 @@ class Payment:
         return True
 
     def score(self, groups: Sequence[Group], gauges: Gauges | None = None) -> list[ScoredGroup]:
-        """Return the groups with their ledgers.
+        """Return the groups with the ledger of each episode.
 
-        Add what the transforms report about each episode to ``gauges``.
+        If ``gauges`` are passed, what the transforms report about each episode is added to them.
         """
         return [
             tuple(Scored(trajectory, self._ledger(trajectory, gauges)) for trajectory in group)
@@ -75,7 +74,7 @@ class Payment:
         return [transform for transform in self.transforms if transform.remembers]
 
     def observe(self, gauges: Gauges) -> list[Mapping[str, Json]]:
-        """Show the gauges of a paid update to the transforms that learn, and return their new states."""
+        """Show the mean gauges of a paid update to the transforms that learn, and return their new states."""
         means = {name: fmean(values) for name, values in gauges.items()}
         for transform in self.remembering:
             transform.observe(means)
@@ -86,7 +85,7 @@ class Payment:
         return [copy.deepcopy(transform.state_dict()) for transform in self.remembering]
 
     def recall(self, memory: Sequence[Mapping[str, Json]]) -> None:
-        """Restore the states that ``memory`` returned."""
+        """Restore the states of the transforms that learn, as the method ``memory`` returned them."""
         for transform, state in zip(self.remembering, memory, strict=True):
             transform.load_state_dict(state)
 

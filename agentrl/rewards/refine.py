@@ -22,17 +22,17 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ClipReward(Transform):
-    """``r = min(r - threshold, 0)``: most turns are paid 0, bad ones are charged.
+    """Replaces a payment ``r`` with ``min(r - threshold, 0)``: most turns are paid 0, bad ones are charged.
 
-    ``threshold`` should be below the typical score, so that most turns get exactly 0. An episode of one turn
-    has no process to reward and is paid 0.
+    ``r`` is what ``component`` pays a turn. ``threshold`` should be below the typical score, so that most
+    turns get exactly 0. An episode of one turn has no process to reward and is paid 0.
     """
 
     component: str
     threshold: float
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with the component clipped."""
+        """Return the ledger with the payments of ``component`` clipped."""
         return _mapped(ledger, self.component, self._clipped)
 
     def _clipped(self, scores_N: Array) -> Array:
@@ -41,16 +41,17 @@ class ClipReward(Transform):
 
 @dataclass(frozen=True, slots=True)
 class DeltaReward(Transform):
-    """``r_n = s_n - s_{n+1}``, so the return from a turn on telescopes to that turn's own score.
+    """Replaces scores ``s_n`` with ``s_n - s_{n+1}``, so the return from turn ``n`` on is ``s_n``.
 
-    The last turn is paid 0 and the one before it ``s_{N-2}``, as the last turn carries the outcome alone. So
+    ``s_n`` is what ``component`` pays turn ``n`` of ``N``, from 0. The last turn is paid 0 and the one before
+    it ``s_{N-2}``, as the score of the last turn is left out: that turn is paid by the outcome alone. So
     repeating a turn with a high score earns nothing.
     """
 
     component: str
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with the component replaced by its differences."""
+        """Return the ledger with the payments of ``component`` replaced with their differences."""
         return _mapped(ledger, self.component, self._differences)
 
     def _differences(self, scores_N: Array) -> Array:
@@ -61,11 +62,11 @@ class DeltaReward(Transform):
 
 @dataclass(frozen=True, slots=True)
 class PAR(Transform):
-    """``mean_m sigmoid(kappa * (r - ref_m))`` of the last turn's reward (Fu et al. 2025).
+    """Replaces the last turn's reward ``r`` with ``mean_m sigmoid(kappa * (r - ref_m))``.
 
-    "Reward shaping to mitigate reward hacking". ``references``: the key of ``Task.data`` that holds the
-    rewards of reference answers. The reward is bounded and centred, so it hardly rises once an answer is
-    better than the references. Other turns get 0.
+    Fu et al. 2025, "Reward shaping to mitigate reward hacking". ``references`` is the key of ``Task.data``
+    that holds the rewards ``ref_m`` of reference answers. The new reward is bounded and centred, so it hardly
+    rises once an answer is better than the references. Other turns are paid 0.
     """
 
     component: str
@@ -73,7 +74,7 @@ class PAR(Transform):
     kappa: float = 1.0
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with the component's last turn compared with the task's references.
+        """Return the ledger with the last turn's payment compared with the task's references, other turns 0.
 
         Raises:
             ConfigError: the task has no references.
@@ -98,10 +99,11 @@ class PAR(Transform):
 
 @dataclass(frozen=True, slots=True)
 class RewardEnsemble(Transform):
-    """Replaces several scores of the same thing by one conservative component (Coste et al. 2024).
+    """Replaces several scores of the same thing with one conservative component (Coste et al. 2024).
 
-    ``penalty`` None: the worst score of each turn (WCO). A number: mean minus ``penalty`` times the
-    population variance (UWO); published values are 0.1 for policy optimisation and 0.5 for best-of-n.
+    With ``penalty`` None, each turn is paid its worst score (WCO). With a number, it is paid the mean of its
+    scores minus ``penalty`` times their population variance (UWO); published values are 0.1 for policy
+    optimisation and 0.5 for best-of-n.
     """
 
     members: tuple[str, ...]
@@ -109,7 +111,7 @@ class RewardEnsemble(Transform):
     penalty: float | None = None
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with the members replaced by their ensemble."""
+        """Return the ledger with ``name`` in place of the components in ``members``."""
         scores_MN = np.array([component_of(ledger, member) for member in self.members], dtype=np.float64)
         joint_N = (
             scores_MN.min(0) if self.penalty is None else scores_MN.mean(0) - self.penalty * scores_MN.var(0)
@@ -122,8 +124,8 @@ class RewardEnsemble(Transform):
 class OverlongPenalty(Transform):
     """A soft penalty on length before the limit: ``-factor * (length - (limit - buffer)) / buffer`` (DAPO).
 
-    Yu et al. 2025. It begins ``buffer`` tokens before ``limit``. ``length`` is the number of action tokens of
-    the episode; the last turn is charged. ``capped``: never more than ``factor``.
+    Yu et al. 2025. The penalty begins ``buffer`` tokens before ``limit``. ``length`` is the number of action
+    tokens of the episode; the last turn is charged. If ``capped``, the penalty is never more than ``factor``.
     """
 
     limit: int
@@ -140,7 +142,7 @@ class OverlongPenalty(Transform):
             )
 
     def __call__(self, trajectory: Trajectory, ledger: Ledger) -> Ledger:
-        """Return the ledger with the penalty as a component of its own."""
+        """Return the ledger with the penalty as the additional component ``name``."""
         over = (trajectory.num_tokens - (self.limit - self.buffer)) / self.buffer
         charged_N = np.zeros(len(trajectory.turns))
         charged_N[-1:] = -self.factor * max(min(over, 1.0) if self.capped else over, 0.0)
@@ -149,11 +151,11 @@ class OverlongPenalty(Transform):
 
 @dataclass(frozen=True, slots=True)
 class Milestones(Reward):
-    """Partial credit from instrumented programs.
+    """Pays the grader's score of a program, or milestones if the program got no score.
 
     Yang et al. 2025, "RL for machine-learning-engineering agents". The last turn is paid the grader's
-    ``score`` if the episode got one (``scored`` is positive), else ``failure`` plus ``each`` for every
-    milestone that was reached. ``lower_is_better`` flips the score's sign.
+    ``score`` if the episode got a score (the signal ``scored`` is not 0 on some turn), else ``failure`` plus
+    ``each`` for every milestone that was reached. ``lower_is_better`` flips the score's sign.
     """
 
     score: str
@@ -166,16 +168,16 @@ class Milestones(Reward):
 
     @property
     def signals(self) -> frozenset[str]:
-        """The three signals."""
+        """The names of the three signals ``score``, ``scored`` and ``milestones``."""
         return frozenset({self.score, self.scored, self.milestones})
 
     @property
     def components(self) -> frozenset[str]:
-        """The single component that it pays."""
+        """The single component that the reward pays."""
         return frozenset({self.name})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{name: [0, ..., 0, paid]}``."""
+        """Return ``{name: [0, ..., 0, paid]}``, one number per turn; only the last turn is paid."""
         paid_N = np.zeros(len(trajectory.turns))
         score = float(trajectory.signal(self.score)[-1:].sum())
         if trajectory.signal(self.scored).any():
@@ -208,7 +210,7 @@ def _mapped(ledger: Ledger, component: str, function: Callable[[Array], Array]) 
 
 
 def component_of(ledger: Ledger, name: str) -> FloatArray:
-    """Return what ``name`` pays; raise ``ConfigError`` if the ledger has no such component."""
+    """Return what the component ``name`` pays; raise ``ConfigError`` if the ledger has no such component."""
     if name not in ledger:
         raise ConfigError(
             f"a transform rewrites {name!r}, which nothing pays; "

@@ -1,8 +1,8 @@
 """Rubrics: how a judge is asked, and how its answer is read.
 
-They are pure functions of text. An answer is read as a number in [0, 1], or as ``None`` if it contains none.
-A rubric asks about a whole episode, about each of its turns, or about two episodes of one task compared with
-each other.
+Rubrics are pure functions of text. An answer is read as a number in [0, 1], or as ``None`` if it contains
+none. A rubric asks about a whole episode, about each of its turns, or about two episodes of one task compared
+with each other.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ class Rubric(Protocol):
     @property
     @abstractmethod
     def scope(self) -> Scope:
-        """What one question is about."""
+        """What one question is about: an episode, a turn, or a pair of episodes."""
 
     @abstractmethod
     def question(self, shown: Sequence[str]) -> str:
-        """Return the question about one record, or about two if the scope is ``pair``."""
+        """Return the question about one episode's text in ``shown``, or two if the scope is ``pair``."""
 
     @abstractmethod
     def read(self, answer: str) -> float | None:
         """Return the answer's number in [0, 1], or ``None`` if it contains none.
 
-        For a pair, 1 means that the first is better.
+        For a pair, 1 means that the first episode is better.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Pointwise(Rubric):
-    r"""One score between ``low`` and ``high``, on the last line as ``SCORE: n``.
+    r"""Asks for one score between ``low`` and ``high``, on the last line as ``SCORE: n``.
 
     >>> Pointwise("Was it polite?").read("It was.\nSCORE: 9")
     0.9
@@ -62,7 +62,7 @@ class Pointwise(Rubric):
             )
 
     def question(self, shown: Sequence[str]) -> str:
-        """Return the question."""
+        """Return the text for the judge: what ``shown`` holds, then the question about it."""
         what = "the agent's last action" if self.scope == "turn" else "the agent's episode"
         return (
             f"{shown[0]}\n\nJudge {what} by this criterion: {self.criterion}\nReason briefly. "
@@ -71,7 +71,10 @@ class Pointwise(Rubric):
         )
 
     def read(self, answer: str) -> float | None:
-        """Return the last score in the answer; ``None`` if it is off the scale."""
+        """Return the answer's last score, scaled to [0, 1].
+
+        Return ``None`` if the answer has no score, or one below ``low`` or above ``high``.
+        """
         found = re.findall(r"SCORE:\s*\**\s*(-?\d+(?:\.\d+)?)", answer, re.IGNORECASE)
         if not found or not self.low <= (score := float(found[-1])) <= self.high:
             return None
@@ -80,7 +83,7 @@ class Pointwise(Rubric):
 
 @dataclass(frozen=True, slots=True)
 class Checklist(Rubric):
-    r"""Yes or no for each item; the number is the share of yes.
+    r"""Asks for yes or no to each item; the answer's number is the share of yes.
 
     >>> Checklist(("asked first", "said thanks")).read("1. yes\n2. No, it did not")
     0.5
@@ -97,7 +100,7 @@ class Checklist(Rubric):
             )
 
     def question(self, shown: Sequence[str]) -> str:
-        """Return the question."""
+        """Return the text for the judge: what ``shown`` holds, then the question about it."""
         listed = "\n".join(f"{number}. {item}" for number, item in enumerate(self.items, start=1))
         what = "the agent's last action" if self.scope == "turn" else "the agent's episode"
         return (
@@ -106,7 +109,7 @@ class Checklist(Rubric):
         )
 
     def read(self, answer: str) -> float | None:
-        """Return the share of yes; ``None`` if an item has no answer."""
+        """Return the share of items with the answer yes; ``None`` if an item has no answer."""
         found: list[tuple[str, str]] = re.findall(
             r"^\W*(\d+)\W+(yes|no)\b", answer, re.IGNORECASE | re.MULTILINE
         )
@@ -119,10 +122,10 @@ class Checklist(Rubric):
 
 @dataclass(frozen=True, slots=True)
 class Pairwise(Rubric):
-    r"""Which of two episodes of a task is better: A, B or TIE.
+    r"""Asks which of two episodes of a task is better: A, B or TIE.
 
     An episode's number is the mean of its results against all others of its group. Each pair is asked once,
-    in an order that depends on its content, because judges favour a position.
+    in an order that depends on the episodes' content, because judges favour a position.
 
     >>> Pairwise("Which is kinder?").read("Hm.\nVERDICT: B")
     0.0
@@ -132,7 +135,7 @@ class Pairwise(Rubric):
     scope: Scope = "pair"
 
     def question(self, shown: Sequence[str]) -> str:
-        """Return the question."""
+        """Return the text for the judge: what ``shown`` holds, then the question about it."""
         return (
             f"Two agents were given the same task.\n\n=== A ===\n{shown[0]}\n\n=== B ===\n{shown[1]}\n\n"
             f"Compare them by this criterion: {self.criterion}\nReason briefly. "
@@ -140,7 +143,7 @@ class Pairwise(Rubric):
         )
 
     def read(self, answer: str) -> float | None:
-        """Return 1 for A, 0 for B and 0.5 for a tie."""
+        """Return 1 for A, 0 for B and 0.5 for a tie; ``None`` if the answer has no verdict."""
         found: list[str] = re.findall(r"VERDICT:\s*\**\s*(A|B|TIE)\b", answer, re.IGNORECASE)
         return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[-1].upper()] if found else None
 
@@ -148,8 +151,8 @@ class Pairwise(Rubric):
 def transcript(trajectory: Trajectory, *, until: int | None = None, max_chars: int = 24_000) -> str:
     """Return an episode as text, up to and including turn ``until``.
 
-    If it is longer than ``max_chars``, its middle is replaced by a note of how much was left out. The agent's
-    text is marked and fenced, so that it cannot pass for instructions to the judge.
+    If the text is longer than ``max_chars``, its middle is replaced with a note of how much was left out. The
+    agent's text is marked and fenced, so that it cannot pass for instructions to the judge.
     """
     turns = trajectory.turns if until is None else trajectory.turns[: until + 1]
     parts = []

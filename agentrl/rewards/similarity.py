@@ -27,12 +27,12 @@ from agentrl.rewards import Reward
 from agentrl.types import Json, Ledger, Observation, Trajectory, floats
 
 TextSimilarity = Callable[[str, str], float]
-"""How similar two texts are, usually the cosine of their embeddings: 1 if they mean the same."""
+"""Returns how similar two texts are, usually the cosine of their embeddings: 1 if they mean the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """Something in a state: its name, and its attributes by name."""
+    """Something in a state: its name, and its attributes as pairs of name and value."""
 
     name: str
     attributes: tuple[tuple[str, str], ...] = ()
@@ -42,7 +42,7 @@ State = tuple[Thing, ...]
 
 
 def state_of(things: Mapping[str, Mapping[str, str]]) -> State:
-    """Return the state that consists of these things.
+    """Return the state that consists of ``things``.
 
     >>> state_of({"mug": {"place": "table"}})
     (Thing(name='mug', attributes=(('place', 'table'),)),)
@@ -53,7 +53,7 @@ def state_of(things: Mapping[str, Mapping[str, str]]) -> State:
 def trigram_similarity(one: str, other: str) -> float:
     """Return the cosine of the counts of character triples, in [0, 1].
 
-    It compares spelling, not meaning, and needs no model.
+    The function compares spelling, not meaning, and needs no model.
 
     >>> round(trigram_similarity("red door", "the red door"), 3), trigram_similarity("Door ", "door")
     (0.74, 1.0)
@@ -73,16 +73,16 @@ class CosineSimilarity:
     embed: Callable[[str], Sequence[float] | npt.NDArray[np.floating]]
 
     def __call__(self, one: str, other: str) -> float:
-        """Return the cosine; 0 if an embedding is zero."""
+        """Return the cosine of the two embeddings; 0 if an embedding is a zero vector."""
         a, b = (np.asarray(self.embed(text), dtype=np.float64) for text in (one, other))
         length = float(np.linalg.norm(a) * np.linalg.norm(b))
         return float(a @ b) / length if length > 0.0 else 0.0
 
 
 def state_similarity(state: State, goal: State, alike: TextSimilarity = trigram_similarity) -> float:
-    """Return how well a state contains the things of the goal, in [0, 1]; 0 if one of them is empty.
+    """Return how well a state contains the goal's things, in [0, 1]; 0 if the state or goal is empty.
 
-    It is the mean, over the goal's things, of the largest similarity of a thing in the state:
+    The result is the mean, over the goal's things, of the largest similarity of a thing in the state:
     ``alike(names) * mean over the goal's attributes of alike(values)``. An attribute of the goal is compared
     with the attribute whose name is most similar. A thing of the goal without attributes is compared by its
     name alone; a thing of the state without attributes has similarity 0 to a thing of the goal that has some.
@@ -112,7 +112,7 @@ class ObservedStates:
     read: Callable[[Observation], State]
 
     def __call__(self, trajectory: Trajectory) -> Sequence[State]:
-        """Return ``N + 1`` states.
+        """Return the ``N + 1`` states of an episode with ``N`` turns.
 
         Raises:
             ConfigError: the trajectory has no final observation.
@@ -138,7 +138,7 @@ class StateSimilarity(Reward):
 
     By default a turn is paid the level of similarity, so an agent that stays near the goal is paid again and
     again. With ``gain`` a turn is paid the increase instead, so the episode is paid the last level minus the
-    first, whatever its way (a potential; Ng, Harada & Russell 1999, with a discount of 1).
+    first, whatever it did in between (a potential; Ng, Harada & Russell 1999, with a discount of 1).
     """
 
     states: Callable[[Trajectory], Sequence[State]]
@@ -150,11 +150,11 @@ class StateSimilarity(Reward):
 
     @property
     def components(self) -> frozenset[str]:
-        """The single component that it pays."""
+        """The single component that the reward pays."""
         return frozenset({self.name})
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
-        """Return ``{name: similarity per turn}``.
+        """Return ``{name: payments}``: each turn's similarity to the goal, or its increase with ``gain``.
 
         Raises:
             ConfigError: the task has no goal, or the number of states is not the number of turns plus one.

@@ -1,8 +1,8 @@
 """Samplers choose tasks; filters choose groups.
 
-A sampler answers for a draw number, so a resumed run asks the same question and gets the same answer; a
-sampler that learns keeps its state in ``state_dict``. A filter sees paid groups before credit is assigned,
-and what it drops is counted.
+A sampler is asked with the number of a draw, so a resumed run asks the same question and gets the same
+answer; a sampler that learns keeps its state in ``state_dict``. A filter sees groups with their rewards
+before credit is assigned; the groups that a filter drops are counted.
 
 Implementations inherit from these protocols: what a class does not define has the default given here.
 """
@@ -22,8 +22,8 @@ class Draw:
     """A request to play ``num_episodes`` episodes of ``task``.
 
     ``first_sample`` is the number of the first episode; numbers are unique for the task within a stage.
-    ``prefix``: actions that are replayed first. They are part of the context and of the record, and nothing
-    is learned from them. ``preamble``: text that is put before the first observation.
+    ``prefix`` holds actions that are replayed first; they are part of the context and of the record, and
+    nothing is learned from them. ``preamble`` is text that is put before the first observation.
     """
 
     task: Task
@@ -34,7 +34,7 @@ class Draw:
 
 
 class Sampler(Protocol):
-    """Chooses what to play."""
+    """Chooses which tasks to play, and with how many episodes."""
 
     __slots__ = ()
 
@@ -42,7 +42,7 @@ class Sampler(Protocol):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return what to play next.
+        """Return the draws to play next.
 
         ``draw_index`` counts the draws of a stage from 0. An update takes one draw, and one more for each
         refill that ``Rollouts`` allows, so the index is the update's number if there are no refills. The same
@@ -66,15 +66,15 @@ class Sampler(Protocol):
 
 
 class Filter(Protocol):
-    """Chooses which groups are trained on."""
+    """Chooses the groups that an update trains on."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def components(self) -> frozenset[str]:
-        """Components of the ledger that it looks at."""
+        """Components of the ledger that the filter looks at."""
 
     @abstractmethod
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups to keep, in order."""
+        """Return the groups to keep, in the order of ``groups``."""

@@ -23,15 +23,15 @@ from agentrl.samplers.uniform import Uniform
 from agentrl.types import Json, ScoredGroup, Task, seed_of
 
 TaskKind = Callable[[Task], str]
-"""Maps a task to its kind: a family, a difficulty, a data set."""
+"""Maps a task to the name of its kind, such as a family, a difficulty or a data set."""
 
 MAX_EPISODES = 1 << 12
-"""Bound of a task's episodes within one draw. Samplers that draw tasks in no fixed order number episodes
-by multiples of it."""
+"""Maximum number of episodes of a task within one draw. Samplers that draw tasks in no fixed order number
+the episodes of a draw from a multiple of this."""
 
 
 def learnability(group: ScoredGroup) -> float:
-    """Return the mean absolute standard score of a group's returns.
+    """Return the mean absolute standard score of a group's returns; 0 if all returns are equal.
 
     >>> learnability(())
     0.0
@@ -42,7 +42,7 @@ def learnability(group: ScoredGroup) -> float:
 
 
 def softmax(scores: Sequence[float], temperature: float) -> list[float]:
-    """Return ``exp(s / temperature)``, normalised.
+    """Return ``exp(s / temperature)`` for each score ``s``, scaled to add up to 1.
 
     >>> [round(p, 6) for p in softmax([0.0, 0.4, 0.0], 0.4)]
     [0.211942, 0.576117, 0.211942]
@@ -54,10 +54,11 @@ def softmax(scores: Sequence[float], temperature: float) -> list[float]:
 
 @dataclass(slots=True)
 class SEC(Sampler):
-    """A bandit over kinds: ``Q <- rate * learnability + (1 - rate) Q`` (Chen et al. 2025).
+    """A bandit over kinds of tasks: ``Q <- rate * learnability + (1 - rate) Q`` (Chen et al. 2025).
 
-    Kinds are drawn with probabilities softmax(Q / temperature). The default rate and temperature are quoted
-    from memory of the paper and not verified. ``floor`` is the smallest share of any kind.
+    ``Q`` is the value of a kind. Kinds are drawn with probabilities ``softmax(Q / temperature)``. The default
+    rate and temperature are quoted from memory of the paper and not verified. ``floor`` is the minimum
+    probability of any kind.
     """
 
     kind: TaskKind
@@ -73,7 +74,7 @@ class SEC(Sampler):
         return _by_kind(tasks, self.kind, self.shares, draw_index, num_groups, group_size, seed)
 
     def shares(self, kinds: Sequence[str]) -> list[float]:
-        """Return the probability of each kind."""
+        """Return the probability with which each kind is drawn."""
         if self.floor * len(kinds) >= 1.0:
             raise ConfigError(
                 f"{len(kinds)} kinds cannot each have a share of at least {self.floor}; lower the floor"
@@ -89,17 +90,17 @@ class SEC(Sampler):
             )
 
     def state_dict(self) -> Mapping[str, Json]:
-        """Return the values."""
+        """Return the value ``Q`` of each kind."""
         return {"values": dict(self.values)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore the values."""
+        """Restore the value ``Q`` of each kind."""
         self.values = dict(cast("Mapping[str, float]", state["values"]))
 
 
 @dataclass(slots=True)
 class DUMP(Sampler):
-    """A bandit over kinds with an optimistic bonus for kinds that were rarely played (DUMP, 2025).
+    """A bandit over kinds of tasks with an optimistic bonus for kinds that were rarely played (DUMP, 2025).
 
     A kind's score is the mean learnability of its last ``window`` groups plus
     ``sqrt(2 ln(N + 1) / (n + 1))``, where ``n`` groups of the kind and ``N`` of all kinds were played. A kind
@@ -127,7 +128,7 @@ class DUMP(Sampler):
         )
 
     def bounds(self, kinds: Sequence[str]) -> list[float]:
-        """Return the upper confidence bound of each kind."""
+        """Return the score of each kind: its mean learnability plus its bonus."""
         total = sum(self.counts.values())
         means = [float(np.mean(self.recent[kind])) if self.recent.get(kind) else 0.0 for kind in kinds]
         return [
@@ -149,7 +150,7 @@ class DUMP(Sampler):
         }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore them."""
+        """Restore the counts and the learnability of recent groups."""
         self.recent = {
             kind: list(found) for kind, found in cast("Mapping[str, list[float]]", state["recent"]).items()
         }
@@ -158,12 +159,12 @@ class DUMP(Sampler):
 
 @dataclass(slots=True)
 class SuccessRates(Sampler):
-    """A sampler that remembers the success rate of each task, from when it was last played."""
+    """A sampler that remembers each task's success rate from when the task was last played."""
 
     rates: dict[str, float] = field(default_factory=dict, kw_only=True)
 
     def observe(self, groups: Sequence[ScoredGroup]) -> None:
-        """Remember the success rate of each task."""
+        """Remember the success rate of each task in ``groups``."""
         for group in groups:
             if group:
                 self.rates[group[0].trajectory.task.id] = float(
@@ -184,11 +185,12 @@ class Knapsack(SuccessRates):
     """Draws tasks uniformly and gives more episodes to those that teach most (Li et al. 2025, "Knapsack RL").
 
     The budget of a draw, ``num_groups * group_size`` episodes, is divided to maximise
-    ``sum_i v_i (1 - p_i^N_i - (1 - p_i)^N_i)`` with ``v = p (1 - p)^2`` and ``p`` the task's success rate
-    when it was last played. The gain of one more episode falls with their number, so giving each episode to
-    the task with the largest gain is exact. The first ``warm_up`` draws are uniform. A task that never
-    succeeded counts with the rate ``unsolved``, so that it is not given up forever. ``order`` draws the
-    tasks.
+    ``sum_i v_i (1 - p_i^N_i - (1 - p_i)^N_i)`` with ``v_i = p_i (1 - p_i)^2``, ``N_i`` the number of episodes
+    of task ``i`` and ``p_i`` its success rate when it was last played, else 0.5. The more episodes a task
+    has, the less one more adds to the sum, so giving each episode to the task with the largest gain is exact.
+    The first ``warm_up`` draws are uniform. A task that never succeeded counts with the rate ``unsolved``, so
+    that it is not given up forever. Each task gets at least ``least`` and at most ``most`` episodes. The
+    sampler ``order`` draws the tasks.
     """
 
     least: int = 2
@@ -200,7 +202,7 @@ class Knapsack(SuccessRates):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the draws of ``order`` with the budget divided among them."""
+        """Return the draws of ``order``, with the budget of episodes divided among their tasks."""
         draws = self.order.draw(
             tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size, seed=seed
         )
@@ -218,9 +220,9 @@ class Knapsack(SuccessRates):
 
 
 def divide_budget(rates: Sequence[float], budget: int, *, least: int = 2, most: int = 128) -> list[int]:
-    """Return the number of episodes for each success rate that makes mixed outcomes most valuable.
+    """Return the number of episodes of each task, from the tasks' success rates.
 
-    The division is exact.
+    The division maximises the sum in ``Knapsack`` exactly: the value of groups with mixed outcomes.
 
     >>> divide_budget([0.05, 0.3, 0.5, 0.9], 32)
     [12, 11, 7, 2]
@@ -237,7 +239,7 @@ def divide_budget(rates: Sequence[float], budget: int, *, least: int = 2, most: 
 
 
 def _gain(p: float, n: int) -> float:
-    """Return the gain of episode ``n + 1``: ``v (p^n (1 - p) + (1 - p)^n p)``."""
+    """Return what episode ``n + 1`` adds to the sum in ``Knapsack``: ``v (p^n (1 - p) + (1 - p)^n p)``."""
     return p * (1.0 - p) ** 2 * (p**n * (1.0 - p) + (1.0 - p) ** n * p)
 
 
@@ -245,8 +247,8 @@ def _gain(p: float, n: int) -> float:
 class VarianceAware(SuccessRates):
     """Draws tasks partly by the variance of their outcome, ``p (1 - p)``, and partly uniformly.
 
-    Leng et al. 2025, "MMR1". ``mix`` is the share of the first part. A task that was not played yet counts as
-    ``p = 0.5``.
+    Leng et al. 2025, "MMR1". ``p`` is a task's success rate when it was last played, or 0.5 if it was not
+    played yet. ``mix`` is the share of probability that is given by the variance.
     """
 
     mix: float = 0.5
@@ -264,7 +266,7 @@ class VarianceAware(SuccessRates):
         return [Draw(tasks[i], group_size, draw_index * MAX_EPISODES) for _, i in chosen]
 
     def shares(self, rates: Sequence[float]) -> list[float]:
-        """Return the probability of each task.
+        """Return the probability of each task, from the success rates.
 
         >>> [round(share, 6) for share in VarianceAware().shares([0.0, 0.25, 0.5, 1.0])]
         [0.125, 0.339286, 0.410714, 0.125]
@@ -278,10 +280,10 @@ class VarianceAware(SuccessRates):
 
 @dataclass(frozen=True, slots=True)
 class Phases(Sampler):
-    """Easy tasks first: from draw ``since`` on, tasks of size at most ``limit`` (QwenLong's length phases).
+    """Draws easy tasks first: from draw ``since`` on, tasks of size at most ``limit`` (QwenLong's phases).
 
-    ``phases`` are pairs ``(since, limit)`` in order; ``size`` measures how hard a task is, by any scale.
-    ``sampler`` draws from the tasks that the phase allows.
+    ``phases`` are pairs ``(since, limit)`` in order; ``size`` returns how hard a task is, on any scale.
+    The inner sampler, ``sampler``, draws from the tasks that the phase allows.
     """
 
     size: Callable[[Task], float]
@@ -297,7 +299,7 @@ class Phases(Sampler):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Draw from the tasks of the phase.
+        """Return draws of the tasks that the phase of this draw allows.
 
         Raises:
             ConfigError: the phase allows no task.
@@ -342,7 +344,7 @@ def _by_kind(
     group_size: int,
     seed: int,
 ) -> list[Draw]:
-    """Draw a kind by its share for each group, then a task of that kind.
+    """Draw for each group a kind with its probability in ``shares``, then a task of that kind.
 
     Tasks of a kind are repeated only after all of them were drawn.
     """

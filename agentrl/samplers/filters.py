@@ -20,7 +20,7 @@ class KeepAll(Filter):
     components: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups as they are."""
+        """Return all groups, unchanged."""
         return list(groups)
 
 
@@ -28,15 +28,15 @@ class KeepAll(Filter):
 class DynamicSampling(Filter):
     """Drops groups whose members all had the same outcome: comparing them teaches nothing (DAPO).
 
-    Yu et al. 2025. It looks at one component of the ledger, the outcome, and not at the sum: differences in a
-    format penalty alone do not make a group of failures worth training on.
+    Yu et al. 2025. The filter looks at one component of the ledger, the outcome, and not at the sum:
+    differences in a format penalty alone do not make a group of failures worth training on.
     """
 
     component: str = "outcome"
 
     @property
     def components(self) -> frozenset[str]:
-        """The single component that it looks at."""
+        """The single component that the filter looks at."""
         return frozenset({self.component})
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
@@ -63,7 +63,8 @@ class DynamicSampling(Filter):
 class MostVaried(Filter):
     """Keeps the ``share`` of groups whose returns vary most (StarPO-S, Wang et al. 2025, "RAGEN").
 
-    At least one group is kept, but none whose returns are all equal. Among ties the earlier group is kept.
+    Groups whose returns are all equal are never kept; if there are other groups, at least one is kept. Of
+    groups that vary equally, the earlier is kept.
     """
 
     share: float = 0.25
@@ -76,7 +77,7 @@ class MostVaried(Filter):
             )
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the kept groups in their order."""
+        """Return the kept groups, in the order of ``groups``."""
         spreads = [_deviation(group) for group in groups]
         order = sorted(
             (i for i, spread in enumerate(spreads) if spread > 0.0), key=lambda i: (-spreads[i], i)
@@ -89,8 +90,9 @@ class MostVaried(Filter):
 class Contrast(Filter):
     """Keeps ``num`` episodes of each group: half are the best and shortest, half the worst and longest.
 
-    DCPO of ChatShopBuddy; rule reconstructed. The first half has the highest return and, among equal returns,
-    the fewest tokens; the other has the lowest return and then the most tokens.
+    This is the rule of ChatShopBuddy's DCPO, reconstructed. The first half has the highest returns and, among
+    equal returns, the fewest tokens; the second half has the lowest returns and, among equal returns, the
+    most tokens.
     """
 
     num: int
@@ -101,11 +103,11 @@ class Contrast(Filter):
             raise ConfigError(f"Contrast keeps an even number of episodes, at least 2; found {self.num}")
 
     def __call__(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
-        """Return the groups with the kept episodes, the best first; smaller groups are unchanged."""
+        """Return the groups with the kept episodes, best first; groups of at most ``num`` are unchanged."""
         return [tuple(group[i] for i in self.choose(group)) for group in groups]
 
     def choose(self, group: ScoredGroup) -> list[int]:
-        """Return the indices of the kept episodes."""
+        """Return the indices of the group's kept episodes, the best first."""
         if len(group) <= self.num:
             return list(range(len(group)))
         keys = [(float(one.rewards_N.sum()), one.trajectory.num_tokens) for one in group]

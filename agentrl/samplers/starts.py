@@ -24,11 +24,11 @@ from agentrl.types import Json, ScoredGroup, Task, Trajectory, seed_of
 class Prefixes(Sampler):
     """Starts a ``share`` of the groups from part of a known success of their task, if there is one.
 
-    ``cuts``: how much is replayed, as shares of the success's turns; one is drawn for each group. If empty,
-    any number of turns is equally likely. At least one turn is replayed and at least one is left to play.
-    ``solutions`` are the actions of known successes by task id (``read_solutions`` reads demonstrations);
-    with ``remember`` the agent's own successes are added, the shortest of each task. Evaluate without this
-    sampler: the agent must succeed unguided.
+    ``cuts`` are the shares of the success's turns that may be replayed; one share is drawn for each group. If
+    ``cuts`` is empty, any number of turns is equally likely. At least one turn is replayed and at least one
+    is left to play. ``solutions`` are the actions of known successes by task id (``read_solutions`` reads
+    demonstrations); with ``remember`` the agent's own successes are added; the shortest of each task is kept.
+    Evaluate without this sampler: the agent must succeed unguided.
     """
 
     solutions: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Prefixes(Sampler):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the inner sampler's draws, some of them with a prefix."""
+        """Return the draws of the inner sampler, ``sampler``, some of them with a prefix."""
         draws = self.sampler.draw(
             tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size, seed=seed
         )
@@ -72,7 +72,7 @@ class Prefixes(Sampler):
         }
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore them."""
+        """Restore the known solutions and the inner sampler's state."""
         solutions = cast("Mapping[str, Sequence[str]]", state["traces"])
         self.solutions = {name: tuple(actions) for name, actions in solutions.items()}
         self.sampler.load_state_dict(cast("Mapping[str, Json]", state["sampler"]))
@@ -90,7 +90,7 @@ class Prefixes(Sampler):
 def read_solutions(path: Path) -> dict[str, tuple[str, ...]]:
     """Return the actions of the shortest success of each task in a file of trajectories.
 
-    For example in a run's ``demonstrations/<stage>.parquet``.
+    An example of such a file is a run's ``demonstrations/<stage>.parquet``.
 
     Raises:
         CheckpointError: the file does not exist or is damaged.
@@ -105,7 +105,7 @@ def read_solutions(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def keep_shortest(solutions: dict[str, tuple[str, ...]], trajectory: Trajectory) -> None:
-    """Put a success's actions into ``solutions``, unless they already hold one that is not longer."""
+    """Put a success's actions into ``solutions``, unless the task's known solution is not longer."""
     actions = tuple(turn.action.text for turn in trajectory.turns)
     known = solutions.get(trajectory.task.id)
     if known is None or len(actions) < len(known):

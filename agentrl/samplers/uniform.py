@@ -1,4 +1,4 @@
-"""Samplers that do not learn: every task equally often."""
+"""Samplers that do not learn: they draw every task equally often."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentrl.types import Task, seed_of
 
 @dataclass(frozen=True, slots=True)
 class Uniform(Sampler):
-    """Every task once per epoch, in a different random order in each epoch.
+    """Draws every task once per epoch, in a different random order in each epoch.
 
     The order comes from a hash of (seed, epoch, task id): it depends neither on the order of ``tasks`` nor on
     the machine, and any draw can be computed without the ones before it.
@@ -21,7 +21,7 @@ class Uniform(Sampler):
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the draws; ``num_groups``, ``group_size`` and the tasks must not change within a run."""
+        """Return the draws; ``num_groups``, ``group_size`` and ``tasks`` must not change within a run."""
 
         def shuffled(epoch: int) -> list[Task]:
             return sorted(tasks, key=lambda task: seed_of(seed, "uniform", epoch, task.id))
@@ -31,12 +31,12 @@ class Uniform(Sampler):
 
 @dataclass(frozen=True, slots=True)
 class Sequential(Sampler):
-    """Every task once per epoch, in the order of the split."""
+    """Draws every task once per epoch, in the order of ``tasks``."""
 
     def draw(
         self, tasks: Sequence[Task], *, draw_index: int, num_groups: int, group_size: int, seed: int
     ) -> list[Draw]:
-        """Return the draws; ``num_groups``, ``group_size`` and the tasks must not change within a run."""
+        """Return the draws; ``num_groups``, ``group_size`` and ``tasks`` must not change within a run."""
         return _epochs(
             tasks, lambda epoch: tasks, draw_index=draw_index, num_groups=num_groups, group_size=group_size
         )
@@ -50,9 +50,9 @@ def _epochs(
     num_groups: int,
     group_size: int,
 ) -> list[Draw]:
-    """Return a draw's part of the endless sequence of epochs.
+    """Return the part of the endless sequence of epochs that belongs to the draw ``draw_index``.
 
-    A task comes once per epoch, so the epoch determines the numbers of its samples.
+    A task comes once per epoch, so the epoch determines the number of its first sample.
     """
     if not tasks:
         raise ConfigError("there are no tasks to draw from; the split is empty")
