@@ -13,7 +13,7 @@ _homes: dict[str, str] = {}
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name from its module."""
+    """Return the object with the public name ``name``, and import the module that defines it if needed."""
     if name.startswith("_") or name not in public_names():
         raise AttributeError(f"module 'agentrl' has no attribute {name!r}")
     import importlib
@@ -28,7 +28,7 @@ def __dir__() -> list[str]:
 
 
 def public_names() -> dict[str, str]:
-    """Return every public name with the module that it is loaded from, as ``__init__.pyi`` lists them."""
+    """Return the module from which each public name is loaded, by name, as ``__init__.pyi`` lists them."""
     if not _homes:
         import ast
         from pathlib import Path

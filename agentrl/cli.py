@@ -22,7 +22,7 @@ from agentrl.plugins import extra_with
 
 
 class _Commands(TyperGroup):
-    """The commands in the order of this file, then the commands of plug-ins.
+    """The group of all commands: those of this file in their order, then the commands of plug-ins.
 
     A plug-in registers a Typer app in the entry-point group ``agentrl.commands``. The app is imported only
     when its command is called or listed.
@@ -56,7 +56,7 @@ def _plugin_commands() -> dict[str, metadata.EntryPoint]:
 
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
-    """Report the errors that agentrl raises on purpose as one message and an exit code."""
+    """Turn an error that agentrl raises on purpose in the block into one message and an exit code."""
     try:
         yield
     except AgentRLError as problem:
@@ -85,7 +85,7 @@ def _errors_as_messages() -> Iterator[None]:
 
 
 def _leaves(group: BaseExceptionGroup[AgentRLError]) -> Iterator[AgentRLError]:
-    """Yield the errors inside a group, also those of nested groups."""
+    """Yield every error inside an exception group, also those inside nested groups."""
     for problem in group.exceptions:
         if isinstance(problem, BaseExceptionGroup):
             yield from _leaves(problem)
@@ -109,12 +109,12 @@ app = typer.Typer(
 
 
 def _option(help_text: str) -> Any:  # Any: typer's own types of options are private
-    """Return an option whose default the help text describes."""
+    """Return a Typer option whose help shows no default, because ``help_text`` describes the default."""
     return typer.Option(help=help_text, show_default=False)
 
 
 def _argument(help_text: str) -> Any:  # Any: as above
-    """Return an argument whose default the help text describes."""
+    """Return a Typer argument whose help shows no default, because ``help_text`` describes the default."""
     return typer.Argument(help=help_text, show_default=False)
 
 

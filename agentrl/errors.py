@@ -38,7 +38,7 @@ class ConfigError(AgentRLError, ValueError):
 
 
 class UnknownPlugin(ConfigError, LookupError):
-    """No plug-in is registered under the name."""
+    """No plug-in is registered under the name that was asked for."""
 
 
 class MissingExtra(ConfigError, ImportError):
@@ -58,9 +58,9 @@ class EnvError(AgentRLError, RuntimeError):
 
 
 class SharedBroken(EnvError):
-    """Raised by an environment whose shared resource broke.
+    """Raised by an environment if the resource that its episodes share broke.
 
-    Every episode that used it fails, and it is opened again.
+    Every episode that used the resource fails, and the resource is opened again.
     """
 
 
@@ -96,12 +96,12 @@ class Collapsed(AgentRLError, RuntimeError):
 
 
 class Stalled(AgentRLError, TimeoutError):
-    """There was no progress for longer than the deadline."""
+    """The run made no progress for longer than its deadline; the message says why."""
 
 
 @contextmanager
 def boundary(error: type[AgentRLError], what: str) -> Iterator[None]:
-    """Convert any exception that leaves the block to ``error``; the message names the boundary.
+    """Raise an exception that leaves the block again as ``error``, with a message that begins with ``what``.
 
     Errors of agentrl pass unchanged. So do ``KeyboardInterrupt`` and cancellation, which are not
     subclasses of ``Exception``.

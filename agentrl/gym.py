@@ -39,9 +39,10 @@ VERSION = 0
 
 
 class AnyText(Text):
-    """All texts up to a length: unlike gymnasium's own space, not limited to listed characters.
+    """The space of all texts up to a length.
 
-    Samples are short and printable.
+    Unlike gymnasium's own space ``Text``, it is not limited to listed characters. Samples are short and
+    printable.
     """
 
     def __init__(self, max_length: int = MAX_CHARACTERS, *, seed: int | None = None) -> None:
@@ -141,7 +142,7 @@ class TextEnv(gymnasium.Env[str, str]):
         return text, float(step.reward), step.terminated, truncated, info | dict(step.info)
 
     def render(self) -> str | None:
-        """Return the last text if the render mode is ``ansi``."""
+        """Return the text of the last observation if the render mode is ``ansi``, else ``None``."""
         return self._text if self.render_mode == "ansi" else None
 
     def close(self) -> None:
@@ -158,7 +159,10 @@ class TextEnv(gymnasium.Env[str, str]):
 
 
 class _Thread:
-    """Plays episodes in sequence on a separate event loop: callers need no loop and may be inside one."""
+    """A thread that plays episodes one after another on its own event loop.
+
+    Callers need no event loop, and may be inside one.
+    """
 
     def __init__(self, spec: EnvSpec, deadline_s: float, sandboxes: SandboxProvider | None) -> None:
         self._spec, self._deadline_s, self._sandboxes = spec, deadline_s, sandboxes
@@ -174,12 +178,12 @@ class _Thread:
         return answer.result()
 
     def stop(self) -> None:
-        """Ask the thread to end, without waiting; may be called again."""
+        """Ask the thread to end, without waiting for it; may be called more than once."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._asked.put_nowait, (None, Future()))
 
     def join(self) -> None:
-        """Wait until the thread has closed everything."""
+        """Wait until the thread has closed its episode and host, or for 10 s more than the deadline."""
         self._thread.join(self._deadline_s + 10)
 
     def _run(self) -> None:
@@ -200,7 +204,10 @@ class _Thread:
                 question = await self._asked.get()
 
     async def _answer(self, host: Host, question: _Question) -> _Question:
-        """Answer a question and, if it starts an episode, those of the episode; return the next question."""
+        """Answer ``question`` and, if it starts an episode, every further question of that episode.
+
+        Returns the question that follows.
+        """
         what, answer = question
         try:
             if not isinstance(what, Task):
@@ -224,7 +231,10 @@ _Question = tuple[Task | str | None, Future[Observation | Step]]
 
 
 def register_all() -> tuple[str, ...]:
-    """Register every installed environment with gymnasium and return their ids; may be called again."""
+    """Register every installed environment with gymnasium and return their ids.
+
+    May be called more than once.
+    """
     ids = tuple(f"agentrl/{name}-v{VERSION}" for name in environments())
     for name, identity in zip(environments(), ids, strict=True):
         if identity not in gymnasium.registry:

@@ -25,7 +25,7 @@ from agentrl.errors import ConfigError
 from agentrl.types import Json
 
 _SHORT = 100
-"""Maximum length of a part that ``pretty`` shows on one line."""
+"""Maximum number of characters of a part that ``pretty`` shows on one line."""
 _SCALARS = (bool, int, float, str)
 T = typing.TypeVar("T")
 
@@ -33,7 +33,7 @@ T = typing.TypeVar("T")
 def describe(value: object) -> Json:
     """Return ``value`` as JSON that names every class and function.
 
-    With the same code, values of equal descriptions behave alike.
+    If two values have equal descriptions, they behave alike, as long as the code is the same.
     """
     if isinstance(value, enum.Enum):
         return f"{public_name(type(value).__module__, type(value).__qualname__)}.{value.name}"
@@ -81,7 +81,7 @@ def public_name(module: str, qualname: str) -> str:
     """Return the name under which a class or function is described.
 
     It does not change when agentrl moves its code: the names of agentrl's own packages are unique within a
-    package, so their modules are left out. Others keep their modules.
+    package, so their modules are left out. All other names keep their modules.
 
     >>> public_name("agentrl.credit.group", "RLOO"), public_name("mine.rewards", "Speed")
     ('agentrl:RLOO', 'mine.rewards:Speed')
@@ -124,7 +124,7 @@ def _pretty(label: str, value: object, depth: int) -> Iterator[str]:
 
 
 def differences(old: Json, new: Json, path: str = "") -> Iterator[str]:
-    """Yield one line for each path at which two descriptions differ."""
+    """Yield one line for each path at which two descriptions from ``describe`` differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
@@ -157,7 +157,7 @@ def override(value: T, assignments: Sequence[str]) -> T:
 
 
 class _Setting(typing.NamedTuple):
-    """A value for a field: the remaining steps of its path, its text, and its whole path for messages."""
+    """A text for a field: the steps that are left of its path, the text, and the path for messages."""
 
     steps: Sequence[str]
     text: str
@@ -165,7 +165,7 @@ class _Setting(typing.NamedTuple):
 
 
 def _set(value: object, settings: Sequence[_Setting]) -> object:
-    """Set fields below ``value``.
+    """Return ``value`` with the fields below it set as ``settings`` say.
 
     Each object is replaced once, so that fields that are valid only together can be set together.
     """
@@ -274,9 +274,9 @@ def check_types(value: object, path: str = "") -> Iterator[str]:
 
 
 def too_small(part: object, where: str, **least: float) -> Iterator[str]:
-    """Yield one line for each field of ``part`` that is below its least value.
+    """Yield one line for each field of ``part`` that is below its minimum.
 
-    ``where`` is the path of ``part`` in messages.
+    ``least`` gives the minimum of each field by name; ``where`` is put before the names in messages.
     """
     for name, low in least.items():
         found = getattr(part, name)
@@ -340,7 +340,7 @@ def _fits(value: object, hint: object) -> bool:
 
 
 def _parts(hint: object) -> tuple[object, ...]:
-    """Return the members of a union, or the type itself."""
+    """Return the member types of a union, or, for any other type, the type itself as the only member."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
@@ -381,5 +381,5 @@ def parse_fields(cls: type, assignments: Sequence[str], what: str) -> dict[str, 
 
 
 def spell_type(cls: type, field: str) -> str:
-    """Return the type of a dataclass's field in words."""
+    """Return the type of the dataclass's field ``field`` in words, for messages."""
     return _spell(_hints(cls)[field])

@@ -73,7 +73,7 @@ def make_environment(name: str, **options: Any) -> EnvSpec:
     """Return the environment, configured: ``make_environment("bandit", arms=4)``.
 
     Raises:
-        ConfigError: as for ``load_environment``, or an option is unknown, missing or of the wrong type.
+        ConfigError: ``load_environment`` raises it, or an option is unknown, missing or of the wrong type.
     """
     made = _make(ENVIRONMENT, name, options)
     assert isinstance(made, EnvSpec)
@@ -114,7 +114,7 @@ def _make(kind: PluginKind, name: str, options: Mapping[str, Any]) -> object:
 
 
 def _load(kind: PluginKind, name: str) -> Any:
-    """Return the class, or configured value, behind a name."""
+    """Return the class or configured value that a registered name or ``module:attribute`` stands for."""
     if ":" in name:
         entry, what = EntryPoint(name, name, kind.group), f"{kind.noun} {name!r}"
         here = str(Path.cwd())

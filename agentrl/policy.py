@@ -33,13 +33,17 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate."""
+    """How tokens are sampled.
+
+    With ``temperature`` 0 the most likely token is always taken. ``top_k`` 0 and ``top_p`` 1 leave out no
+    token.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 16
-    """The largest number of tokens of one action; an action that is cut there is marked ``clipped``."""
+    """Maximum number of tokens of one action; an action that is cut off there is marked ``clipped``."""
 
 
 class Engine(Policy, Protocol):
@@ -53,7 +57,8 @@ class Engine(Policy, Protocol):
     async def load(self, weights: Mapping[str, object], *, version: int) -> None:
         """Replace the weights.
 
-        Actions that have begun finish with the old weights; cached context is computed again with the new.
+        Actions that have begun finish with the old weights. Cached contexts are discarded, and computed again
+        with the new weights.
         """
         ...
 
@@ -69,7 +74,7 @@ class RandomPolicy:
     avoid: tuple[str, ...] = ()
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Raise ``EngineError`` if the environment lists no admissible actions."""
+        """Return a random admissible action; raise ``EngineError`` if the environment lists none."""
         if not observation.actions:
             raise EngineError(
                 "random play needs admissible actions, and the observation lists none; switch them on in the "
@@ -81,10 +86,10 @@ class RandomPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ExpertPolicy:
-    """Follows the environment's own plan: that of the newest observation that has one."""
+    """Follows the environment's own plan, taken from the newest observation that has a plan."""
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Raise ``EngineError`` if no observation has a plan, or if the plan has ended."""
+        """Return the plan's next action; raise ``EngineError`` if there is no plan or it has ended."""
         seen = [turn.observation for turn in turns] + [observation]
         for age, past in enumerate(reversed(seen)):
             if past.plan:
@@ -99,9 +104,9 @@ class ExpertPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ErringPolicy:
-    """Plays ``error`` on a random ``share`` of its turns, and ``policy`` on the others.
+    """Lets the policy ``error`` act on a random ``share`` of the turns, and ``policy`` on all other turns.
 
-    It demonstrates what to do after a mistake.
+    Its episodes demonstrate what to do after a mistake.
     """
 
     policy: Policy
@@ -109,7 +114,7 @@ class ErringPolicy:
     share: float
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Return the action of one of the two; raise what it raises."""
+        """Return the action of ``error`` or of ``policy``; an error that it raises passes unchanged."""
         erring = random.Random(f"{seed}/err").random() < self.share
         return await (self.error if erring else self.policy).act(turns, observation, seed=seed)
 
@@ -121,5 +126,5 @@ class ScriptedPolicy:
     actions: tuple[str, ...]
 
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
-        """Return the script's action for this turn."""
+        """Return the action of the list for this turn, or the last one if the list has ended."""
         return Action(self.actions[min(len(turns), len(self.actions) - 1)])

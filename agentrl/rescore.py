@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """Everything that turns trajectories into advantages: that of a stage, or one to try."""
+    """The parts that turn trajectories into advantages: those of a stage, or others to try."""
 
     reward: Reward
     transforms: tuple[Transform, ...] = ()
@@ -48,7 +48,7 @@ class Chain:
         return scored if stored.scored is None else replace(stored.scored, ledger=scored.ledger)
 
     def assign(self, groups: Sequence[ScoredGroup]) -> list[tuple[Credited, ...]]:
-        """Return the credit of an update's groups.
+        """Return the credit of every trajectory of an update's groups, in the order of ``groups``.
 
         Raises:
             ConfigError: the credit or a modifier needs a measurement that was not stored.
@@ -100,7 +100,7 @@ class ComponentDifference:
     before: float
     after: float
     changed: float
-    """Share of turns whose amount changed."""
+    """Share of turns for which the component's number changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,11 @@ class CreditDifference:
     flipped: float
     """Share of tokens whose advantage changed its sign."""
     largest: float
-    """Largest absolute difference."""
+    """Largest absolute difference between the old and the new advantage of a token."""
 
 
 def ledger_differences(rescored: Sequence[Rescored]) -> list[ComponentDifference]:
-    """Return the difference of each component of the old or new ledger, and of their sum, named ``total``."""
+    """Return how each component of the old or new ledger changed, and how their sum, ``total``, changed."""
     pairs = [
         (_stored_ledger(one), scored.ledger)
         for update in rescored
@@ -138,7 +138,7 @@ def ledger_differences(rescored: Sequence[Rescored]) -> list[ComponentDifference
 
 
 def credit_difference(rescored: Sequence[Rescored]) -> CreditDifference | None:
-    """Return the difference of the advantages; ``None`` if no advantages were stored."""
+    """Return how the advantages of all action tokens changed, or ``None`` if none were stored."""
     before, after = [], []
     for update in rescored:
         for old, new in zip(update.before, update.credited, strict=True):

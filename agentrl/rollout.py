@@ -27,7 +27,7 @@ from agentrl.samplers import Draw
 from agentrl.types import Action, End, Group, Message, Observation, Step, Task, Trajectory, Turn, seed_of
 
 MAX_ALONE = 4
-"""How many episodes may play their last attempt at the same time, each in a process of its own."""
+"""Maximum number of episodes that play their last attempt at the same time, each in its own process."""
 
 
 class Host(Protocol):
@@ -51,16 +51,16 @@ class Limits:
     """Bounds on playing. Every wait has a deadline; an episode that misses one fails, and is played again."""
 
     max_turns: int = 0
-    """Turns after which an episode is truncated; 0 uses the environment's ``max_turns``."""
+    """Number of turns after which an episode is truncated; 0 uses the environment's ``max_turns``."""
     concurrency: int = 64
-    """How many episodes are open at once, at most."""
+    """Maximum number of episodes that are open at once."""
     env_deadline_s: float = 120.0
-    """The longest wait for one call of an environment: open, reset or step."""
+    """Maximum number of seconds for one call of an environment: open, reset or step."""
     act_deadline_s: float = 600.0
-    """The longest wait for one action."""
+    """Maximum number of seconds for one action of the policy."""
     max_attempts: int = 3
-    """How often an episode is started before it is given up; the last time in a process of its own, where no
-    other episode can make it fail."""
+    """Number of times that an episode is started before it is given up. The last attempt is played in a
+    process of its own, where no other episode can make it fail."""
 
     def within(self, max_turns: int) -> Limits:
         """Return these limits, with an environment's ``max_turns`` if they do not set their own.
@@ -73,9 +73,9 @@ class Limits:
 
 @dataclass(slots=True)
 class Played:
-    """The result of playing: groups in the order of the draws, without failed episodes.
+    """The result of playing: the groups in the order of the draws, and the failed attempts.
 
-    And the failed attempts.
+    The groups contain no failed episodes.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -92,7 +92,7 @@ async def play(
 
     Raises:
         TokenDrift: the policy's stored tokens and its context disagree; training on them would be silently
-        wrong.
+            wrong.
     """
     turns: list[Turn] = []
     observation: Observation | None = None
@@ -137,8 +137,8 @@ async def play_all(
     """Play every episode of ``draws``, at most ``limits.concurrency`` at once; play failed ones again.
 
     ``on_end`` is called with each finished trajectory, also of failed attempts, in the order in which they
-    end. A group of which an episode failed in every attempt is returned without it; an empty group is not
-    returned.
+    end. An episode that failed in every attempt is missing from its group; a group without any episode is
+    not returned.
     """
     places, places_alone = asyncio.Semaphore(limits.concurrency), asyncio.Semaphore(MAX_ALONE)
     played = Played()
@@ -248,7 +248,7 @@ class Deadlines:
     def expect(self, limit_s: float, error: type[Exception], what: str) -> None:
         """Bound everything awaited from now on by ``limit_s``.
 
-        If that is exceeded, ``error`` is raised with the message that ``what`` did not answer.
+        If a wait takes longer, ``error`` is raised with the message that ``what`` did not answer.
         """
         self._wait, self._due = (limit_s, error, what), self._loop.time() + limit_s
         if self._timer is None or self._due < self._timer.when():
@@ -283,7 +283,7 @@ class Deadlines:
 
 @asynccontextmanager
 async def deadline(limit_s: float, error: type[Exception], what: str) -> AsyncIterator[None]:
-    """Bound the block by ``limit_s``; if that is exceeded, raise ``error``: ``what`` did not answer."""
+    """Raise ``error`` with the message that ``what`` did not answer if the block takes over ``limit_s``."""
     async with Deadlines() as deadlines:
         deadlines.expect(limit_s, error, what)
         yield

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Learners:
-    """The policy's learner and the models beside it, by the names of the stages that use them."""
+    """The policy's learner, and for each stage, by name, the scorers and the teacher that it uses."""
 
     policy: Learner
     scorers: Mapping[str, tuple[OpenScorer, ...]]
@@ -123,13 +123,13 @@ class Run:
     update: int
     """The next update to make."""
     samplers: dict[str, Mapping[str, Json]]
-    """By stage: the sampler's state after the last update that was learned from."""
+    """For each stage, by name, the state of its sampler after the last update that was learned from."""
     transforms: dict[str, Sequence[Mapping[str, Json]]]
-    """By stage: the states of transforms that remember, after that update."""
+    """For each stage, by name, the states of the transforms that keep one, after that same update."""
     records: list[dict[str, Any]] = field(init=False)  # Any: the stage's name beside the numbers
-    """Metrics of the updates so far."""
+    """Metrics of the updates so far, one record per update, with the name of its stage."""
     alarms: list[str] = field(default_factory=list)
-    """What monitors that may stop the run reported about the last update."""
+    """Warnings about the last update from the monitors that may stop the run."""
 
     def __post_init__(self) -> None:
         self.records = self.log.records()
@@ -165,7 +165,7 @@ class Run:
         """End the run if a monitor that may stop it has warned.
 
         Raises:
-            Collapsed: with the monitor's warning.
+            Collapsed: such a monitor has warned; the message holds its warning.
         """
         if self.alarms:
             raise Collapsed(

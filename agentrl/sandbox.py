@@ -28,7 +28,7 @@ Limit = Literal["cpu", "memory", "processes", "disk", "files", "lifetime"]
 """A resource that a sandbox's spec bounds."""
 
 MAX_OUTPUT = 1 << 20
-"""Bytes of each output stream that a result keeps by default."""
+"""Maximum number of bytes of each output stream that a result keeps by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,8 @@ class ExecResult:
     """
 
     exit_code: int
-    """As in ``subprocess``: minus the number of the signal that ended the command; -9 if its deadline ended
-    it."""
+    """The command's exit code. As in ``subprocess``, it is minus the number of the signal if a signal ended
+    the command, so -9 if its deadline ended it."""
     stdout: bytes
     stderr: bytes
     stdout_total: int
@@ -49,7 +49,7 @@ class ExecResult:
     timed_out: bool = False
     duration_s: float = 0.0
     num_killed: int = 0
-    """Processes of the command that still ran at the deadline and were killed."""
+    """Number of processes of the command that still ran at the deadline and were killed."""
 
     @property
     def truncated(self) -> bool:
@@ -70,10 +70,10 @@ class ShellResult:
     cwd: str
     """The shell's folder after the command."""
     timed_out: bool = False
-    """The command was interrupted at its deadline. The shell keeps its state, unless ``restarted``."""
+    """Whether the command was interrupted at its deadline; the shell keeps its state unless ``restarted``."""
     restarted: bool = False
-    """The command ended the shell (``exit``, ``set -e``, a kill), and a new one was started in ``cwd``.
-    Variables and functions are lost."""
+    """Whether the command ended the shell (``exit``, ``set -e``, a kill), so that a new one was started in
+    ``cwd``, without the old one's variables and functions."""
     duration_s: float = 0.0
 
     @property
@@ -107,7 +107,7 @@ class Sandbox(Protocol):
 
     @property
     def spec(self) -> SandboxSpec:
-        """The spec that it was opened with."""
+        """The spec with which the sandbox was opened."""
         ...
 
     async def exec(
@@ -175,14 +175,14 @@ class Sandbox(Protocol):
         ...
 
     async def get_tar(self, path: str, *, max_bytes: int = 1 << 30) -> bytes:
-        """Return a plain tar archive of a file or folder; raises as ``read``.
+        """Return a plain tar archive of a file or folder; raises the same errors as ``read``.
 
         Names of members are relative to the parent folder of ``path``.
         """
         ...
 
     async def kill_all(self) -> int:
-        """Kill every process except the sandbox's own, shells included; return how many there were."""
+        """Kill every process, shells included, except the sandbox's own; return how many were killed."""
         ...
 
     def endpoint(self, port: int) -> AbstractAsyncContextManager[Path]:
@@ -193,7 +193,7 @@ class Sandbox(Protocol):
         ...
 
     async def reset(self) -> None:
-        """Replace this sandbox by a new one of the same spec.
+        """Replace this sandbox with a new one of the same spec.
 
         The old files, processes and shells are gone.
         """
@@ -208,19 +208,19 @@ class Capabilities:
     """What separates sandboxes from the host. Weakest first: namespaces of an ordinary user, a hardened
     container, a separate kernel, a separate machine."""
     limits: frozenset[Limit]
-    """Limits that are enforced. Specs are refused because of the others, unless the provider is configured to
-    accept that."""
+    """Limits that are enforced here. A spec that needs any other limit is refused, unless the provider is
+    configured to accept it."""
     networks: frozenset[Network] = frozenset({"none"})
     images: bool = True
     """Whether other root file systems than the provider's own can be used."""
 
 
 class Sandboxes(Protocol):
-    """A provider in service."""
+    """A provider in service: it opens sandboxes, and holds what they share."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What was probed at the start."""
+        """What the back end can do on this machine, as it was probed when service began."""
         ...
 
     async def missing(self, images: Sequence[str]) -> Mapping[str, str]:
@@ -241,7 +241,7 @@ class Sandboxes(Protocol):
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Return counts and durations since the start by name: opened, failed, retried, start_s, ..."""
+        """Return counts and durations since the start, by name: ``opened``, ``failed``, ``start_s`` ..."""
         ...
 
 
@@ -255,5 +255,5 @@ class SandboxProvider(ABC):
         ``run`` labels the sandboxes that are opened.
 
         Raises:
-            ConfigError: it cannot work on this machine; the message says why and how to fix it.
+            ConfigError: the provider cannot work on this machine; the message says why and how to fix it.
         """

@@ -24,7 +24,8 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 Json = bool | int | float | str | None | Sequence["Json"] | Mapping[str, "Json"]
 Network = Literal["none", "open"]
-"""``none``: only loopback inside. ``open``: the outside can be reached; few back ends allow it."""
+"""The network of a sandbox. With ``none`` there is only the loopback interface inside; with ``open`` the
+outside can be reached, which few back ends allow."""
 Role = Literal["system", "user", "assistant", "tool"]
 Need = Literal["values", "entropies", "old_logprobs", "ref_logprobs", "teacher_logprobs"]
 """A measurement on action tokens that a part of the recipe asks for; only the forward passes that are needed
@@ -79,7 +80,7 @@ class SandboxSpec:
     """
 
     image: str = ""
-    """Name of the root file system; empty for the provider's base image."""
+    """Name of the root file system; if it is empty, the provider's base image is used."""
     workdir: str = "/workspace"
     """Where commands start; created if the image lacks it; always writable."""
     writable: tuple[str, ...] = ()
@@ -91,7 +92,7 @@ class SandboxSpec:
     """Limit on everything that is written, over all writable folders together."""
     num_processes: int = 256
     num_files: int = 1024
-    """File descriptors of one process."""
+    """Maximum number of open file descriptors of one process."""
     lifetime_s: float = 3600.0
     """The sandbox ends itself after this long, even if it is still in use."""
     network: Network = "none"
@@ -254,12 +255,11 @@ class Trajectory:
 
     @property
     def given(self) -> bool:
-        """Whether tokens of it were given to the agent instead of being sampled from this very context.
-
-        Their version is -1.
+        """Whether any tokens were given to the agent instead of being sampled from this very context.
 
         This holds for demonstrations, and for what the agent said to another prompt or at another
-        temperature. There is no sampler to compare such tokens with: their ratios are meaningless.
+        temperature. Given tokens have version -1. No sampler's log-probabilities belong to them, so ratios of
+        probabilities are meaningless for them.
         """
         return any(len(turn.action.tokens) > 0 and turn.action.version < 0 for turn in self.turns)
 
@@ -269,7 +269,7 @@ class Trajectory:
 
 
 Group = tuple[Trajectory, ...]
-"""Trajectories of the same task."""
+"""Trajectories of the same task, whose rewards may be compared with each other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -289,7 +289,7 @@ class Measured(Generic[Array]):
     teacher_logprobs: Array | None = None
 
     def get(self, need: Need) -> Array | None:
-        """Return the measurement of a name."""
+        """Return the measurement with the name ``need``, or ``None`` if it was not made."""
         found: Array | None = getattr(self, need)
         return found
 
@@ -307,7 +307,7 @@ class Scored:
     measured: Measured[FloatArray] = Measured()
 
     def with_measured(self, **arrays: FloatArray | None) -> Scored:
-        """Return the same with further measurements, by their names in ``Measured``."""
+        """Return this record with further measurements ``arrays``, by their names in ``Measured``."""
         return replace(self, measured=replace(self.measured, **arrays))
 
     @property
@@ -328,7 +328,7 @@ ScoredGroup = tuple[Scored, ...]
 
 
 def is_given(group: ScoredGroup) -> bool:
-    """Return whether every trajectory of a group was given."""
+    """Return whether every trajectory of the group has given tokens (``Trajectory.given``)."""
     return all(scored.trajectory.given for scored in group)
 
 
@@ -347,7 +347,7 @@ def stand_in(sample: int) -> int:
 class Credited:
     """What credit assigned to one trajectory: an advantage per action token, and the critic's targets.
 
-    A target is NaN for a token without one.
+    Both arrays have one number per action token, ``[T]``; the target is NaN for a token without a target.
     """
 
     advantages_T: FloatArray

@@ -35,8 +35,8 @@ _MIN_DISK_MIB = 2048
 class Check:
     """The result of one check.
 
-    A ``needed`` one must be ok for ``make demo``; the others enable a part of agentrl. ``fix`` says how to
-    pass the check; it is empty if nothing is to be done.
+    ``make demo`` works only if every check with ``needed`` set is ``ok``; any other check is for an optional
+    part of agentrl. ``fix`` says how to pass the check; it is empty if nothing is to be done.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Check:
 
 
 def checks(*, cache: Path | None = None, runs: Path | None = None) -> list[Check]:
-    """Check this machine. ``cache`` and ``runs`` are the folders to which games and runs will be written."""
+    """Check this machine; games will be written to the folder ``cache``, and runs to the folder ``runs``."""
     cache = cache or Path(platformdirs.user_cache_dir("agentrl"))
     return [
         _python(),
@@ -145,7 +145,7 @@ def _memory() -> Check:
 
 
 def _available_mib() -> int | None:
-    """Return the memory available to this process: the machine's, or its control group's if that is less."""
+    """Return the MiB available to this process: on the machine, or in its control group if that is less."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
@@ -170,7 +170,7 @@ def _disk(folder: Path) -> Check:
 
 
 def _writable(name: str, folder: Path, fix: str) -> Check:
-    """Write and remove a file, as a run would.
+    """Check that files can be written to ``folder``: write and remove one, as a run would.
 
     The permission bits alone do not decide: root ignores them, and mounts can be read-only or have quotas.
     """
@@ -200,7 +200,7 @@ def _gpu() -> Check:
 
 
 def _local_sandboxes() -> Check:
-    """Open the provider, which probes how it isolates and which limits it enforces on this machine."""
+    """Check local sandboxes: their provider, once opened, probes its isolation and limits on this machine."""
     try:
         found = asyncio.run(asyncio.wait_for(_capabilities(make_sandbox("local")), 60))
     except (AgentRLError, TimeoutError) as problem:
@@ -224,7 +224,7 @@ async def _capabilities(provider: SandboxProvider) -> Capabilities:
 
 
 def _docker() -> Check:
-    """Connect to the daemon's socket; an installed client program does not show that the daemon runs."""
+    """Check Docker by connecting to its daemon's socket; an installed client does not show that it runs."""
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     fix = (
         "only sandboxed environments need it: install Docker or Podman, start the daemon, "

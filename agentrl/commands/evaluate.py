@@ -33,7 +33,7 @@ from agentrl.types import End, Trajectory, seed_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
-    """The options of ``agentrl eval``. ``None``: not given, so the recipe or else a default decides."""
+    """The options of ``agentrl eval``. For an option that is ``None``, the recipe or a default decides."""
 
     policy: str | None = None
     split: str | None = None
@@ -50,7 +50,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings of an evaluation."""
+    """All settings of an evaluation, after options, recipe and defaults were combined."""
 
     env: EnvSpec
     policy: str
@@ -63,7 +63,7 @@ class Settings:
     limits: Limits
     device: str = "cpu"
     sandboxes: SandboxProvider | None = None
-    """``None``: ``auto``, if a task needs a sandbox."""
+    """Opens sandboxes; if it is ``None`` and a task needs a sandbox, the provider ``auto`` is used."""
     recipe_at: Path | None = None
     """The recipe file or run folder whose renderer and engine a checkpoint is played with."""
 
@@ -85,7 +85,8 @@ def run(target: str, options: Sequence[str], request: EvaluationRequest) -> None
 def changes_since_training(recipe_at: Path | None) -> list[str]:
     """Return how a run's recipe differs from the one that the run recorded.
 
-    It differs if code that the recipe names has changed. At most five lines; none for a recipe file.
+    The two differ if code that the recipe names has changed since. Each line is one difference; at most five
+    are returned. If ``recipe_at`` is a recipe file and not a run folder, the list is empty.
     """
     if recipe_at is None or not recipe_at.is_dir():
         return []
@@ -95,7 +96,7 @@ def changes_since_training(recipe_at: Path | None) -> list[str]:
 
 
 def resolve(target: Target, request: EvaluationRequest) -> Settings:
-    """Return the settings: those of the request, else those of the recipe, else defaults.
+    """Return all settings; each is taken from the request, else from the recipe, else from the defaults.
 
     Raises:
         ConfigError: the request names no policy and the target has none, or a number is out of range.
@@ -133,14 +134,14 @@ def resolve(target: Target, request: EvaluationRequest) -> Settings:
 
 
 def _given(request: EvaluationRequest, *names: str) -> dict[str, Any]:  # Any: each value has its field's type
-    """Return those of the named options that were given."""
+    """Return the options among ``names`` that were given on the command line, with their values."""
     return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 
 def _with_recipe(settings: Settings, recipe_at: Path) -> Settings:
-    """Return the settings with which training evaluates.
+    """Return ``settings`` with the values with which training with the recipe at ``recipe_at`` evaluates.
 
-    A final checkpoint then gets exactly the numbers of the final table.
+    The evaluation of a run's last checkpoint then gives exactly the numbers of the run's final table.
     """
     from agentrl.recipe.load import load
 
@@ -160,7 +161,7 @@ def _with_recipe(settings: Settings, recipe_at: Path) -> Settings:
 
 
 async def measure(settings: Settings, out: Path, reporter: ConsoleReporter) -> Report:
-    """Play the panel and write report and trajectories."""
+    """Play the panel; write the report to ``out`` and the trajectories beside it, and return the report."""
     async with opened(settings) as policy:
         settings.env.prepare(reporter.progress)
         tasks = settings.env.tasks(settings.split)[: settings.tasks or None]
@@ -230,7 +231,7 @@ async def opened(settings: Settings) -> AsyncIterator[Policy]:
 
 @asynccontextmanager
 async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]:
-    """Open an engine with the weights of a checkpoint, of a run's newest, or of a plain model folder."""
+    """Open an engine with weights from ``folder``: a checkpoint, a run (its newest), or a model folder."""
     from agentrl.engines.spec import TorchEngine
     from agentrl.learner.checkpoint import read_weights, verify
     from agentrl.learner.model import load_tokenizer
@@ -262,7 +263,7 @@ async def _checkpoint(settings: Settings, folder: Path) -> AsyncIterator[Policy]
 
 
 def _name(policy: str) -> str:
-    """Return a short name for tables and files.
+    """Return a short name of a policy, for tables and file names.
 
     >>> _name("checkpoint:runs/demo/checkpoints/000076"), _name("openai:Qwen/Qwen3-8B@http://localhost:8000/v1")
     ('000076', 'Qwen3-8B')
@@ -274,7 +275,7 @@ def _name(policy: str) -> str:
 
 
 def _default_out(target: str, settings: Settings) -> Path:
-    """Return the default path of the report: in the run folder, else in ``./evaluations``."""
+    """Return the default path of the report: in the run folder if there is one, else in ``./evaluations``."""
     name = f"{_name(settings.policy)}-{settings.split}"
     path = Path(target)
     run = run_of(path) if path.is_dir() else None
@@ -285,12 +286,12 @@ def _default_out(target: str, settings: Settings) -> Path:
 
 
 def compare_reports(a: Path, b: Path) -> None:
-    """Compare two reports, or the last reports of two runs, task by task."""
+    """Compare two reports, or the last reports of two runs, task by task, and print the result."""
     show(comparison_table(compare(_report(a), _report(b))))
 
 
 def _report(path: Path) -> Report:
-    """Return the report at ``path``; for a run folder its last report, named after the folder."""
+    """Return the report at ``path``, or, if that is a run folder, its last report, named after the folder."""
     if not path.is_dir():
         return Report.read(path)
     results = path / "results.json"

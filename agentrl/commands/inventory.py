@@ -57,7 +57,7 @@ def _summary(path: Path) -> str:
 
 
 def info(name: str, options: Sequence[str]) -> None:
-    """Print an environment's description, options, signals and splits. Generates missing tasks."""
+    """Print an environment's description, options, signals and splits; generate its tasks if necessary."""
     cls = load_environment(name)
     spec = environment(name, options)
     print(f"{name}: {inspect.getdoc(cls) or cls.__name__}\n")
@@ -85,7 +85,7 @@ def _options(cls: type[EnvSpec], spec: EnvSpec) -> Iterator[tuple[str, str, str,
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Return the docstrings below a class's fields, read from its source code."""
+    """Return the docstrings below a class's fields, by the name of the field, read from its source code."""
     found = {}
     for base in reversed(cls.__mro__[:-1]):
         try:

@@ -35,7 +35,7 @@ def run(
     task: str | None,
     sandbox_text: str | None = None,
 ) -> None:
-    """Play one episode, and print its signals and the rewards its turns would get."""
+    """Let a person play one episode; print its signals and the rewards that its turns would get."""
     spec = find_target(target, options).env
     provider = sandbox(sandbox_text) if sandbox_text else None
     with ConsoleReporter() as reporter:
@@ -83,14 +83,14 @@ def choose(spec: EnvSpec, split: str, index: int, task: str | None) -> Task:
 
 
 async def episode(spec: EnvSpec, task: Task, sandboxes: SandboxProvider | None = None) -> Trajectory:
-    """Play ``task`` with the person at the terminal; nobody is hurried."""
+    """Play ``task`` with the person at the terminal, who has practically unlimited time for each action."""
     limits = Limits(max_turns=spec.max_turns, act_deadline_s=_A_DAY_S)
     async with open_host(spec, num_workers=1, deadline_s=limits.env_deadline_s, sandboxes=sandboxes) as host:
         return await play(task, 0, policy=Person(), host=host, seed=0, limits=limits)
 
 
 class _Quit(Exception):
-    """The person quit."""
+    """Raised when the person ends the episode early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Person:
     async def act(self, turns: Sequence[Turn], observation: Observation, *, seed: int) -> Action:
         """Show the result of the last turn and the observation, then read an action.
 
-        Quits on ``q`` and at the end of the input.
+        Raise ``_Quit`` if the person types ``q`` or closes the input.
         """
         if turns:
             _show_result(turns[-1])
@@ -123,9 +123,9 @@ class Person:
 
 
 async def _advice(turns: Sequence[Turn], observation: Observation, seed: int) -> str:
-    """Return the expert's next action by the plan of this observation.
+    """Return the expert's next action, taken from the plan of ``observation`` alone.
 
-    No turns are passed on: plans of earlier observations are invalid once the person has left them.
+    The plans of earlier observations are not used: they are invalid once the person has deviated from them.
     """
     return (
         (await ExpertPolicy().act((), observation, seed=seed)).text
@@ -135,9 +135,10 @@ async def _advice(turns: Sequence[Turn], observation: Observation, seed: int) ->
 
 
 def _read() -> str | None:
-    """Read a line; ``None`` at the end of the input.
+    """Return the next line of the input, or ``None`` at its end.
 
-    Python's default handler replaces asyncio's meanwhile, so that Ctrl-C ends the wait at once.
+    During the wait, Python's default handler of interrupts replaces that of asyncio, so that Ctrl-C ends the
+    wait at once.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -157,7 +158,7 @@ def _show_observation(observation: Observation) -> None:
 
 
 def _show_result(turn: Turn) -> None:
-    """Print a turn's reward and signals that are not 0, and whether its action was refused."""
+    """Print a turn's reward and signals, except those that are 0, and whether its action was refused."""
     shown = [f"{name} {value:g}" for name, value in turn.info.items() if value and name != "valid"]
     refused = ["refused"] if turn.info.get("valid", 1.0) <= 0 else []
     if turn.reward:
@@ -167,7 +168,7 @@ def _show_result(turn: Turn) -> None:
 
 
 def ledger_table(spec: EnvSpec, trajectory: Trajectory) -> Table:
-    """Return each turn's rewards by the common reward functions: a column per component, and sums."""
+    """Return a table of what the common reward functions give each turn: a column per component, and sums."""
     extra = sorted(set(spec.signals) - set(STANDARD_SIGNALS))
     reward = Sum(
         (

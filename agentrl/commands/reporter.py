@@ -94,13 +94,13 @@ class ConsoleReporter(Reporter):
         self._draw(now=done >= total)
 
     def episode(self, trajectory: Trajectory) -> None:
-        """Count an episode that ended. The count is shown until the next update or report."""
+        """Count an episode that ended; the count is shown and starts anew after the next update or report."""
         if self._live is not None:
             self._ends.append(trajectory)
             self._draw()
 
     def update(self, update: int, stage: str, values: Mapping[str, float]) -> None:
-        """Show the record of an update; the arguments are those of ``MetricsLog.write``."""
+        """Show the metrics of an update; the arguments are those of ``MetricsLog.write``."""
         cells = [number(values.get(name, math.nan), form) for name, _, form in _SHOWN]
         self._ends.clear()
         if self._live is None:
@@ -133,9 +133,9 @@ class ConsoleReporter(Reporter):
         self._stream.flush()
 
     def _plain_progress(self, what: str, done: int, total: int) -> None:
-        """Write a line for each tenth, at most one per second.
+        """Write a line for each tenth of the task that is complete, at most one per second.
 
-        The end is written if any line was or if the task took longer than a second.
+        The last line is written only if there was an earlier one or the task took longer than a second.
         """
         now = self._clock()
         tenth, last = self._tenths.setdefault(what, (0, now))

@@ -23,7 +23,7 @@ from agentrl.rewards.compose import FunctionTransform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RescoreRequest:
-    """The options of ``agentrl rescore``. ``None`` or empty: not given, so the run's own part is used."""
+    """The options of ``agentrl rescore``. For an option that is ``None`` or empty, the run's part is used."""
 
     like: Path | None = None
     reward: str | None = None
@@ -62,9 +62,10 @@ def run(folder: Path, request: RescoreRequest) -> None:
 
 
 def chain(stage: Stage, request: RescoreRequest) -> Chain:
-    """Return the stage's chain with the parts that were given in the place of its own.
+    """Return the stage's reward, transforms, credit and modifiers, or those that ``request`` names instead.
 
-    A new reward drops the stage's transforms; a new credit rule drops its modifiers.
+    If the request names a reward, the stage's transforms are not used; if it names a credit rule, the stage's
+    modifiers are not used.
     """
     transforms = stage.transforms if request.reward is None else ()
     return Chain(
@@ -76,12 +77,12 @@ def chain(stage: Stage, request: RescoreRequest) -> Chain:
 
 
 def _counterpart(recipe: Recipe, stage: Stage) -> Stage:
-    """Return the stage of the same name in ``recipe``, or its last stage if there is none."""
+    """Return the stage of ``recipe`` that has the same name as ``stage``, or the last one if none has."""
     return next((one for one in recipe.stages if one.name == stage.name), recipe.stages[-1])
 
 
 def _transform(name: str) -> Transform:
-    """Return the transform at ``module:attribute``; a plain function becomes one."""
+    """Return the transform at ``module:attribute``; a plain function is wrapped in a transform."""
     found = _load(name)
     return FunctionTransform(found) if isinstance(found, FunctionType) else found
 

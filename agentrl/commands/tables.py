@@ -101,7 +101,7 @@ def results_table(reports: Mapping[str, Report], *, title: str = "results") -> T
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return one row per measure: A, B, the paired difference with its 95% interval, and its p-value."""
+    """Return one row per measure: means of A and B, paired difference with its 95% interval, p-value."""
     rows = [
         (
             row.measure,
@@ -126,7 +126,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def number(value: float, form: str) -> str:
-    """Return a formatted number, or a dash for NaN."""
+    """Return ``value`` in the format ``form``, or a dash if it is NaN."""
     return "-" if math.isnan(value) else f"{value:{form}}"
 
 

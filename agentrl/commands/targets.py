@@ -17,7 +17,7 @@ def environment(name: str, options: Sequence[str]) -> EnvSpec:
     """Return the environment called ``name``, with its ``option=value`` texts parsed by its fields' types.
 
     Raises:
-        ConfigError: as ``plugins.make_environment``, or an option is unknown or of the wrong type.
+        ConfigError: ``plugins.make_environment`` raises it, or an option is unknown or of the wrong type.
     """
     return make_environment(name, **parse_fields(load_environment(name), options, f"environment {name!r}"))
 
@@ -26,7 +26,7 @@ def sandbox(text: str) -> SandboxProvider:
     """Return the sandbox provider that ``NAME`` or ``NAME,OPTION=VALUE,...`` describes.
 
     Raises:
-        ConfigError: as ``plugins.make_sandbox``, or an option is unknown or of the wrong type.
+        ConfigError: ``plugins.make_sandbox`` raises it, or an option is unknown or of the wrong type.
     """
     name, *options = text.split(",")
     return make_sandbox(name, **parse_fields(load_sandbox(name), options, f"sandbox {name!r}"))
@@ -57,12 +57,12 @@ def newest_checkpoint(run: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """An environment, and the recipe (a file or run folder) with its settings, if there is one."""
+    """What a command works on: an environment and, if there is one, the recipe (a file or run folder)."""
 
     env: EnvSpec
     recipe_at: Path | None = None
     checkpoint: Path | None = None
-    """The checkpoint that the target names; ``None`` for a run folder, whose newest checkpoint is meant."""
+    """The checkpoint that the target names; ``None`` if it names none (a run folder means its newest one)."""
 
 
 def find_target(name: str, options: Sequence[str]) -> Target:

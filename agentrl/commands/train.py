@@ -24,7 +24,7 @@ from agentrl.train import train
 
 
 def locate(target: Path, overrides: Sequence[str], out: Path | None) -> tuple[Recipe, Origin, Path]:
-    """Return the recipe of a file or run folder, its origin, and the folder it runs in."""
+    """Return a file's or run folder's recipe, its origin (file and overrides), and the folder it runs in."""
     recipe, origin = read(target, overrides)
     return recipe, origin, out or (target if target.is_dir() else Path("runs") / recipe.name)
 
@@ -53,7 +53,7 @@ def run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
 
 
 def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
-    """Check a recipe as a run would, and print it with the resources it needs. Plays and writes nothing."""
+    """Check a recipe as a run would, and print it with the resources it needs; play and write nothing."""
     recipe, _, folder = locate(target, overrides, out)
     check(recipe)
     plan, panels = check_plan(recipe), _panels(recipe, folder)
@@ -77,10 +77,10 @@ def dry_run(target: Path, overrides: Sequence[str], out: Path | None) -> None:
 
 
 def _panels(recipe: Recipe, folder: Path) -> Mapping[str, object]:
-    """Return the content hashes of the tasks, without generating tasks.
+    """Return the content hash of each split's tasks, by split, without generating tasks.
 
-    They are computed if the environment needs no preparation, else read from the run's manifest, else those
-    that the recipe expects.
+    If the environment needs no preparation, the hashes are computed. Otherwise they are read from the run's
+    manifest, or, if there is no manifest yet, taken from the recipe (``Recipe.panels``).
     """
     if type(recipe.env).prepare is EnvSpec.prepare:
         return check_panels(recipe)

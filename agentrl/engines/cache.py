@@ -37,11 +37,11 @@ IntArray = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
 
 ROWS = 16
-"""The rows of a matrix product are padded to a multiple of this."""
+"""The number of rows of a matrix product is padded to a multiple of this."""
 QUERIES = 4
-"""Minimum number of rows of a batched product."""
+"""Minimum number of rows of each matrix in a batched matrix product."""
 KEYS = 16
-"""The length of the keys is padded to a multiple of this."""
+"""The number of keys that a query is multiplied with is padded to a multiple of this."""
 TOKENS, SPAN = 8, 64
 """Rows share a block if their number of tokens rounds up to the same multiple of ``TOKENS`` and the position
 of their last token rounds down to the same multiple of ``SPAN``."""
@@ -51,9 +51,9 @@ CHUNK = 128
 """Maximum number of tokens of a row. A longer feed is split into several rows, so that its early tokens are
 not multiplied with keys that only its late tokens see."""
 ROOM = 512
-"""Initial capacity of a slot in tokens."""
+"""Initial capacity of a slot, in tokens."""
 SCORES = 2**20
-"""Approximate maximum number of scores of one product, so that they fit into a processor's cache."""
+"""Approximate maximum number of attention scores of one product; so many fit into a processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,14 @@ class Block:
 
     slots_B: Tensor | slice
     source_BT: Tensor
-    """Index into ``M`` of each query; padding repeats a query of the row."""
+    """Index of each query among the ``M`` tokens of the step; padding repeats a query of the row."""
     mask: Tensor
-    """Added to the scores, ``[B, 1, T, 1, L]``: 0 where a query may attend, else minus infinity."""
+    """Added to the attention scores, ``[B, 1, T, 1, L]``: 0 if the query may see the key, else -infinity."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
-    """The tokens whose attention is computed, sorted into blocks."""
+    """The tokens of a step whose attention is computed, sorted into blocks."""
 
     blocks: tuple[Block, ...]
     target_M: Tensor
@@ -93,14 +93,14 @@ class EngineStep:
     positions_M: Tensor
     slots_M: Tensor
     last_R: Tensor
-    """Index into ``M`` of the last token of each feed, padded to a multiple of ``ROWS``."""
+    """Index of the last token of each feed among the ``M`` tokens, padded to a multiple of ``ROWS``."""
     queries: Queries
     last_queries: Queries
-    """The queries of the tokens ``last_R`` alone, for a layer whose other outputs are not used."""
+    """The queries of the tokens ``last_R`` alone, for the last layer, whose other outputs are not used."""
 
 
 class SlotAttention:
-    """Keys and values of all layers.
+    """Keys and values of all layers, and the attention over them.
 
     Keys are ``[slots + 1, K / J, J * D, capacity]``, values ``[slots + 1, K / J, capacity, J * D]``, where
     ``J`` heads share a product. The products read both in this layout without a copy, so attention of one
@@ -146,7 +146,7 @@ class SlotAttention:
 
     @property
     def group(self) -> int:
-        """Query heads per key-value head, ``G``."""
+        """Number of query heads per key-value head, ``G``."""
         return self.num_heads // self.num_kv_heads
 
     def plan(self, feeds: Sequence[Feed]) -> EngineStep:
@@ -180,7 +180,8 @@ class SlotAttention:
     def _queries(self, slots_M: Index, positions_M: Index, lengths: Index) -> Queries:
         """Split feeds of ``lengths`` tokens into rows, and sort the rows into blocks.
 
-        Only rows of one token read their slots in place, because only their time is dominated by reading.
+        Only rows of one token read the keys and values in place, without a copy, because only their time is
+        dominated by reading.
         """
         ends = lengths.cumsum()
         chunks = -(-lengths // CHUNK)
@@ -226,19 +227,23 @@ class SlotAttention:
         )
 
     def _select(self, slots_B: Index, in_place: bool) -> tuple[Tensor | slice, Index]:
-        """Return an index of ascending slots and their places in it; with ``in_place``, a slice (no copy)."""
+        """Return an index that selects ``slots_B`` from all slots, and each slot's place in the selection.
+
+        ``slots_B`` is in ascending order. With ``in_place`` the index is a slice, which selects without a
+        copy, from the first of the slots to the last.
+        """
         if in_place:
             return slice(int(slots_B[0]), int(slots_B[-1]) + 1), slots_B - slots_B[0]
         return torch.from_numpy(slots_B).to(self.keys[0].device), np.arange(len(slots_B))
 
     def write(self, layer: int, step: EngineStep, keys: Tensor, values: Tensor) -> None:
-        """Store the keys and values of a step, ``[M, K, D]`` each."""
+        """Store the keys and values of a step's tokens in their slots, ``[M, K, D]`` each."""
         whole = (len(keys), self.num_kv_heads // self._joined, self._joined * self.head_dim)
         self.keys[layer].permute(0, 3, 1, 2)[step.slots_M, step.positions_M] = keys.reshape(whole)
         self.values[layer].transpose(1, 2)[step.slots_M, step.positions_M] = values.reshape(whole)
 
     def copy(self, slot: int, others: list[int], *, length: int) -> None:
-        """Copy the first ``length`` keys and values of a slot to other slots."""
+        """Copy the keys and values of the first ``length`` tokens of ``slot`` to the slots ``others``."""
         for keys, values in zip(self.keys, self.values, strict=True):
             keys[others, :, :, :length] = keys[slot, :, :, :length]
             values[others, :, :length] = values[slot, :, :length]
@@ -246,14 +251,14 @@ class SlotAttention:
     def attend(self, layer: int, queries: Queries, vectors: Tensor, *, scale: float) -> Tensor:
         """Return the attention output of each token, ``[M, K * G * D]``, for queries ``[M, K, G, D]``.
 
-        The keys and values of these tokens must have been written before.
+        The keys and values of these tokens must have been stored with ``write`` before.
         """
         whole = self._join(vectors * scale)
         seen = [self._product(layer, block, whole) for block in queries.blocks]
         return (seen[0] if len(seen) == 1 else torch.cat(seen)).index_select(0, queries.target_M)
 
     def _join(self, vectors: Tensor) -> Tensor:
-        """Combine ``J`` heads for a shared product: ``[M, K, G, D]`` to ``[M, K / J, J * G, J * D]``.
+        """Combine queries of ``J`` key-value heads: ``[M, K, G, D]`` becomes ``[M, K / J, J * G, J * D]``.
 
         Each query is zero outside the part of its own head.
         """
@@ -308,8 +313,9 @@ class SlotAttention:
 def _joined(group: int, num_kv_heads: int, head_dim: int) -> int:
     """Return how many key-value heads share a product, ``J``.
 
-    As many are combined as give at most ``QUERIES`` queries, if one product may sum over their width. A
-    single query needs that many rows anyway, and rows of other heads are more useful than repetitions.
+    It is the largest number that divides the heads evenly, gives at most ``QUERIES`` queries, and has a total
+    width of at most ``SUMMED``. A product of a single query is filled up to ``QUERIES`` rows anyway, and
+    queries of other heads are more useful rows than repetitions.
     """
     return max(
         (
@@ -324,7 +330,7 @@ def _joined(group: int, num_kv_heads: int, head_dim: int) -> int:
 def _is_dense(slots_B: Index, seen_B: Index) -> bool:
     """Return whether reading all slots from the first to the last is cheaper than copying those in use.
 
-    Reading in place covers every slot in between, up to the length of the longest.
+    Reading in place covers every slot in between, each up to the length of the longest context in use.
     """
     in_use = np.unique(slots_B)
     return len(in_use) == len(slots_B) and bool(

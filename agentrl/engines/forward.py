@@ -23,9 +23,9 @@ from agentrl.errors import ConfigError
 from agentrl.types import ints
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""Largest accepted difference of log-probabilities from the model's own forward, by dtype."""
+"""Largest accepted difference of our log-probabilities from those of the model's own forward, by dtype."""
 HALF_TOLERANCE = 0.25
-"""The same for half precision."""
+"""Largest accepted difference of log-probabilities for every other dtype, which is half precision."""
 
 # transformers models are typed as Any: their attributes differ from architecture to architecture
 
@@ -45,7 +45,7 @@ class SlotForward(Protocol):
 
 
 class LlamaForward:
-    """The forward pass of Llama, Qwen2 and Qwen3 with fused weights.
+    """The forward pass of Llama, Qwen2 and Qwen3, with the weights of several layers fused into one matrix.
 
     A layer takes about seven matrix products and no other large operation. The model's own parameters become
     views of the fused weights.
@@ -121,7 +121,7 @@ class LlamaForward:
 
 
 class _FusedLayer:
-    """One decoder layer's weights: queries, keys and values as one matrix, gate and up as one."""
+    """One decoder layer's weights: one matrix for queries, keys and values, one for gate and up."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -137,11 +137,12 @@ class _FusedLayer:
 
 
 class _Product:
-    """Layers that share an input, as one matrix product; their parameters become views of the stack.
+    """Linear layers that share an input, computed as one matrix product.
 
-    The stack is ``[in, out]``, so that a product with few rows reads it in the order of memory. On CPUs with
-    AVX-512 a second copy is kept in oneDNN's layout: it is a tenth faster than MKL, and a row has the same
-    bits among 2 to 2,048 rows, on one thread and on two.
+    Their weights are stacked into one matrix, of which the layers' own parameters become views. The matrix is
+    ``[in, out]``, so that a product with few rows reads it in the order of memory. On CPUs with AVX-512 a
+    second copy is kept in oneDNN's layout: its product is a tenth faster than MKL's, and the result of a row
+    has the same bits among 2 to 2,048 rows, on one thread and on two.
     """
 
     def __init__(self, *linears: nn.Linear) -> None:
@@ -164,7 +165,7 @@ class _Product:
         self.refresh()
 
     def refresh(self) -> None:
-        """Repack the current weights."""
+        """Copy the current weights into oneDNN's layout again, if such a copy is kept."""
         self._packed = (
             torch.ops.mkldnn._reorder_linear_weight(self._weight.t().contiguous(), ROWS)
             if self._packs
@@ -179,7 +180,7 @@ class _Product:
 
 
 class _Norm:
-    """The root mean square norm of a module, as one call."""
+    """The root mean square norm of a module of the model, computed with one call of torch."""
 
     def __init__(self, module: Any) -> None:
         self._weight, self._epsilon = module.weight, float(module.variance_epsilon)
@@ -215,7 +216,8 @@ def _slot_attention(
 ) -> tuple[Tensor, None]:
     """Implement the attention function of transformers with slots.
 
-    ``query`` is ``[1, heads, M, D]``, keys and values likewise; the result is ``[1, M, heads, D]``.
+    ``query``, ``key`` and ``value`` are ``[1, heads, M, D]``, with ``K`` heads in the last two; the result is
+    ``[1, M, heads, D]``.
     """
     attention, step = _current.get()
     if (
@@ -291,7 +293,8 @@ def forward_for(model: Any, *, num_slots: int, max_context: int) -> SlotForward:
     """Return the fastest forward pass that agrees with the model's own.
 
     Raises:
-        ConfigError: none agrees; the model has an attention or a state that slots cannot hold.
+        ConfigError: no forward pass agrees, because the model has an attention or a state that slots cannot
+            hold.
     """
     vocab_size = model.get_input_embeddings().weight.shape[0]
     probe = torch.arange(24, device=model.device) * 7 % vocab_size
@@ -311,7 +314,10 @@ def forward_for(model: Any, *, num_slots: int, max_context: int) -> SlotForward:
 
 
 def _difference(forward: SlotForward, probe: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference of log-probabilities over a prompt that is fed in three pieces."""
+    """Return the largest difference between the log-probabilities of ``forward`` and those in ``wanted``.
+
+    The prompt ``probe`` is fed in three pieces, and compared after the last token of each.
+    """
     tokens, worst, start = ints(probe.tolist()), 0.0, 0
     for size in (16, 7, 1):
         logits = forward(forward.attention.plan([Feed(0, start, tokens[start : start + size])]))

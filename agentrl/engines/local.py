@@ -41,20 +41,20 @@ should fit into a processor's cache."""
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """An action under way."""
+    """A call of ``act`` that is not answered yet: what was asked, and the tokens so far."""
 
     turns: Sequence[Turn]
     past: IntArray
-    """The context before the delta."""
+    """Tokens of the context before ``prompt``, the delta."""
     prompt: Prompt
     sampling: Sampling
     seed: int
     answer: asyncio.Future[Action]
     pending: IntArray = field(default_factory=ints)
-    """Tokens that are not yet in the slot."""
+    """Tokens that are still to be fed to the slot."""
     slot: int = -1
     filled: int = 0
-    """Tokens in the slot."""
+    """Number of tokens in the slot."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -118,7 +118,7 @@ class LocalEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the engine and cancel the actions under way."""
+        """Stop the engine and cancel the actions that are not finished."""
         runner, self._runner = self._runner, None
         if runner is not None and not runner.done():
             runner.cancel()
@@ -141,7 +141,7 @@ class LocalEngine:
 
         Raises:
             ContextFull: the context has no room for an action of ``max_tokens``.
-            TokenDrift: the stored turns differ from what the renderer makes of them.
+            TokenDrift: the tokens stored in ``turns`` differ from what the renderer makes of the same turns.
             EngineError: the forward pass failed.
         """
         return await self.act_with(turns, observation, seed=seed, sampling=self._sampling)
@@ -166,7 +166,7 @@ class LocalEngine:
         return await request.answer
 
     async def load(self, weights: Mapping[str, object], *, version: int) -> None:
-        """Wait until the actions under way have ended, then copy the weights and discard all cached contexts.
+        """Wait until all actions that have begun are finished, copy the weights, and discard cached contexts.
 
         ``weights`` are named as in the model's ``state_dict``; tied weights may be left out.
 
@@ -192,7 +192,7 @@ class LocalEngine:
             self._runner = asyncio.get_running_loop().create_task(self._run(), name="local engine")
 
     async def _run(self) -> None:
-        """Step while there are actions to serve, and give control to the event loop between steps."""
+        """Make steps while there are actions to serve; give control to the event loop between the steps."""
         while self._active or (self._waiting and not self._loading):
             try:
                 with boundary(EngineError, "the engine's forward pass"):
@@ -206,7 +206,7 @@ class LocalEngine:
             await asyncio.sleep(0)
 
     def _fail(self, problem: AgentRLError) -> None:
-        """Fail every action under way with the error; their slots hold unknown content and are emptied."""
+        """Fail every action that has a slot with the error, and empty the slots: their content is unknown."""
         for request in self._active:
             if request.slot >= 0:  # a negative slot was released before the error
                 self._slots.drop(request.slot)
@@ -226,10 +226,11 @@ class LocalEngine:
             self._waiting.popleft()
 
     def _place(self, request: _Request, slot: int, held: bool) -> None:
-        """Begin an action in a slot. ``held``: the slot holds the past, except for the last sampled token.
+        """Begin an action in a slot.
 
-        If it does not, the whole past is fed again, and therefore checked again as a whole. A fresh prompt
-        needs no past.
+        ``held`` says that the slot holds the action's past context, except for the last sampled token.
+        Otherwise the whole past is fed again, and therefore checked again as a whole. An action with a fresh
+        prompt has no past.
         """
         if not (held or request.prompt.fresh):
             try:
@@ -245,7 +246,7 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """Feed the pending tokens, and draw a token for each request that has none left."""
+        """Feed the pending tokens, then draw a new token for each request that has no pending token left."""
         attention, room = self._forward.attention, MAX_FED
         feeds: list[Feed] = []
         ready: list[tuple[int, _Request]] = []
@@ -290,7 +291,7 @@ class LocalEngine:
             request.pending = ints([token])
 
     def _finished(self, request: _Request) -> bool:
-        """If the request has ended, answer it and keep its slot for the next turn; return whether it has."""
+        """Return whether the request has ended; if so, answer it, and keep or empty its slot."""
         slot = request.slot
         if request.answer.done():  # cancelled by the caller
             request.slot = -1
@@ -321,7 +322,7 @@ class LocalEngine:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """An engine with another sampling."""
+    """A policy that samples from an engine in another way than the engine's own ``sampling``."""
 
     engine: LocalEngine
     sampling: Sampling
@@ -331,7 +332,7 @@ class _View:
 
 
 def _passes(feeds: Sequence[Feed]) -> list[list[Feed]]:
-    """Split the feeds of a step, in order, into forward passes of at most ``PASS`` tokens, or of one feed."""
+    """Split a step's feeds, in order, into forward passes, each of at most ``PASS`` tokens or one feed."""
     passes: list[list[Feed]] = []
     room = 0
     for feed in feeds:

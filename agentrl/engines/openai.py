@@ -37,8 +37,8 @@ class OpenAIPolicy:
         sampling: how tokens are drawn. ``top_k`` is sent only if it truncates, because it is not part of the
             original interface.
         timeout_s: maximum time to wait for one answer.
-        retries: how often one request is sent again.
-        system: content of a system message that is sent first; empty sends none.
+        retries: maximum number of times that one request is sent again.
+        system: content of a system message that is sent first; if it is empty, none is sent.
 
     Raises:
         ConfigError: ``base_url`` is not an http(s) URL.
@@ -80,7 +80,7 @@ class OpenAIPolicy:
         Raises:
             ContextFull: the endpoint reports that the context is too long.
             ConfigError: the endpoint refuses the key, or does not know the model or the path.
-            EngineError: there was no usable answer within the retries.
+            EngineError: neither the first request nor any of the ``retries`` got a usable answer.
         """
         body: dict[str, Any] = {  # JSON
             "model": self.model,
@@ -151,7 +151,7 @@ class OpenAIPolicy:
 
 
 def _content(message: Message) -> object:
-    """Return the content of a message: its text, or its text and images as data URLs."""
+    """Return a message's content as the endpoint expects it: text, or text and images as data URLs."""
     if not message.images:
         return message.content
     images = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in message.images]

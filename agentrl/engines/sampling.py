@@ -19,21 +19,21 @@ from torch import Tensor
 
 
 class SamplingParameters(Protocol):
-    """How the tokens of one request are drawn; ``agentrl.policy.Sampling`` is one."""
+    """How the tokens of one request are drawn; ``agentrl.policy.Sampling`` has these attributes."""
 
     @property
     def temperature(self) -> float:
-        """Divides the logits; 0 is greedy."""
+        """Number by which the logits are divided; 0 always draws the most likely token."""
         ...
 
     @property
     def top_p(self) -> float:
-        """Probability mass that is kept; 1 does not truncate."""
+        """Probability mass of the most likely tokens that may be drawn; 1 allows all tokens."""
         ...
 
     @property
     def top_k(self) -> int:
-        """Number of tokens that are kept; 0 does not truncate."""
+        """Number of the most likely tokens that may be drawn; 0 allows all tokens."""
         ...
 
 
@@ -61,7 +61,7 @@ def log_distribution(logits_RV: Tensor, samplings: Sequence[SamplingParameters])
 
     Top-p keeps the smallest set of most likely tokens whose mass reaches ``top_p`` (Holtzman et al. 2020), at
     least one token; ties are kept in the order of ids. A temperature of 0 is a point mass on the most likely
-    token (the first, if several are equal), with log-probability 0.
+    token, with log-probability 0; if several are equally likely, on the one with the smallest id.
     """
     device = logits_RV.device
     temperatures_R1 = torch.tensor([[sampling.temperature or 1.0] for sampling in samplings], device=device)
@@ -97,8 +97,8 @@ def draw(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Draw one token per row by inverse transform, and return the tokens and their log-probabilities.
 
-    The token is the first whose cumulative probability exceeds ``u`` times the row's total. A token of
-    probability 0 is never drawn.
+    The token is the first whose cumulative probability exceeds the row's number ``u`` in ``uniforms_R`` times
+    the row's total probability. A token of probability 0 is never drawn.
     """
     cumulated_RV = logprobs_RV.double().exp().cumsum(-1)
     total_R1 = cumulated_RV[:, -1:]

@@ -1,4 +1,4 @@
-"""Which slot holds which context.
+"""Bookkeeping of which slot holds which context.
 
 A *slot* holds the keys and values of one context. ``Slots`` finds the slot of a given context by its content:
 policies are stateless, so an episode is recognised only by its tokens.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 def digest(tokens: npt.NDArray[np.int32]) -> bytes:
-    """Return a content hash of a context."""
+    """Return a content hash of a context's tokens."""
     return hashlib.blake2b(np.ascontiguousarray(tokens, np.int32).tobytes(), digest_size=16).digest()
 
 
@@ -35,7 +35,10 @@ class Slots:
         return len(self._idle)
 
     def take(self, content: bytes) -> tuple[int, bool] | None:
-        """Take a slot; return it and whether it holds ``content``, or ``None`` if all slots are in use."""
+        """Take a slot, if possible one that holds ``content``.
+
+        Returns the slot and whether it holds ``content``, or ``None`` if all slots are in use.
+        """
         holding = self._holding.get(content)
         if holding:
             slot = holding[-1]

@@ -1,4 +1,4 @@
-"""The engine of a recipe: frozen data that opens an engine."""
+"""Engines as values of a recipe: frozen data that opens an engine."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from agentrl.render import Renderer
 
 
 class EngineSpec(Protocol):
-    """A configured engine. Inherit from it; the defaults are those of an engine that computes elsewhere."""
+    """The base class of configured engines; its defaults suit an engine that computes in another process."""
 
     @property
     def max_context(self) -> int:
-        """The longest context in tokens; 0 uses the model's own limit."""
+        """Maximum number of tokens of one context; 0 uses the model's own limit."""
         return 0
 
     @property
     def num_slots(self) -> int:
-        """Number of contexts whose keys and values it keeps in this process."""
+        """Number of contexts whose keys and values the engine keeps in this process."""
         return 0
 
     def open(
         self, model: ModelSpec, *, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
     ) -> AbstractAsyncContextManager[Engine]:
-        """Open an engine for ``model``; it must not act before ``load`` gave it the learner's weights."""
+        """Open an engine for ``model``; call its ``load`` with the learner's weights before any ``act``."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchEngine(EngineSpec):
-    """``agentrl.engines.local.LocalEngine``: torch in this process, on the learner's device."""
+    """The engine ``agentrl.engines.local.LocalEngine``: torch in this process, on the learner's device."""
 
     num_slots: int = 128
-    """Number of contexts kept in the cache; the contexts of further episodes are recomputed."""
+    """Number of contexts whose keys and values are kept; the contexts of further episodes are recomputed."""
     max_context: int = 0
-    """Longest context in tokens; 0 uses the model's own limit."""
+    """Maximum number of tokens of one context; 0 uses the model's own limit."""
 
     def open(
         self, model: ModelSpec, *, vocab_size: int, renderer: Renderer, sampling: Sampling, device: str
     ) -> AbstractAsyncContextManager[Engine]:
-        """Build a copy of the model for sampling."""
+        """Open an engine that owns a separate copy of the model, for sampling."""
         return self._open(model, vocab_size, renderer, sampling, device)
 
     @asynccontextmanager

@@ -30,18 +30,19 @@ STANDARD_SIGNALS: Mapping[str, str] = {
 }
 
 Progress = Callable[[str, int, int], None]
-"""Called as ``progress(what, done, total)`` during slow work."""
+"""A function that is called as ``progress(what, done, total)`` during slow work: ``done`` of ``total`` steps
+of the work ``what`` are complete."""
 
 
 class Env(Protocol):
-    """One episode of one task. Single use: open it, reset it once, step until it ends, discard it."""
+    """One episode of one task, used once: open it, reset it once, step until it ends, discard it."""
 
     async def reset(self) -> Observation:
         """Start the episode and return the first observation."""
         ...
 
     async def step(self, action: str) -> Step:
-        """Play one action. Not called again after a step that terminated or truncated.
+        """Play one action. This is not called again after a step that terminated or truncated.
 
         It raises whatever goes wrong in the environment itself. A bad *action* is answered with an
         observation; it never raises.
@@ -61,7 +62,7 @@ class EnvSpec(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
 
     max_turns: int
-    """Turns after which an episode is truncated; at least 1."""
+    """Number of turns after which an episode is truncated; at least 1."""
 
     @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:
@@ -75,26 +76,26 @@ class EnvSpec(ABC):
     def open(self, task: Task, sandbox: Sandbox | None, shared: Any) -> AbstractAsyncContextManager[Env]:
         """Open one episode of ``task``; leaving the context frees everything that it held.
 
-        ``shared`` is what ``shared()`` opened. An implementation names its own type there (Any: each
-        environment has another).
+        ``shared`` is the object that ``shared()`` opened. An implementation annotates it with its own type
+        (here it is ``Any``, because that type differs between environments).
         """
 
     def shared(self) -> AbstractAsyncContextManager[Any]:
         """Open what many episodes share because it is expensive to start.
 
-        It is opened once per worker process. The default is nothing.
+        It is opened once per worker process. By default nothing is shared, and ``None`` is opened.
         """
         return nullcontext()
 
     def attacks(self, task: Task) -> Mapping[str, Sequence[str]]:
-        """Return known ways to cheat at ``task``: names, each with its actions.
+        """Return known ways to cheat at ``task``: for the name of each, the actions that it consists of.
 
         ``check_env`` plays them, and none may succeed.
         """
         return {}
 
     def prepare(self, progress: Progress) -> None:  # noqa: B027 - an optional hook, empty on purpose
-        """Make what ``tasks`` and ``open`` need, once, in a cache, and atomically: games, unpacked data."""
+        """Make what ``tasks`` and ``open`` need, such as games, once and atomically, in a cache on disk."""
 
 
 def panel_hash(tasks: Sequence[Task]) -> str:
@@ -111,7 +112,7 @@ def panel_hash(tasks: Sequence[Task]) -> str:
 async def open_episode(
     spec: EnvSpec, task: Task, sandboxes: Sandboxes | None, shared: object
 ) -> AsyncIterator[Env]:
-    """Open an episode with the sandbox that its task asks for. Errors of the body pass unchanged.
+    """Open an episode with the sandbox that its task asks for. Errors inside the block pass unchanged.
 
     Raises:
         ConfigError: the task asks for a sandbox and there is no provider.

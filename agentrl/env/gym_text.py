@@ -9,7 +9,8 @@
         max_turns=40,
     )
 
-Suited to environments with quick steps, because they run on the event loop. Plug-ins may import this module.
+Use it only for environments with quick steps, because they run on the event loop. Plug-ins may import this
+module.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from agentrl.types import Observation, Step, Task, seed_of
 
 GymEnv = gymnasium.Env[Any, Any]
 Measure = Callable[[GymEnv, float, bool], Mapping[str, float]]
-"""Called as ``measure(environment, reward, terminated)``; returns signals, which must include ``success``."""
+"""A function that is called as ``measure(environment, reward, terminated)`` after a step, and returns its
+signals, which must include ``success``."""
 
 
 def won_if_paid(env: GymEnv, reward: float, terminated: bool) -> Mapping[str, float]:
@@ -37,7 +39,7 @@ def won_if_paid(env: GymEnv, reward: float, terminated: bool) -> Mapping[str, fl
 
 
 def no_plan(env: GymEnv) -> tuple[str, ...]:
-    """Return no plan."""
+    """Return an empty plan, for environments without an expert."""
     return ()
 
 
@@ -58,12 +60,12 @@ class GymEpisode:
     state: Any = None
 
     async def reset(self) -> Observation:
-        """Start the episode from its seed."""
+        """Start the episode with its seed and return the first observation."""
         self.state, _ = self.env.reset(seed=self.seed)
         return self._show("")
 
     async def step(self, action: str) -> Step:
-        """Play the named action."""
+        """Play the action whose name is ``action``; refuse any other text."""
         name = action.strip().casefold()
         if name not in self.actions:
             return Step(
@@ -92,12 +94,12 @@ class GymText(EnvSpec):
     plan: Callable[[GymEnv], tuple[str, ...]] = no_plan
     max_turns: int = 100
     num_tasks: int = 256
-    """Number of tasks of each split."""
+    """Number of tasks in each split."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gymnasium.make``."""
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the split's tasks."""
+        """Return the split's tasks, each of which is a seed."""
         if split not in self.splits:
             raise ConfigError(f"{self.env_id} has no split {split!r}; it has {', '.join(self.splits)}")
         seeds = [seed_of(self.env_id, split, index) % 2**31 for index in range(self.num_tasks)]
@@ -105,7 +107,7 @@ class GymText(EnvSpec):
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open one episode."""
+        """Open one episode of ``task``; it needs no sandbox and shares nothing."""
         env = gymnasium.make(self.env_id, disable_env_checker=True, **self.options)
         try:
             num_actions = getattr(env.action_space, "n", None)

@@ -50,9 +50,9 @@ class TaskResult:
 
     task: str
     content: str
-    """Content hash of the task."""
+    """Content hash of the task, which tells whether two reports played the same task."""
     values: Mapping[str, tuple[float, ...]]
-    """Of each measure one number per episode."""
+    """For each measure, by name, one number per episode."""
 
     @property
     def num_episodes(self) -> int:
@@ -69,14 +69,14 @@ class Report:
 
     name: str
     panel: str
-    """Content hash of the tasks."""
+    """Content hash of the panel, which is all tasks that were to be played."""
     seed: int
     episodes_per_task: int
     results: tuple[TaskResult, ...]
     lost: int = 0
     """Number of episodes that broke at every attempt; no mean includes them."""
     reasons: Mapping[str, int] = field(default_factory=dict)
-    """Why attempts failed: the number of failed attempts by error."""
+    """Number of failed attempts for each error message."""
     settings: Mapping[str, Json] = field(default_factory=dict)
     """Further settings that a reader needs: temperature, checkpoint, endpoint ..."""
 
@@ -86,7 +86,7 @@ class Report:
         return sum(result.num_episodes for result in self.results)
 
     def task_means(self, measure: str) -> Array:
-        """Return the mean of ``measure`` over the episodes of each task, ``[K]``."""
+        """Return one number per task, ``[K]``: the mean of ``measure`` over the task's episodes."""
         return np.array([np.mean(result.values[measure]) for result in self.results], dtype=np.float64)
 
     def measures(self) -> dict[str, Interval]:
@@ -217,9 +217,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The comparison of two reports, task by task.
+    """The comparison of two reports, A and B, task by task.
 
-    ``only_a`` and ``only_b`` count the tasks that only one of them played; these are in no other number.
+    ``only_a`` and ``only_b`` are the numbers of tasks that only A or only B played; these tasks are left out
+    of every other number.
     """
 
     a: str

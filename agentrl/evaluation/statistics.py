@@ -144,10 +144,11 @@ def t_distribution(t: float, degrees: int) -> float:
 def sign_flip_p_value(differences_K: Sequence[float], *, seed: int = 0) -> float:
     """Return the two-sided p-value of the hypothesis that A and B are equal, by a sign-flip permutation test.
 
-    It is the share of random signs for which the sum of paired differences is at least as far from 0. For up
-    to 14 tasks that differ, all ``2^n`` signs are tried (Fisher 1935), else 100,000 random ones, with the
-    p-value ``(1 + hits) / (1 + flips)`` (Phipson & Smyth 2010 for the added one). Tasks without a difference
-    do not change the sum and are left out.
+    If A and B are equal, the sign of each task's difference is random. The p-value is the share of
+    assignments of signs for which the sum of the differences is at least as far from 0 as the observed sum.
+    For up to 14 tasks that differ, all ``2^n`` assignments are tried (Fisher 1935), else 100,000 random ones,
+    with the p-value ``(1 + hits) / (1 + flips)`` (Phipson & Smyth 2010 for the added one). Tasks without a
+    difference do not change the sum and are left out.
     """
     differences = np.asarray([d for d in differences_K if d != 0.0], dtype=np.float64)
     if differences.size == 0:
@@ -166,9 +167,10 @@ def sign_flip_p_value(differences_K: Sequence[float], *, seed: int = 0) -> float
 
 
 def mcnemar_p_value(only_a: int, only_b: int) -> float:
-    """Return the exact two-sided p-value of McNemar (1947).
+    """Return the exact two-sided p-value of McNemar's test (1947) that A and B solve equally many tasks.
 
-    Tasks that only A or only B solved are compared with flips of a fair coin.
+    ``only_a`` is the number of tasks that only A solved, ``only_b`` that of tasks that only B solved. If A
+    and B are equally good, each of these tasks is the flip of a fair coin.
 
     >>> mcnemar_p_value(1, 9)
     0.021484375

@@ -25,8 +25,8 @@ async def open_host(
 ) -> AsyncIterator[Host]:
     """Open the host that ``spec`` needs: worker processes if its environments block, otherwise this process.
 
-    ``deadline_s`` bounds every call of an environment, and the start of a worker. ``num_workers`` has no
-    effect on environments that do not block.
+    ``deadline_s`` is the maximum time for each call of an environment, and for the start of a worker.
+    ``num_workers`` is ignored if the environments do not block.
 
     Raises:
         ConfigError: the spec cannot be sent to a worker, or a number is out of range.

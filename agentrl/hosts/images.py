@@ -1,4 +1,4 @@
-"""Finds out before a run which tasks can be played on this machine, instead of from one failed episode each.
+"""Finds out before a run which tasks can be played on this machine, so that no episode fails for this reason.
 
 A task whose sandbox image cannot be pulled, imported or built is left out, and the image is reported by name
 with the reason. Such a task is never played as a failure and never scored 0. A split without any playable
@@ -36,7 +36,7 @@ def image_counts(splits: Mapping[str, Sequence[Task]]) -> dict[str, int]:
 async def playable(
     splits: Mapping[str, Sequence[Task]], provider: SandboxProvider | None, say: Callable[[str], None]
 ) -> Playable:
-    """Make every image that can be made, and return the tasks that can be played.
+    """Pull, import or build the images that the tasks need, and return the tasks whose images are there.
 
     ``say`` receives a line for each missing image.
 

@@ -48,7 +48,7 @@ class InProcess:
 
     @asynccontextmanager
     async def open(self, task: Task, *, alone: bool = False) -> AsyncIterator[Env]:
-        """Open one episode of ``task``. Opening and closing have the deadline ``deadline_s`` each.
+        """Open one episode of ``task``. Opening and closing may each take at most ``deadline_s``.
 
         With ``alone`` the episode gets its own instance of the shared resource, which no other episode uses.
         """
@@ -84,7 +84,7 @@ class InProcess:
             await shared.close(self._deadline_s)
 
     async def _lend(self) -> _SharedResource:
-        """Return the common shared resource; open it if there is none yet, or if the last one broke."""
+        """Return the resource that episodes share; open one if there is none yet or the last one broke."""
         async with self._lock:
             if self._shared is not None and self._shared.broken:
                 await self._shared.close(self._deadline_s)
@@ -98,7 +98,8 @@ class InProcess:
 class _SharedResource:
     """The value of ``EnvSpec.shared``, held open until it breaks or is closed.
 
-    A dedicated asyncio task both enters and leaves its context, as authors of environments may expect.
+    One asyncio task of its own both enters and leaves the context of ``EnvSpec.shared``, as authors of
+    environments may expect.
     """
 
     def __init__(self) -> None:
@@ -108,7 +109,7 @@ class _SharedResource:
         self._holder: asyncio.Task[None] | None = None
 
     async def open(self, spec: EnvSpec, deadline_s: float) -> None:
-        """Enter the spec's shared resource; errors that occur in it are raised here."""
+        """Enter the context of ``spec.shared()``; an error that is raised there is raised here."""
         ready = asyncio.Event()
         self._holder = asyncio.create_task(self._hold(spec, ready))
         waiting = asyncio.create_task(ready.wait())
@@ -127,7 +128,7 @@ class _SharedResource:
         self.broken = False
 
     async def close(self, deadline_s: float) -> None:
-        """Leave the shared resource. An error is only logged, because the episodes that used it are over."""
+        """Leave the context of the resource; an error is only logged: the episodes that used it are over."""
         self._leave.set()
         if self._holder is None:
             return

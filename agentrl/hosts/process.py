@@ -21,9 +21,9 @@ from agentrl.types import Observation, Step
 log = logging.getLogger(__name__)
 
 EXIT_S = 5.0
-"""Longest wait for a worker that was asked to exit; after it the worker is killed."""
+"""Maximum number of seconds that a worker may take to exit when it is asked to; then it is killed."""
 MAX_QUOTED = 2000
-"""Characters at the end of a lost worker's output that its error quotes."""
+"""Maximum length of the end of a lost worker's output that its error message quotes."""
 _BOOT = (
     "import sys; sys.path[:] = {path!r}; "
     "from agentrl.hosts.worker import run_worker; run_worker({fd}, {parent})"
@@ -37,13 +37,13 @@ class WorkerProcess:
         self.num_episodes = 0
         self.num_answers = 0
         self.counted: Mapping[str, float] = {}
-        """Metrics of its sandboxes, as of the episode that closed last."""
+        """Metrics of the worker's sandboxes, as it reported them when an episode was last closed."""
         self.ready = False
         self.lost = asyncio.Event()
         self._deadline_s = deadline_s
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, tuple[asyncio.Future[object], float]] = {}
-        """The calls without an answer: the future of each, and when it was sent."""
+        """The calls that are not answered yet, by number: the future of the answer, and when it was sent."""
         self._numbers = itertools.count(START)
         self._heard_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -73,7 +73,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id."""
+        """Process id of the worker."""
         return self._process.pid
 
     async def start(self, payload: object) -> None:
@@ -112,7 +112,10 @@ class WorkerProcess:
             self.counted = counted
 
     def lose(self, how: str) -> None:
-        """Fail every waiting call and kill the process group: its state is unknown, so it is discarded."""
+        """Fail every waiting call and kill the worker's process group, because its state is unknown.
+
+        ``how`` completes the sentence "worker N ..." in the error.
+        """
         if self._reason:
             return
         if how == "died":
@@ -167,7 +170,7 @@ class WorkerProcess:
             future.set_result(result)
 
     def _check(self, due: float) -> None:
-        """Find what missed its deadline: the whole worker, or single calls."""
+        """Fail what missed its deadline: the worker if it answers nothing, otherwise each late call."""
         self._timer = None
         if self._reason or not self._waiting:
             return
@@ -193,7 +196,7 @@ class WorkerProcess:
         self._timer = self._loop.call_at(due, self._check, due)
 
     def _read_output(self) -> None:
-        """Read what the worker printed, and keep the end of it."""
+        """Read what the worker printed, and keep its last ``MAX_QUOTED`` bytes."""
         if self._output_fd is None:
             return
         try:
@@ -236,7 +239,7 @@ class RemoteEnv:
 
 
 def _error(name: str, text: str) -> AgentRLError:
-    """Return the error that a worker reported by name: ``EnvError`` if ``agentrl.errors`` has no such one."""
+    """Return the error of the class ``name`` in ``agentrl.errors``, or an ``EnvError`` if there is none."""
     kind = getattr(errors, name, EnvError)
     return kind(text) if isinstance(kind, type) and issubclass(kind, AgentRLError) else EnvError(text)
 

@@ -31,7 +31,7 @@ _RECORDS: Any = {
     Observation: lambda seen: (Observation, (seen.messages, seen.actions, seen.plan)),
     Step: lambda step: (Step, (step.observation, step.reward, step.terminated, step.truncated, step.info)),
 }
-"""Reducers for the records of a turn: they pickle twice as fast as what dataclasses generate for frozen
+"""Pickle reducers for the records of a turn: twice as fast as those that dataclasses generate for frozen
 classes with slots.
 """
 
@@ -140,6 +140,6 @@ class Wire:
 def watchdog_s(deadline_s: float) -> float:
     """Return the seconds that a worker's event loop may hang before the worker's own alarm kills it.
 
-    They end well after the parent would have killed the worker.
+    The alarm comes well after the parent would have killed the worker because of ``deadline_s``.
     """
     return math.ceil(2 * deadline_s + 10)

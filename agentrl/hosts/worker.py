@@ -35,7 +35,7 @@ from agentrl.sandbox import Sandboxes
 from agentrl.types import Task
 
 HOLD_S = 0.004
-"""Answers that follow another one within this time are sent together."""
+"""An answer that follows another one within this number of seconds is held, to be sent with further ones."""
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class _ServedEpisode:
     calls: asyncio.Queue[tuple[int, str, str]] = field(default_factory=asyncio.Queue)
     job: asyncio.Task[None] | None = None
     busy: bool = True
-    """Whether a call is being played, so that closing must cancel it."""
+    """Whether a call of the episode is running, so that closing the episode must cancel it."""
     closing: int | None = None
     """Number of the ``close`` call that cancelled the episode."""
 
@@ -128,15 +128,15 @@ class _Server:
                 self.answer(episode.closing, self.counted())
 
     def counted(self) -> Mapping[str, float]:
-        """Return the metrics of this process's sandboxes, which are the answer to every ``close``."""
+        """Return the metrics of this process's sandboxes; the answer to every ``close`` call holds them."""
         return {} if self.sandboxes is None else dict(self.sandboxes.metrics())
 
     def answer(self, call: int, result: object) -> None:
-        """Send a result. One that cannot be pickled raises, so its episode fails."""
+        """Send a result. If it cannot be pickled, raise the error, so that its episode fails."""
         self.wire.send((call, "", result))
 
     def refuse(self, call: int, problem: AgentRLError) -> None:
-        """Send an error by the name of its class; the parent raises the same class."""
+        """Send the class name and message of an error; the parent raises an error of the same class."""
         self.wire.send((call, type(problem).__name__, str(problem)))
 
 

@@ -41,7 +41,8 @@ MAX_STARTS = 3
 """Number of times in a row that a replacement may fail to start before its place is given up."""
 _SECONDS = re.compile(r"_s(_p\d+)?$")
 _GAUGES = ("open", "warm", "waiting")
-"""Sandbox metrics that describe the present, and so end with their process; the others count since its start.
+"""Sandbox metrics that describe the present, so they end with their process. Every other sandbox metric
+counts events or durations since the start of the process.
 """
 
 
@@ -66,7 +67,7 @@ class Workers:
         self._retiring: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._past: Mapping[str, float] = {}
-        """What the sandboxes of workers that have ended counted."""
+        """Sandbox metrics of the workers that have ended, combined, without those in ``_GAUGES``."""
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -95,15 +96,15 @@ class Workers:
     def metrics(self) -> Mapping[str, float]:
         """Return the sandbox metrics of all workers together, prefixed with ``sandbox/``.
 
-        Each worker contributes its metrics as of its last closed episode. Workers that have ended contribute
-        their counts.
+        Each worker contributes the metrics that it reported when an episode was last closed. Workers that
+        have ended contribute theirs, except those that describe the present (``_GAUGES``).
         """
         counted = combined([self._past, *(worker.counted for worker in self._live)])
         return {f"sandbox/{name}": value for name, value in counted.items()}
 
     @asynccontextmanager
     async def open(self, task: Task, *, alone: bool = False) -> AsyncIterator[Env]:
-        """Open an episode of ``task`` in the worker with the fewest ones; with ``alone``, in a new worker."""
+        """Open an episode of ``task`` in the worker with the fewest episodes; if ``alone``, in a new one."""
         async with self._new_worker() if alone else nullcontext(await self._choose()) as worker:
             episode = next(self._numbers)
             worker.num_episodes += 1
@@ -121,7 +122,7 @@ class Workers:
 
     @asynccontextmanager
     async def _new_worker(self) -> AsyncIterator[WorkerProcess]:
-        """Start a worker; leaving the context retires it and keeps its counts."""
+        """Start a worker; leaving the context ends it and adds its sandbox metrics to ``_past``."""
         with boundary(EnvError, "starting a process"):
             worker = WorkerProcess(self._deadline_s)
         try:
@@ -183,7 +184,7 @@ class Workers:
 
 
 def combined(processes: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the sandbox metrics of several processes as one: sums of counts, the largest of durations.
+    """Return the sandbox metrics of several processes as one: of counts the sum, of durations the maximum.
 
     >>> combined([{"opened": 2.0, "start_s": 0.1}, {"opened": 3.0, "start_s": 0.2}])
     {'opened': 5.0, 'start_s': 0.2}

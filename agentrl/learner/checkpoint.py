@@ -49,11 +49,13 @@ def save(
 ) -> None:
     """Write a checkpoint to ``folder``, which must not exist.
 
-    ``restore`` returns ``extra``; ``beside`` are the models that learn beside the policy, by name.
+    ``extra`` is the run's own state, which ``restore`` returns; ``beside`` holds the models that learn beside
+    the policy, by name.
 
     Raises:
         ConfigError: the disk is full or not writable; nothing is left of the checkpoint, and earlier ones are
-            unchanged. CheckpointError: ``folder`` exists.
+            unchanged.
+        CheckpointError: ``folder`` exists.
     """
     if folder.exists():
         raise CheckpointError(
@@ -75,14 +77,11 @@ def save(
 def restore(folder: Path, learner: Learner, beside: Mapping[str, Learner] | None = None) -> dict[str, Json]:
     """Load the saved state into ``learner`` and the models of ``beside``.
 
-    Return the ``extra`` given to ``save``.
-
-    To resume within a stage, call ``Learner.start`` first.
+    Returns the ``extra`` that was given to ``save``. To resume within a stage, call ``Learner.start`` first.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is incomplete, altered, of a later version or of
-        another
-            model.
+            another model.
     """
     verify(folder)
     state = json.loads((folder / "learner.json").read_text())
@@ -107,7 +106,7 @@ def restore(folder: Path, learner: Learner, beside: Mapping[str, Learner] | None
 
 
 def verify(folder: Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file of a checkpoint with its manifest.
 
     Raises:
         CheckpointError: a file is missing or altered, or ``folder`` is not a checkpoint; the message names
@@ -141,10 +140,10 @@ def verify(folder: Path) -> None:
 def newest(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
     """Return the newest intact checkpoint in a folder of checkpoints, or ``None`` if there is no checkpoint.
 
-    Newer checkpoints that are torn are renamed to ``torn-*``, and ``say`` receives a line about each.
+    Damaged checkpoints that are newer than it are renamed to ``torn-*``; ``say`` receives a line about each.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are torn.
+        CheckpointError: there are checkpoints, and all of them are damaged.
     """
     found = sorted(checkpoints.glob("[0-9]*"), reverse=True)
     for place, path in enumerate(found):
@@ -226,9 +225,10 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Raise errors of a disk as ``files.writing`` does, also those of ``safetensors`` and ``tokenizers``.
+    """Raise errors of the disk in the block as ``files.writing`` does, with ``folder`` in the message.
 
-    These two report a full disk as a general exception, whose text holds the number of the error.
+    This includes errors of ``safetensors`` and ``tokenizers``, which report a full disk as a general
+    exception whose text holds the number of the error.
     """
     with writing(folder):
         try:

@@ -87,12 +87,13 @@ class Learner(Protocol):
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Return everything that determines the next update.
 
-        That is tensors (weights, moments, value head, reference) and counts.
+        The first mapping holds tensors (weights, optimiser moments, value head, reference weights), the
+        second holds counts.
         """
         ...
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Json]) -> None:
-        """Continue from what ``state_dict`` returned.
+        """Restore the state that ``state_dict`` returned as ``tensors`` and ``numbers``.
 
         Raises:
             ConfigError: the state belongs to another model.
@@ -124,26 +125,26 @@ class MakeLearner(Protocol):
 
 
 class OpenScorer(Protocol):
-    """An opened scorer, which pays a component of its own.
+    """An opened scorer: a model whose rewards are a component of their own in each trajectory's ledger.
 
-    It learns from the same episodes as the policy, after the policy did.
+    In each update it learns from the same episodes as the policy, after the policy has learned.
     """
 
     @property
     def learner(self) -> Learner:
-        """Holds the scorer's weights and moments, which checkpoints store."""
+        """The learner that holds the scorer's weights and optimiser moments, which checkpoints store."""
         ...
 
     def start(self, weights: Weights, updates: int) -> None:
-        """Begin a stage of ``updates`` updates from the policy's weights."""
+        """Begin a stage of ``updates`` updates, starting from ``weights``, which are the policy's."""
         ...
 
     def score(self, groups: Sequence[ScoredGroup], temperature: float) -> list[ScoredGroup]:
-        """Return the groups with the scorer's component in every ledger."""
+        """Return the groups with the scorer's rewards as one more component in every trajectory's ledger."""
         ...
 
     def learn(self, groups: Sequence[ScoredGroup], temperature: float) -> dict[str, float]:
-        """Learn from groups that ``score`` returned, and return measurements."""
+        """Learn from groups that ``score`` returned, and return measurements by the name of their metric."""
         ...
 
 
@@ -155,7 +156,7 @@ class Scorer(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the policy's learner must measure before ``score``."""
+        """Measurements that the policy's learner must have made before ``score`` is called."""
         ...
 
     @property
@@ -173,5 +174,5 @@ class Scorer(Protocol):
         renderer: Renderer,
         seed: int,
     ) -> OpenScorer:
-        """Build the scorer's model. ``model`` is the policy's, ``make`` builds learners."""
+        """Build the scorer's model; ``model`` is the policy's model, and ``make`` builds learners."""
         ...

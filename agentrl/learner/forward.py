@@ -1,7 +1,7 @@
 """The forward pass over a micro-batch: packed rows in, log-probabilities of chosen tokens out.
 
-Legend: ``N`` tokens of all rows of a micro-batch, end to end; ``S`` some of them; ``A`` action tokens; ``H``
-hidden size; ``V`` vocabulary.
+Legend: ``N`` tokens of all rows of a micro-batch, end to end; ``S`` a selection of these tokens; ``A`` action
+tokens; ``H`` hidden size; ``V`` vocabulary.
 
 The rows are concatenated into one sequence ``[1, N]``, so matrix products contain no padding. Causal
 attention runs row by row, without a mask: its cost is the sum of the squared row lengths, and a row's result
@@ -33,8 +33,8 @@ PACKED = "agentrl_packed"
 _NEVER = -1e9
 """Logit of tokens that cannot be sampled. It is finite, so that entropies do not contain ``0 * inf``."""
 _MOST_LOGITS = 2**24
-"""Largest number of logits in memory at once, 64 MiB in float32. Above it the output layer runs in chunks,
-which are recomputed in the backward pass.
+"""Maximum number of logits in memory at once, 64 MiB in float32. If more are needed, the output layer runs in
+chunks, which are recomputed in the backward pass.
 """
 
 
@@ -82,7 +82,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
 class TrainingForward:
-    """Runs a model over packed rows. Its only state is the model and the layout of the rows."""
+    """Runs a model over packed rows. Its only state is the model and which layout of rows it accepts."""
 
     def __init__(
         self,
@@ -179,6 +179,8 @@ class TrainingForward:
     @torch.no_grad()
     def _probe(self) -> None:
         """Choose the layout that reproduces the model's own logits on two short rows.
+
+        The layouts are rows end to end, and rows padded on the right.
 
         Raises:
             ConfigError: neither layout does, because the model computes its logits in an unknown way.

@@ -22,14 +22,15 @@ from agentrl.types import Credited, Need, Scored, ScoredGroup, floats
 
 @dataclass(frozen=True, slots=True)
 class ImplicitPRM:
-    """``r_n = beta * sum over the turn's tokens of (log pi_phi - log pi_old)``.
+    """An implicit process reward model: pays each turn its log-ratio to the policy that played.
 
-    The method is iStar's (Liu et al. 2025), after Yuan et al. (2024).
+    Turn ``n`` is paid ``r_n = beta * sum over the turn's tokens of (log pi_phi - log pi_old)``. The method is
+    iStar's (Liu et al. 2025), after Yuan et al. (2024).
 
-    ``phi`` starts as a copy of the policy and learns to tell successful from failed trajectories of the same
-    task:
+    The model ``phi`` starts as a copy of the policy and learns to tell successful from failed trajectories of
+    the same task:
 
-        L = mean over pairs of -log sigmoid(beta * (S(success) - S(failure)))
+        L = mean over groups of the mean over pairs of -log sigmoid(beta * (S(success) - S(failure)))
         S = sum over all action tokens of (log pi_phi - log pi_old)
 
     A pair is a successful and a failed trajectory of one group. The reference ``pi_old`` is the policy that
@@ -53,7 +54,7 @@ class ImplicitPRM:
         renderer: Renderer,
         seed: int,
     ) -> OpenImplicitPRM:
-        """Build a model like the policy's, of which all weights are trained."""
+        """Build a model like the policy's; all of its weights are trained."""
         learner = make(
             replace(model, lora=None), compute, vocab_size=vocab_size, renderer=renderer, seed=seed
         )
@@ -62,13 +63,13 @@ class ImplicitPRM:
 
 @dataclass(slots=True)
 class OpenImplicitPRM:
-    """An implicit process reward model and its optimiser."""
+    """The opened ``ImplicitPRM``: its model with the optimiser."""
 
     spec: ImplicitPRM
     learner: Learner
 
     def start(self, weights: Weights, updates: int) -> None:
-        """Begin a stage from the policy's weights."""
+        """Begin a stage of ``updates`` updates, starting from ``weights``, which are the policy's."""
         self.learner.load_weights(weights)
         self.learner.start(self.spec.optimisation, updates)
 
@@ -125,20 +126,21 @@ class OpenImplicitPRM:
 
 @dataclass(frozen=True, slots=True)
 class PairWeights:
-    """The pair loss of a group, and minus its gradient: the weight on each member's log-likelihood."""
+    """The loss of a group's pairs, and minus its gradient: a weight on each trajectory's log-likelihood."""
 
     weights_G: tuple[float, ...]
     pairs: int
-    """Number of pairs."""
+    """Number of pairs of a successful and a failed trajectory."""
     right: int
     """Number of pairs in which the successful trajectory scores higher."""
     loss: float
 
 
 def pair_weights(totals: Sequence[float], successes: Sequence[bool], beta: float) -> PairWeights:
-    """Return the pair loss, and minus its gradient with respect to each member's ``S``.
+    """Return the loss of a group's pairs, and one weight for each trajectory of the group.
 
-    The negative gradient is the weight by which the log-probabilities of the member's tokens are raised.
+    The weight is minus the gradient of the loss with respect to the trajectory's total ``S``: training raises
+    the log-probabilities of the trajectory's tokens by this weight.
 
     >>> pair_weights([5.0, -4.0], [True, False], 0.05).loss  # doctest: +ELLIPSIS
     0.49324...

@@ -41,8 +41,9 @@ from agentrl.types import Json, Need, Scored, ScoredGroup, floats, seed_of
 class TorchLearner:
     """Holds the weights, the value head and the optimiser. One call of ``update`` is one update.
 
-    ``allowed_V`` marks the ids that an action may consist of (``Renderer.allowed``). The sampler gives the
-    others probability 0, and so do the log-probabilities of actions here.
+    ``allowed_V`` marks the ids of the vocabulary (size ``V``) that an action may consist of
+    (``Renderer.allowed``). The sampler gives all other ids probability 0, and so does the learner when it
+    computes log-probabilities of actions.
 
     Raises:
         ConfigError: the model's logits are not its output layer applied to its last hidden states.
@@ -59,7 +60,7 @@ class TorchLearner:
         self.model = model
         self.compute = compute or Compute()
         self.num_updates = 0
-        """Updates made since ``start``."""
+        """Number of updates made since the last call of ``start``."""
         self._forward = TrainingForward(
             model, bfloat16=self.compute.precision == "bfloat16", allowed_V=allowed_V
         )
@@ -77,7 +78,7 @@ class TorchLearner:
         self._total_updates = 0
 
     def start(self, optimisation: Optimisation, total_updates: int) -> None:
-        """Begin a stage: the optimiser is fresh, and the reference policy is the policy as it is now."""
+        """Begin a stage: make a new optimiser, and take the policy's present weights as the reference."""
         self._optimisation = optimisation
         self._total_updates = total_updates
         self._optimiser = make_adamw(self._trained, self._value_head, optimisation)
@@ -93,8 +94,7 @@ class TorchLearner:
 
         Raises:
             ConfigError: values are needed and there is no value head, or the reference is first needed after
-            the
-                stage's first update.
+                the stage's first update.
         """
         flat = [scored for group in groups for scored in group]
         own = needs - {"ref_logprobs"}
@@ -118,9 +118,9 @@ class TorchLearner:
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimiser steps on ``batch``; return measurements averaged over them.
 
-        ``logprob_gap`` is the largest difference between a log-probability and the sampler's, on the first
-        minibatch before any step. It is a rounding error if learner and engine hold the same weights and
-        tokens; it is large if anything is shifted.
+        ``logprob_gap`` is the largest difference between a token's log-probability here and the one that the
+        sampler stored, on the first minibatch before any step. It is a rounding error if learner and engine
+        hold the same weights and tokens; it is large if tokens and log-probabilities are out of step.
 
         Raises:
             ConfigError: the objective needs what the batch or the learner does not have.
@@ -160,7 +160,7 @@ class TorchLearner:
 
     @property
     def packed(self) -> bool:
-        """Whether rows are laid end to end; they are padded if the model cannot use our attention."""
+        """Whether rows are laid end to end; they are padded instead if the model cannot use our attention."""
         return self._forward.packed
 
     @property
@@ -187,7 +187,7 @@ class TorchLearner:
         return merged
 
     def load_weights(self, weights: Weights) -> None:
-        """Replace all weights, which have the names of ``weights``; only for a model without adapters."""
+        """Replace all weights, named as ``weights()`` names them; works only for a model without adapters."""
         self.model.load_state_dict(dict(weights))
 
     def save_model(self, folder: Path) -> None:
@@ -210,9 +210,9 @@ class TorchLearner:
         return tensors, {"num_updates": self.num_updates, "total_updates": self._total_updates}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Json]) -> None:
-        """Continue from the result of ``state_dict``.
+        """Restore the state that ``state_dict`` returned.
 
-        If it was taken within a stage, call ``start`` with the stage's settings first.
+        If the state was taken within a stage, call ``start`` with the stage's settings first.
 
         Raises:
             ConfigError: weights are missing, or differ in shape: they are of another model.
@@ -311,7 +311,7 @@ class TorchLearner:
     def _measure(self, flat: Sequence[Scored], needs: frozenset[Need], temperature: float) -> list[Scored]:
         """Return ``flat`` with ``needs`` measured by the present weights.
 
-        Without tokens the arrays are empty.
+        A trajectory without action tokens gets empty arrays.
         """
         if "values" in needs and self._value_head is None:
             raise ConfigError(
@@ -343,7 +343,7 @@ class TorchLearner:
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
-        """Put the reference's weights in place of the trained ones."""
+        """Use the reference policy's weights in the block; put the trained ones back after it."""
         if not self._reference:
             if self.num_updates:
                 raise ConfigError(
@@ -374,9 +374,8 @@ def make_learner(
 
     Raises:
         ConfigError: the model cannot be built, or its logits are not its output layer applied to its last
-        hidden
-            states.
-        MissingExtra: LoRA without ``peft``.
+            hidden states.
+        MissingExtra: ``model`` asks for LoRA, and ``peft`` is not installed.
     """
     built = build_model(model, vocab_size, seed, compute.device)
     allowed_V = renderer.allowed(built.config.get_text_config().vocab_size)

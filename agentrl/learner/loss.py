@@ -26,7 +26,10 @@ from agentrl.losses.tis import weight_metrics
 
 @dataclass(frozen=True, slots=True)
 class _Totals:
-    """Denominators of a minibatch: tokens with a value target, and tokens that are not part of an action."""
+    """Numbers by which the sums over a minibatch are divided.
+
+    ``targets`` is its number of tokens with a value target, ``observed`` that of tokens outside actions.
+    """
 
     targets: int
     observed: int
@@ -70,7 +73,7 @@ class UpdateLoss:
         return loss
 
     def _loss(self, micro: Micro, weights: Sequence[Tensor], totals: _Totals) -> Tensor | None:
-        """Return the micro-batch's share of the minibatch's loss; ``None`` if nothing in it is trained on."""
+        """Return the micro-batch's share of the minibatch's loss; ``None`` if it has nothing to train on."""
         with torch.set_grad_enabled(not self.frozen):
             hidden_NH = self.forward.hidden(micro.rows)
         hidden_AH = hidden_NH[micro.predicts_A]
@@ -99,9 +102,9 @@ class UpdateLoss:
     def _policy_loss(
         self, micro: Micro, weights: Sequence[Tensor], logprobs_A: Tensor, entropies_A: Tensor | None
     ) -> Tensor:
-        """Return the weighted loss of the action tokens, with regularisers.
+        """Return the sum over action tokens of weight times loss, with the regularisers of the objective.
 
-        ``weights`` are in the order of ``Objective.aggregations``.
+        ``weights`` holds one array ``[A]`` for each of ``Objective.aggregations``, in the same order.
         """
         self.meter.gap((logprobs_A.detach() - micro.behaviour_A).masked_fill(micro.given_A, 0.0))
         inputs = LossInputs(

@@ -19,7 +19,7 @@ class Meter:
     num_steps: int = 0
 
     def tokens(self, measured: Mapping[str, Tensor]) -> None:
-        """Add measurements that are averaged over action tokens."""
+        """Add measurements with one number per action token, ``[A]``; they are averaged over tokens."""
         for name, values_A in measured.items():
             self._add(name, values_A.detach().sum(), len(values_A))
 
@@ -28,16 +28,17 @@ class Meter:
         self._add(name, value.detach(), 0)
 
     def gap(self, difference_A: Tensor) -> None:
-        """Keep the largest difference from the sampler's log-probabilities before the first optimiser step.
+        """Keep the largest absolute difference of log-probabilities before the first optimiser step.
 
-        NaN means that the sampler's log-probability is unknown, and is ignored.
+        ``difference_A`` is, for each action token, the learner's log-probability minus the sampler's; it is
+        NaN, and ignored, if the sampler's is unknown.
         """
         if self.num_steps == 0 and len(difference_A):
             gap = difference_A.abs().nan_to_num(0.0).max()
             self.largest_gap = gap if self.largest_gap is None else torch.maximum(self.largest_gap, gap)
 
     def means(self) -> dict[str, float]:
-        """Return the averages by name."""
+        """Return the average of each measurement by name, and the largest gap as ``logprob_gap``."""
         found = {
             name: float(total) / (self.counts[name] or max(1, self.num_steps))
             for name, total in self.sums.items()

@@ -263,7 +263,7 @@ def check_fits(needed_mib: float, device: str | torch.device) -> None:
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Hide the progress bars of ``transformers`` inside the block."""
+    """Hide the progress bars of ``transformers`` while the block runs."""
     bars: Any = logging  # Any: its functions have no types
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()

@@ -21,13 +21,13 @@ class Constant:
     """The same learning rate throughout."""
 
     def __call__(self, progress: float) -> float:
-        """Return 1."""
+        """Return 1, the factor of the learning rate at any ``progress``."""
         return 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A straight line from 1 to ``floor``.
+    """A learning rate that falls on a straight line from 1 to ``floor`` times ``lr``.
 
     >>> Linear(floor=0.1)(0.5)
     0.55
@@ -36,18 +36,21 @@ class Linear:
     floor: float = 0.0
 
     def __call__(self, progress: float) -> float:
-        """Return the factor at ``progress``."""
+        """Return the factor of the learning rate at ``progress``, which is between 0 and 1."""
         return 1.0 - (1.0 - self.floor) * progress
 
 
 @dataclass(frozen=True, slots=True)
 class Cosine:
-    """Half a cosine from 1 to ``floor`` (Loshchilov & Hutter 2017, eq. 5)."""
+    """A learning rate that falls on half a cosine from 1 to ``floor`` times ``lr``.
+
+    Source: Loshchilov & Hutter 2017, eq. 5.
+    """
 
     floor: float = 0.0
 
     def __call__(self, progress: float) -> float:
-        """Return the factor at ``progress``."""
+        """Return the factor of the learning rate at ``progress``, which is between 0 and 1."""
         return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -59,11 +62,11 @@ class Compute:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of matrix products. Weights, optimiser, log-probabilities and losses stay in float32."""
     token_budget: int = 1024
-    """Largest number of tokens in a micro-batch. More tokens need more memory, and fewer micro-batches have
-    less overhead: on a GPU larger budgets are faster, on a CPU hardly.
+    """Maximum number of tokens in a micro-batch. A larger budget needs more memory, and has less overhead
+    because there are fewer micro-batches: it is faster on a GPU, but hardly on a CPU.
     """
     threads: int = 0
-    """Number of CPU threads; 0 leaves it to torch. A run repeats exactly only with the same number."""
+    """Number of CPU threads; with 0 torch chooses it. A run repeats exactly only with the same number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +81,11 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    """Applied to matrices only, never to norms, biases or the value head."""
+    """AdamW's weight decay; it applies to matrices only, never to norms, biases or the value head."""
     grad_clip: float = 1.0
-    """Largest gradient norm, taken over all trained weights; ``inf`` does not clip."""
+    """Norm of the gradient, over all trained weights, above which it is scaled down; ``inf``: never."""
     warmup_updates: int = 0
-    """Updates over which the learning rate rises to ``lr``; the schedule covers the updates after them."""
+    """Number of updates in which the learning rate rises to ``lr``; the schedule begins after them."""
     schedule: Schedule = field(default_factory=Constant)
     value_lr: float | None = None
     """Learning rate of the value head; ``None`` uses ``lr``."""

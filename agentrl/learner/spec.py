@@ -18,7 +18,7 @@ class Shape:
     """The size of a causal language model; ``extra`` holds further fields of its ``transformers`` config."""
 
     architecture: str = "qwen2"
-    """A ``model_type`` of ``transformers`` with a causal language model."""
+    """Name of an architecture: a ``model_type`` of ``transformers`` that has a causal language model."""
     hidden: int = 128
     layers: int = 3
     heads: int = 4
@@ -50,12 +50,13 @@ class TrainedTokenizer:
     """
 
     vocab_size: int = 512
-    """Largest number of entries, of which 256 are bytes. There are fewer if the text offers no more merges.
+    """Maximum number of tokens in the vocabulary, of which 256 are bytes; there are fewer if the text offers
+    no more pairs to merge.
     """
     special: tuple[str, ...] = (PAD, ACT, END)
     """The first entries of the vocabulary, in this order. The first token pads, the last one ends a text."""
     num_episodes: int = 200
-    """Largest number of episodes whose text it is trained on; set fewer if episodes are expensive."""
+    """Maximum number of episodes on whose text the tokenizer is trained; lower it if they are expensive."""
 
     def __post_init__(self) -> None:
         least = 256 + len(self.special)
@@ -79,14 +80,14 @@ class ModelSpec:
     folder: str = ""
     shape: Shape | None = None
     tokenizer: str | TrainedTokenizer = ""
-    """The folder of a tokenizer, or how to train one; empty uses the tokenizer in the model's folder."""
+    """The folder of a tokenizer, or how to train one; if empty, the tokenizer in ``folder`` is used."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the stored weights. Trained weights must be float32 (the learner computes in bfloat16 on
-    request); frozen weights need not.
+    """Type of the stored weights. It must be float32 for weights that are trained (``Compute.precision`` can
+    still let the learner compute in bfloat16); frozen weights, as with LoRA, may be bfloat16.
     """
     lora: LoRA | None = None
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time, a fraction of the memory."""
+    """Whether the backward pass recomputes activations: about a third more time, a fraction of the memory."""
 
     def __post_init__(self) -> None:
         if bool(self.folder) == (self.shape is not None):
@@ -108,11 +109,12 @@ class ModelSpec:
 
 
 Information = Callable[[Trajectory], str]
-"""Returns the text that the teacher sees before an episode and the policy does not; empty adds nothing."""
+"""A function that returns the text that the teacher, but not the policy, sees before an episode. If the text
+is empty, the teacher sees nothing more than the policy."""
 
 
 def expert_plan(trajectory: Trajectory) -> str:
-    """Return the expert's plan before the first action, the most useful information where there is a plan."""
+    """Return the expert's plan before the first action: the most useful information if there is a plan."""
     plan = trajectory.turns[0].observation.plan if trajectory.turns else ()
     return "plan: " + "; ".join(plan) + "\n" if plan else ""
 
@@ -129,4 +131,4 @@ class Teacher:
 
     information: Information = expert_plan
     model: ModelSpec | None = None
-    """Another model with the same tokenizer; ``None`` is the policy itself."""
+    """The teacher's model, with the policy's tokenizer; if it is ``None``, the policy itself teaches."""

@@ -38,12 +38,12 @@ class OpenTeacher:
     spec: Teacher
     renderer: Renderer
     learner: Learner | None
-    """Holds the teacher's own model; ``None`` uses the policy's."""
+    """Holds the teacher's own model; if it is ``None``, the policy's learner measures instead."""
 
     def annotate(
         self, groups: Sequence[ScoredGroup], policy: Learner, temperature: float
     ) -> list[ScoredGroup]:
-        """Return the groups with ``teacher_logprobs``."""
+        """Return the groups with ``teacher_logprobs`` measured for every trajectory."""
         informed = [
             tuple(with_information(scored, self._tokens(scored.trajectory)) for scored in group)
             for group in groups
@@ -68,7 +68,7 @@ class OpenTeacher:
 
 
 def with_information(scored: Scored, tokens: IntArray) -> Scored:
-    """Return the trajectory with ``tokens`` at the beginning of every context."""
+    """Return the trajectory with the information ``tokens`` put before the first token of every context."""
     turns, begun = [], False
     for turn in scored.trajectory.turns:
         if len(turn.action.tokens) and (turn.action.fresh or not begun):

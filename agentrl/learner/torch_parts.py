@@ -20,7 +20,7 @@ def use_threads(threads: int) -> None:
 def make_adamw(
     trained: Mapping[str, Tensor], value_head: nn.Linear | None, optimisation: Optimisation
 ) -> torch.optim.AdamW:
-    """Return the optimiser. Weight decay is for matrices only; the value head has its own learning rate."""
+    """Return a stage's AdamW: weight decay for matrices only, another learning rate for the value head."""
     lr, decay = optimisation.lr, optimisation.weight_decay
     groups = [
         {
@@ -52,7 +52,7 @@ def make_adamw(
 
 
 def check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
-    """Raise ``ConfigError`` unless both hold the same names and shapes."""
+    """Raise ``ConfigError`` unless ``found`` and ``wanted`` have the same names and shapes of tensors."""
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     own = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     differing = sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name))

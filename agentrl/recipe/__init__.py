@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Playground:
-    """What a source plays with: opened once by the run, the same for every stage."""
+    """What a source needs to play episodes; the run opens it once, and it is the same for every stage."""
 
     agent: Policy
     """The policy that learns."""
@@ -54,7 +54,7 @@ class Playground:
     renderer: Renderer
     """Turns observations and actions into tokens."""
     tasks: Mapping[str, Sequence[Task]]
-    """By split: the tasks that can be played on this machine."""
+    """For each split, the tasks that can be played on this machine."""
     limits: Limits
     """Deadlines, and bounds on turns and on concurrent episodes."""
     seed: int
@@ -66,7 +66,7 @@ class Playground:
     agent_at: Callable[[float], Policy] | None = None
     """Returns the agent at another sampling temperature; ``None`` if it can be sampled only as it is."""
     demonstrations: dict[str, Played] = field(default_factory=dict)
-    """By stage: the demonstrations that were read from the run folder."""
+    """For each stage, by name, the demonstrations that were read from the run folder."""
 
 
 @dataclass(slots=True)
@@ -74,21 +74,21 @@ class Collected:
     """An update's groups, and counts of everything that was played but is not in a group."""
 
     groups: list[ScoredGroup] = field(default_factory=list)
-    """The paid groups to learn from."""
+    """The groups to learn from; their trajectories have been given their rewards."""
     failures: list[Trajectory] = field(default_factory=list)
     """Attempts in which the environment, the sandbox or the policy broke."""
     num_dropped: int = 0
     """Groups that were played but are not among ``groups``: a filter dropped them, they were left with too
     few episodes, or they were more than asked for."""
     gauges: Gauges = field(default_factory=dict)
-    """What the transforms reported about each episode; the means are metrics."""
+    """What the transforms reported about each episode, by metric; the means over episodes become metrics."""
     counts: dict[str, float] = field(default_factory=dict)
     """Further metrics: counts of the questions to the reward's judges, and the source's own metrics."""
     sampler: Mapping[str, Json] = field(default_factory=dict)
     """The sampler's state after it observed these groups, and before it observed any that were played ahead;
     a resumed run continues from it."""
     transforms: Sequence[Mapping[str, Json]] = ()
-    """The states, at the same moment, of the transforms that learn."""
+    """The states of the transforms that keep one, at the same moment as ``sampler``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,19 +104,20 @@ class Expected:
 
 
 class Source(Protocol):
-    """Provides the paid groups of each update.
+    """Provides the groups of each update, whose trajectories have been given their rewards.
 
-    Implementations inherit from this protocol: what a class does not define has the default given here.
+    Implementations inherit from this protocol: a member that a class does not define has the default given
+    here.
     """
 
     @property
     def split(self) -> str:
-        """The split whose tasks it plays."""
+        """The split whose tasks the source plays."""
         ...
 
     @property
     def max_staleness(self) -> int:
-        """Updates by which playing may run ahead of learning; with 0, playing waits for learning."""
+        """Maximum number of updates by which playing may run ahead of learning; with 0, playing waits."""
         ...
 
     @property
@@ -131,7 +132,7 @@ class Source(Protocol):
 
     @property
     def refills(self) -> int:
-        """How many times more tasks are drawn if filters leave fewer groups than asked for."""
+        """Maximum number of further draws of tasks if filters leave fewer groups than an update asks for."""
         return 0
 
     @property
@@ -144,9 +145,9 @@ class Source(Protocol):
         return None
 
     def problems(self, stage: Stage, where: str = "source.") -> Iterator[str]:
-        """Yield what is wrong with this source or does not fit ``stage``.
+        """Yield one line for each problem of this source, alone or together with the rest of ``stage``.
 
-        ``where`` is put before the names of its fields in messages.
+        ``where`` is put before the names of the source's fields in messages.
         """
         yield from ()
 
@@ -155,7 +156,8 @@ class Source(Protocol):
     ) -> Collected:
         """Return the groups of the stage's ``update``-th update, counted from 0.
 
-        ``name`` is the stage's name; ``min_group`` is the smallest group that its credit can be used on.
+        ``name`` is the stage's name; ``min_group`` is the minimum number of episodes that
+        the stage's credit needs in a group.
         """
         ...
 
@@ -178,18 +180,18 @@ class Stage:
     """The optimiser's numbers, such as the learning rate and its schedule; the optimiser starts fresh with
     the stage."""
     reward: Reward = field(default_factory=Outcome)
-    """What each turn of an episode is paid, by named component; by default, success on the last turn."""
+    """Gives each turn of an episode its reward, by named component; by default, success on the last turn."""
     transforms: tuple[Transform, ...] = ()
-    """Changes to an episode's payments, applied in this order after the reward, such as clips and gates."""
+    """Changes to an episode's rewards, applied in this order after ``reward``, such as clips and gates."""
     filters: tuple[Filter, ...] = ()
-    """Choose which paid groups are trained on, in this order; what they drop is counted in
-    ``filter/dropped``."""
+    """Choose, in this order, which groups are trained on once rewards are known; the groups that they drop
+    are counted in the metric ``filter/dropped``."""
     modifiers: tuple[Modifier, ...] = ()
     """Changes to the advantages, applied in this order after credit, such as whitening."""
     teacher: Teacher | None = None
-    """Computes ``teacher_logprobs`` if a part of the stage needs them; ``None``: there is no teacher."""
+    """Computes ``teacher_logprobs`` if a part of the stage needs them; ``None`` if there is no teacher."""
     scorers: tuple[Scorer, ...] = ()
-    """Process rewards from models that learn beside the policy; each adds its component to the ledger."""
+    """Models that learn beside the policy and reward single turns; each adds a component to the rewards."""
     epochs: int = 1
     """Number of passes over an update's batch."""
     minibatches: int = 1
@@ -197,7 +199,7 @@ class Stage:
     evaluate: bool = False
     """Whether to evaluate the agent after the stage's last update."""
     evaluate_every: int = 0
-    """Also evaluate the agent after every this many updates of the stage; 0: never."""
+    """Number of updates of the stage from one evaluation of the agent to the next; 0 makes none of these."""
 
     @property
     def payment(self) -> Payment:
@@ -222,7 +224,7 @@ class Evaluation:
     split: str = "test"
     """The split whose tasks, the panel, are played."""
     num_tasks: int = 0
-    """Number of tasks that are played, from the first one of the panel on; 0: all."""
+    """Number of tasks that are played, from the first one of the panel on; 0 plays all of them."""
     episodes_per_task: int = 1
     """Number of episodes of each task."""
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.3))
@@ -239,7 +241,7 @@ class Checkpoints:
     """
 
     every: int = 1
-    """Updates from one checkpoint to the next; the last update of a stage always has one."""
+    """Number of updates from one checkpoint to the next; the last update of a stage always makes one."""
     keep: int = 2
     """Number of the newest checkpoints that are kept."""
 
@@ -269,16 +271,16 @@ class Recipe:
     limits: Limits = field(default_factory=Limits)
     """Deadlines in seconds, and bounds on turns, attempts and concurrent episodes."""
     num_workers: int = 1
-    """Number of worker processes, for an environment that blocks; others are played in this process."""
+    """Number of worker processes for an environment that blocks; any other one is played in this process."""
     sandboxes: SandboxProvider | None = None
     """Opens sandboxes for tasks that ask for one: ``Auto()``, ``Local()`` or ``Docker()`` of
-    ``agentrl_sandboxes``, for example; ``None``: no task may ask for one."""
+    ``agentrl_sandboxes``, for example; if it is ``None``, no task may ask for a sandbox."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How the agent is measured, and on which tasks; the stages decide when."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     """How often checkpoints are written, and how many are kept."""
     panels: Mapping[str, str] = field(default_factory=dict)
-    """By split: the expected content hash of its tasks; a run whose tasks have another hash is refused."""
+    """For each split, the expected content hash of its tasks; a run whose tasks have another is refused."""
     monitors: tuple[Monitor, ...] = field(default_factory=default_monitors)
     """Watch the metrics of each update, and warn or stop the run if learning goes wrong."""
     sinks: tuple[MetricSink, ...] = field(default_factory=lambda: (TensorBoard(),))
@@ -312,10 +314,10 @@ class Origin:
     overrides: tuple[str, ...] = ()
     """Fields that were set on the command line, each as ``path=value``."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """By name: the text of the modules in the file's folder that it imports."""
+    """The text of each module that the recipe file imports from its own folder, by the module's name."""
 
     def keep(self, folder: Path) -> None:
-        """Write ``recipe.py``, the modules that it imports, and ``overrides.json`` to a run folder."""
+        """Write ``recipe.py``, the modules that it imports, and ``overrides.json`` to a run's folder."""
         replace(
             folder / "overrides.json",
             json.dumps({"recipe": self.name, "overrides": self.overrides}, indent=1).encode(),

@@ -61,7 +61,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _unfit_parts(stage: Stage) -> Iterator[str]:
-    """Yield a line for each part that lacks what its contract declares: what follows would fail on it."""
+    """Yield a line for each part of the stage that lacks a field or method that its contract declares."""
     contracts: tuple[tuple[str, type, Sequence[object]], ...] = (
         ("source", Source, (stage.source,)),
         ("reward", Reward, (stage.reward,)),

@@ -19,7 +19,10 @@ _PACKAGES = ("agentrl", "agentrl_environments", "agentrl_sandboxes")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a Python file or a run folder, with ``overrides`` applied; raises as ``read``."""
+    """Return the recipe of a Python file or a run folder, with ``overrides`` applied.
+
+    Raises the same errors as ``read``.
+    """
     return read(path, overrides)[0]
 
 
@@ -59,7 +62,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Origin]:
 
 
 def _read_file(path: Path, *, name: str, overrides: tuple[str, ...]) -> tuple[Recipe, Origin]:
-    """Read a recipe file; ``name`` is the name of the file that it is, or that it is a copy of."""
+    """Read the recipe file ``path``; ``name`` is its original name, if it is a copy in a run folder."""
     if not path.is_file():
         raise ConfigError(
             f"no recipe file {str(path)!r}; recipes of this project are in recipes/, one Python file each"
@@ -74,9 +77,9 @@ def _read_file(path: Path, *, name: str, overrides: tuple[str, ...]) -> tuple[Re
 def _imports_from(folder: Path) -> Iterator[dict[str, str]]:
     """Let the body import modules from ``folder``; yield a dictionary that is filled when the body ends.
 
-    It then holds the text of every module that was imported, by name. The modules are imported anew, and
-    removed from ``sys.modules`` at the end, so a recipe and an older copy of it in a run folder each import
-    their own.
+    The dictionary then holds the text of every module that the body imported, by name. The modules are
+    imported anew, and removed from ``sys.modules`` at the end, so that a recipe and an older copy of it in a
+    run folder each import the modules of their own folder.
     """
     stems = {path.stem for path in folder.glob("*.py")}
     hidden = {name: sys.modules.pop(name) for name in stems & sys.modules.keys()}
@@ -95,8 +98,8 @@ def _imports_from(folder: Path) -> Iterator[dict[str, str]]:
 def _execute(path: Path, stem: str) -> Recipe:
     """Run a recipe file and return its recipe.
 
-    ``stem`` is that of the original file. The module is named after it, because descriptions name the classes
-    of a recipe by their module.
+    ``stem`` is the original file's name without its suffix. The module is named after it, because
+    descriptions name the classes of a recipe by their module.
     """
     spec = importlib.util.spec_from_file_location(f"agentrl_recipe_{stem}", path)
     if spec is None or spec.loader is None:

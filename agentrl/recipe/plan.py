@@ -33,13 +33,13 @@ class StagePlan:
     """Name of the source's class."""
     updates: int
     steps: int
-    """Number of optimiser steps, over all updates."""
+    """Number of optimiser steps in all updates of the stage."""
     episodes: int | None
-    """Number of episodes that are played, over all updates."""
+    """Number of episodes that are played for all updates of the stage."""
     tokens: int | None
-    """The largest number of tokens in one update's batch."""
+    """Maximum number of tokens in one update's batch."""
     flops: float
-    """The largest number of floating-point operations, for playing and learning."""
+    """Maximum number of floating-point operations, for playing and learning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +51,16 @@ class Plan:
     vocab_size: int
     """Number of tokens in the vocabulary; an upper bound if the tokenizer is still to be trained."""
     max_context: int
-    """The largest number of tokens in a context."""
+    """Maximum number of tokens in a context."""
     memory_mib: Mapping[str, float]
-    """Memory when the run starts, by purpose, and its ``total``."""
+    """Memory that the run needs when it starts, in MiB, by purpose, and the sum as ``total``."""
     grown_mib: float
-    """The total if all contexts are as long as they can be."""
+    """Total memory in MiB that the run needs if all contexts reach ``max_context``."""
     stages: tuple[StagePlan, ...]
 
     @property
     def flops(self) -> float:
-        """The largest number of floating-point operations, over all stages."""
+        """Maximum number of floating-point operations in all stages together."""
         return sum(stage.flops for stage in self.stages)
 
 
@@ -69,8 +69,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Raises:
         ConfigError: the model or tokenizer folder is missing, unreadable or unfit, or the renderer cannot use
-        the
-            tokenizer.
+            the tokenizer.
         MissingExtra: a package that the recipe asks for is not installed.
     """
     vocab_size = _vocab_size(recipe)
@@ -108,8 +107,8 @@ def check_plan(recipe: Recipe) -> Plan:
     """Return the plan of ``recipe``, after checking that its memory fits.
 
     Raises:
-        ConfigError: the device has too little memory, or as ``make_plan``.
-        MissingExtra: as ``make_plan``.
+        ConfigError: the device has too little memory, or ``make_plan`` raises it.
+        MissingExtra: ``make_plan`` raises it.
     """
     plan = make_plan(recipe)
     check_fits(plan.memory_mib["total"], recipe.compute.device)

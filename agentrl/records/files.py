@@ -48,7 +48,7 @@ def replace(path: Path, data: bytes) -> None:
     the writer is killed.
 
     Raises:
-        ConfigError: as ``writing``; no temporary file is left behind.
+        ConfigError: ``writing`` raises it; no temporary file is left behind.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):

@@ -38,13 +38,13 @@ _RENAMED = {
     "agentrl.rewards.similarity:likeness": "agentrl:state_similarity",
     "agentrl.rewards.similarity:trigrams": "agentrl:trigram_similarity",
 }
-"""Classes and functions that version 1 knew by another name."""
+"""Today's name of each class and function that version 1 knew by another name, by the old name."""
 _RENAMED_FIELDS = {
     "agentrl:GiGPO": {"place": "state_key"},
     "agentrl:HGPO": {"place": "state_key"},
     "agentrl:Prefixes": {"traces": "solutions"},
 }
-"""Fields that version 1 knew by another name, by class."""
+"""For each class, today's names of the fields that version 1 knew by another name, by the old name."""
 _NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.<>]*)")
 
 

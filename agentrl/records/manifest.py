@@ -89,7 +89,7 @@ def package_versions() -> dict[str, str]:
 def reconcile(path: Path, manifest: Manifest) -> list[str]:
     """Write the manifest of a new run, or compare that of a resumed run with ``manifest``.
 
-    Returns the differences that may change the run's numbers, one line each; none for a new run.
+    Returns one line for each difference that may change the run's numbers; the list is empty for a new run.
 
     Raises:
         ConfigError: the seed, the tasks or the missing images differ from those of the run.
@@ -130,7 +130,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _differences(before: Json, now: Json, what: str) -> list[str]:
-    """Return one line per difference.
+    """Return one line for each difference between the recorded ``before`` and the present ``now``.
 
     >>> _differences({"torch": "2.12", "numpy": "2"}, {"torch": "2.13", "numpy": "2"}, "package versions")
     ['package versions: torch was 2.12 and is 2.13']

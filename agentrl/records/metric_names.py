@@ -72,7 +72,7 @@ METRICS: Mapping[str, str] = {
     "time/*": "wall-clock time of a part of the update, in seconds (`_s`)",
     "machine/*": "memory in MiB (`_mib`), processor and device load",
 }
-"""Every metric's name (``*`` stands for any ending) and meaning."""
+"""The meaning of every metric, with its unit, by name; ``*`` in a name stands for any ending."""
 
 _NAMES = re.compile(
     "|".join(

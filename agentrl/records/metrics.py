@@ -36,7 +36,7 @@ class OpenSink(Protocol):
     """A metric sink that is open for writing."""
 
     def write(self, update: int, stage: str, values: Mapping[str, float]) -> None:
-        """Write one record."""
+        """Write one record: the metrics ``values`` of an update, by name."""
         ...
 
     def close(self) -> None:
@@ -54,8 +54,8 @@ class MetricSink(Protocol):
     def open(self, folder: Path, *, first_update: int) -> OpenSink:
         """Open the sink for the run in ``folder``.
 
-        Records of ``first_update`` and later that it already holds are discarded, if the service supports
-        that.
+        Records of ``first_update`` and later updates that the sink already holds are discarded, if the
+        service supports that.
 
         Raises:
             MissingExtra: the sink's package is not installed.
@@ -66,7 +66,8 @@ class MetricSink(Protocol):
 class MetricsLog:
     """The open metric files and sinks of a run.
 
-    Every record is flushed. A last line that a kill cut short is removed when the file is opened.
+    Every record is flushed. If a kill cut the last line of a file short, that line is removed when the file
+    is opened.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -82,7 +83,7 @@ class MetricsLog:
         self._files = {name: _Lines(folder / name) for name in ("metrics.jsonl", "timing.jsonl")}
 
     def write(self, update: int, stage: str, values: Mapping[str, float]) -> None:
-        """Append a record.
+        """Append the metrics of an update to the files and sinks.
 
         Raises:
             ConfigError: ``METRICS`` does not list a name, or the disk is full.
@@ -122,7 +123,7 @@ class MetricsLog:
         ]
 
     def sync(self) -> None:
-        """Make all records survive a power cut. They survive a kill of the process without this."""
+        """Make all records survive a power cut; they survive a kill of the process even without this call."""
         for file in self._files.values():
             file.sync()
 
@@ -149,7 +150,7 @@ def read_metrics(
     """Return the records of a ``metrics.jsonl`` or ``timing.jsonl``; an incomplete last line is left out.
 
     Raises:
-        CheckpointError: another line is not JSON.
+        CheckpointError: a line other than the last one is not JSON.
     """
     records = []
     lines = path.read_bytes().split(b"\n")
@@ -208,7 +209,7 @@ class TensorBoard:
     """Event files in ``<run>/tensorboard``, written without TensorBoard or torch."""
 
     def check(self) -> None:
-        """Raise ``MissingExtra`` without tensorboardX."""
+        """Raise ``MissingExtra`` if tensorboardX is not installed."""
         _require("tensorboardX", "the TensorBoard sink", "train")
 
     def open(self, folder: Path, *, first_update: int) -> OpenSink:
@@ -246,7 +247,7 @@ class WandB:
     """``online``, or ``offline`` to keep the records in the run folder."""
 
     def check(self) -> None:
-        """Raise ``MissingExtra`` without wandb."""
+        """Raise ``MissingExtra`` if wandb is not installed."""
         _require("wandb", "the Weights & Biases sink", "wandb")
 
     def open(self, folder: Path, *, first_update: int) -> OpenSink:
@@ -283,10 +284,10 @@ class MLflow:
 
     experiment: str
     tracking_uri: str = ""
-    """Address of a server; empty for MLflow's default."""
+    """Address of an MLflow server; if it is empty, MLflow's default is used."""
 
     def check(self) -> None:
-        """Raise ``MissingExtra`` without mlflow."""
+        """Raise ``MissingExtra`` if mlflow is not installed."""
         _require("mlflow", "the MLflow sink", "mlflow")
 
     def open(self, folder: Path, *, first_update: int) -> OpenSink:

@@ -30,17 +30,19 @@ class Monitor(Protocol):
 
     @property
     def stop(self) -> bool:
-        """Whether a problem ends the run."""
+        """Whether a problem that this monitor finds ends the run."""
         ...
 
     def __call__(self, records: Records) -> str:
-        """Return the problem after the last record, with numbers; empty if there is none."""
+        """Return what is wrong as of the last record, with numbers, or an empty text if nothing is."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Reports that ``metric`` was below or above ``value`` (by ``side``) for ``updates`` updates in a row.
+    """Reports that ``metric`` was beyond ``value`` for ``updates`` updates in a row.
+
+    ``side`` says whether ``below`` or ``above`` the value is reported.
 
     ``means`` explains what that means for the run.
 
@@ -85,7 +87,7 @@ class Fallen:
     share: float = 0.5
     updates: int = 10
     least: float = 0.1
-    """Nothing is reported while the best mean is below this."""
+    """Minimum of the best mean; as long as it is lower, nothing is reported."""
     means: str = ""
     stop: bool = False
 
@@ -136,7 +138,7 @@ class ProxyRises:
 
 
 def default_monitors() -> tuple[Monitor, ...]:
-    """Return the monitors of a recipe that names none. None of them stops the run."""
+    """Return the monitors that a recipe has by default; none of them stops the run."""
     return (
         Limit(
             "invalid",
@@ -180,7 +182,10 @@ def _last(records: Records, metric: str, count: int) -> list[float]:
 
 
 def _moved(values: Sequence[float], updates: int) -> tuple[float, float] | None:
-    """Return the difference between the means of the last two windows, and its standard error."""
+    """Return how much the mean of the last ``updates`` values exceeds that of as many before, and its error.
+
+    The error is the standard error of the difference. Without enough values, return ``None``.
+    """
     if len(values) < 2 * updates:
         return None
     before, after = np.array(values[-2 * updates : -updates]), np.array(values[-updates:])

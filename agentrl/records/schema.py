@@ -72,4 +72,4 @@ ARRAYS = (
 )
 """Columns that hold one array per row."""
 REPEATED = ["stage", "task", "ended", "prompt_tokens.list.element", "tokens.list.element"]
-"""Columns that a dictionary makes smaller."""
+"""Columns that Parquet stores with a dictionary, because their values repeat."""

@@ -97,7 +97,7 @@ def write_trajectories(
 ) -> None:
     """Write the trajectories of an update, scored or bare, and its failed attempts; atomically.
 
-    ``credited`` has the shape of ``groups``.
+    ``credited`` holds the credit of each trajectory, in the order of ``groups``.
 
     Raises:
         ConfigError: the disk is full or the folder not writable; no file is left behind then.
@@ -170,9 +170,9 @@ def _read_1(table: pa.Table, update: int) -> list[Stored]:
 
 
 READERS: Mapping[int, Callable[[pa.Table, int], list[Stored]]] = {1: _read_1}
-"""By format: reads the table of an update. A format that was ever written stays readable."""
+"""For each format, the function that reads a file's table; a format that was ever written stays readable."""
 FORMAT = max(READERS)
-"""The format that is written."""
+"""Version of the format in which files are written."""
 
 
 def iter_trajectories(run: Path, *, verify: bool = True) -> Iterator[Stored]:
@@ -240,7 +240,7 @@ def _rows(item: Scored | Trajectory, credit: Credited | None, keys: Row) -> list
 
 
 def _per_token(scored: Scored | None, credit: Credited | None) -> dict[str, FloatArray]:
-    """Return the arrays ``[T]`` that exist, by column."""
+    """Return every array with one number per action token, ``[T]``, that exists, by its column."""
     arrays: dict[str, FloatArray | None] = {}
     if scored is not None:
         arrays |= {need: scored.measured.get(need) for need in NEEDS}
@@ -277,7 +277,7 @@ def _observation_row(observation: Observation) -> Row:
 
 
 def _text(text: str) -> str:
-    """Return ``text`` as something UTF-8 can hold."""
+    """Return ``text`` with the characters that UTF-8 cannot hold escaped."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -313,7 +313,7 @@ def _ledger(rows: list[Row], turns: tuple[Turn, ...]) -> Ledger:
 
 
 def _joined(rows: list[Row], column: str) -> FloatArray | None:
-    """Return one array over the episode's tokens, ``[T]``."""
+    """Return the episode's numbers in ``column``, one per action token, ``[T]``; ``None`` if not stored."""
     if rows[0][column] is None:
         return None
     return floats(np.concatenate([row[column] for row in rows]))

@@ -19,8 +19,8 @@ def summarise(
 ) -> dict[str, float]:
     """Return the ``rollout/``, ``reward/`` and ``credit/`` metrics of an update; undefined ones are left out.
 
-    ``failures`` are the attempts that failed, ``credited`` has the shape of ``groups``, and ``version`` is
-    the version of the weights that are trained.
+    ``failures`` are the attempts that failed, ``credited`` holds the credit of each trajectory in the order
+    of ``groups``, and ``version`` is the version of the weights that are trained.
     """
     paid = list(chain.from_iterable(groups))
     episodes = [scored.trajectory for scored in paid]
@@ -46,10 +46,10 @@ def summarise(
 
 
 def _logprob_gap(scored: Scored) -> float | None:
-    """Return the largest difference over an episode's tokens.
+    """Return the largest difference between the learner's and the sampler's log-probability of a token.
 
-    ``None`` if there are no tokens, if the learner did not measure them, or if some were given to the agent,
-    because then the sampler's log-probabilities are unknown.
+    It is ``None`` if the episode has no tokens, if the learner did not measure them, or if some were given to
+    the agent, because then the sampler's log-probabilities are unknown.
     """
     if scored.measured.old_logprobs is None or not scored.trajectory.num_tokens or scored.trajectory.given:
         return None

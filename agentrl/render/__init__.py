@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Return the number of defined ids."""
+        """Return the number of ids that the tokenizer defines."""
         ...
 
     def get_vocab(self) -> dict[str, int]:
@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
     def decode(
         self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
     ) -> Any:
-        """Return the text of ids."""
+        """Return the text of the tokens ``token_ids``."""
         ...
 
 
@@ -61,7 +61,7 @@ class Prompt:
 
 
 class Renderer(Protocol):
-    """Turns episodes into tokens. Stateless, like a policy."""
+    """Turns episodes into tokens and back, without a state, like a policy."""
 
     def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
         """Return which of a model's ``vocab_size`` ids may be sampled, ``[V]``.
@@ -88,7 +88,7 @@ class Renderer(Protocol):
         ...
 
     def tokenise(self, trajectory: Trajectory) -> Trajectory:
-        """Add tokens to actions that have only text (demonstrations): log-probabilities 0, version -1."""
+        """Add tokens, with log-probability 0 and version -1, to actions that have only text."""
         ...
 
 
@@ -150,7 +150,7 @@ class TagRenderer:
 
     tokenizer: Tokenizer
     history: int | None = None
-    """Number of past turns that the policy sees; ``None`` shows all, in a growing context."""
+    """Number of past turns that the policy sees; with ``None`` it sees all, in a growing context."""
     act: str = "<act>"
     end: str = "<end>"
     stop_strings: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ class TagRenderer:
         set_field(self, "_ids", lru_cache(maxsize=8192)(self._encode))  # observations repeat within a group
 
     def prompt(self, turns: Sequence[Turn], observation: Observation) -> Prompt:
-        """Return the delta or, with a ``history``, the whole context."""
+        """Return the tokens that are new since the last action, or, with a ``history``, the whole context."""
         if self.history is not None:
             window = turns[len(turns) - min(self.history, len(turns)) :]
             return Prompt(ints(self._past(window) + self._before_action(observation)), fresh=True)
@@ -259,6 +259,6 @@ def cut(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def check_history(history: int | None) -> None:
-    """Raise ``ConfigError`` for a negative number of turns."""
+    """Raise ``ConfigError`` if ``history``, a number of turns, is negative."""
     if history is not None and history < 0:
         raise ConfigError(f"history must be None (all turns) or at least 0, but it is {history}")

@@ -77,7 +77,7 @@ class ChatRenderer:
 
     tokenizer: ChatTokenizer
     history: int | None = None
-    """Number of past turns that the policy sees; ``None`` shows all, in a growing context."""
+    """Number of past turns that the policy sees; with ``None`` it sees all, in a growing context."""
     stop_strings: tuple[str, ...] = ()
     """Strings that also end an action when its text contains one; they are not part of the action's text."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class ChatRenderer:
             self._check_increments(asked, end_text)
 
     def prompt(self, turns: Sequence[Turn], observation: Observation) -> Prompt:
-        """Return the delta or, with a ``history``, the whole context."""
+        """Return the tokens that are new since the last action, or, with a ``history``, the whole context."""
         if self.history is not None:
             shown = len(turns) - min(self.history, len(turns))
             system = [
@@ -154,7 +154,11 @@ class ChatRenderer:
         return allowed_ids(vocab_size, defined=len(self.tokenizer), banned=padding)
 
     def _check_increments(self, asked: str, end_text: str) -> None:
-        """Compare conversations of three turns, with and without thinking, with their increments."""
+        """Check that whole conversations of three turns, with and without thinking, equal their increments.
+
+        ``asked`` is the text of the first question, ``end_text`` that after an answer. A difference means
+        that the template rewrites earlier messages, and raises ``ConfigError``.
+        """
         for said in (_SAID, _THOUGHT):
             grown, messages = asked, [_ASKED]
             for _ in range(2):
