@@ -7,7 +7,7 @@ from scratch in a minute.
 
 With the default options a random policy ends on the best arm in 0.33 of the episodes, the best policy that
 sees only the last observation in 0.82, and Bayes-optimal play (dynamic programming over what each arm paid)
-in 0.953. The rest is luck.
+in 0.953. No policy does better, because what an arm pays is a matter of luck.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ SIZES = {"train": 512, "valid": 64, "test": 256}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandit(EnvSpec):
-    """``arms`` arms: one pays with probability ``good``, the others with ``bad``. One pull per turn."""
+    """A bandit with ``arms`` arms, one of which is pulled on each turn.
+
+    The best arm pays with probability ``good``, and every other arm with probability ``bad``.
+    """
 
     signals: ClassVar = {
         **STANDARD_SIGNALS,
@@ -70,13 +73,13 @@ class Bandit(EnvSpec):
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open one episode."""
+        """Open one episode of a task."""
         yield _Pulls(self, best=task.data["best"], luck=task.data["luck"])
 
 
 @dataclass(slots=True)
 class _Pulls:
-    """One episode. What the n-th pull of an arm pays does not depend on the pulls of other arms."""
+    """One episode. What the n-th pull of an arm pays does not depend on how often other arms were pulled."""
 
     spec: Bandit
     best: int

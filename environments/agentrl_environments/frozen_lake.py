@@ -3,8 +3,8 @@
 Every task has its own map, and no map is in two splits: a policy can learn how to walk on ice, but not where
 to walk. The ``local`` view describes the four neighbouring tiles and the direction of the goal, in short
 texts of a dozen words that a tiny model learns from scratch. The ``grid`` view shows the whole map. On 4 by 4
-lakes the best memoryless policy that sees only the local view crosses about 0.85 of them: it cannot see a
-dead end before it is in it.
+lakes the best memoryless policy that sees only the local view crosses a share of about 0.85: it cannot see a
+dead end before it has walked into it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ Map = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenLake(EnvSpec):
-    """Lakes of ``size`` by ``size`` tiles. Each tile is a hole with probability ``holes``."""
+    """Lakes of ``size`` by ``size`` tiles.
+
+    Each tile, except the start and the goal, is a hole with probability ``holes``.
+    """
 
     signals: ClassVar = {
         **STANDARD_SIGNALS,
@@ -45,7 +48,8 @@ class FrozenLake(EnvSpec):
     size: int = 4
     holes: float = 0.2
     slippery: bool = False
-    """Whether two of three moves slip sideways. There is no expert plan for slippery lakes."""
+    """Whether the ice is slippery: a move then goes sideways with probability 2/3. There is no expert plan
+    for slippery lakes."""
     view: Literal["local", "grid"] = "local"
     max_turns: int = 16
 
@@ -79,7 +83,7 @@ class FrozenLake(EnvSpec):
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open one episode."""
+        """Open one episode on the map of a task."""
         rows: Sequence[str] = task.data["map"]
         env: GymEnv = FrozenLakeEnv(desc=list(rows), is_slippery=self.slippery)
         try:
@@ -89,7 +93,10 @@ class FrozenLake(EnvSpec):
 
 
 class _LakeEpisode:
-    """One episode of the Gymnasium environment; measures the path to the goal around each move."""
+    """One episode of the Gymnasium environment.
+
+    The length of the shortest safe path to the goal is measured before and after each move.
+    """
 
     def __init__(self, spec: FrozenLake, env: GymEnv, lake: Map, seed: int) -> None:
         self._spec, self._lake = spec, lake
@@ -140,7 +147,7 @@ class _LakeEpisode:
 
 @cache
 def _maps(size: int, holes: float, max_turns: int) -> Mapping[str, tuple[Map, ...]]:
-    """Return the maps of each split; no map occurs twice."""
+    """Return the maps of each split, by the split's name. No map occurs twice, not even in two splits."""
     stream = _distinct_maps(size, holes, max_turns)
     return {split: tuple(next(stream) for _ in range(count)) for split, count in SIZES.items()}
 
@@ -160,7 +167,7 @@ def _distinct_maps(size: int, holes: float, max_turns: int) -> Iterator[Map]:
 
 
 def _shortest_paths(lake: Map) -> Mapping[tuple[int, int], tuple[str, ...]]:
-    """Return a shortest safe path to the goal from every tile that has one (breadth-first search)."""
+    """Return, for each tile (row, column) with a safe path to the goal, the moves of a shortest such path."""
     size = len(lake)
     goal = (size - 1, size - 1)
     paths: dict[tuple[int, int], tuple[str, ...]] = {goal: ()}

@@ -29,48 +29,50 @@ __all__ = ["Instance", "Swe"]
 ToolSet = Literal["editor", "bash"]
 Prompt = Literal["full", "brief"]
 SAMPLE = Path(__file__).parent / "sample.jsonl.gz"
-"""The rows that ship with the package."""
+"""The file of task rows that ships with the package."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swe(EnvSpec):
-    """Bugs to fix.
+    """Bugs to fix in real repositories, whose tests grade the fix.
 
-    The splits ``train``, ``valid`` and ``test`` are by hash, so that no broken function is in two of them;
-    the split ``held-out`` has the repositories that are in no other split. A step waits for a command or, on
-    submission, for a test run. Set `Limits.env_deadline_s` to at least ``command_s + tests_s``, plus about
-    20 seconds for two new sandboxes.
+    A hash of the broken function assigns each bug to ``train``, ``valid`` or ``test``, so that no broken
+    function is in two of these splits. The split ``held-out`` has the repositories that are in no other
+    split. A step waits for a command or, on submission, for a test run. Set `Limits.env_deadline_s` to at
+    least ``command_s + tests_s``, plus about 20 seconds for two new sandboxes.
     """
 
     rows: str = ""
-    """File of rows (.json, .jsonl, .parquet) in any format that the module ``rows`` can read; empty for the
-    shipped sample."""
+    """File of task rows (.json, .jsonl, .parquet) in any format that the module ``rows`` can read. If it is
+    empty, the sample that ships with the package is used."""
     held_out: tuple[str, ...] = HELD_OUT
-    """Repositories that are not trained on."""
+    """Repositories that are not trained on. Their bugs make up the split ``held-out``."""
     tools: ToolSet = "editor"
-    """``editor``: a persistent shell, an editor and a search. ``bash``: single commands in blocks, as in
-    mini-swe-agent."""
+    """Tools of the agent. ``editor`` gives it a persistent shell, an editor and a search. ``bash`` gives it
+    only single commands in fenced blocks, as in mini-swe-agent."""
     prompt: Prompt = "full"
-    """``full``: the prompt explains the tools, and plans are function calls. ``brief``, for policies taught
-    from demonstrations: the prompt is only the problem, and plans are one-line calls."""
+    """How much the prompt explains. With ``full`` it explains the tools, and expert plans are function calls.
+    With ``brief``, for policies taught from demonstrations, it is only the problem, and plans are one-line
+    calls."""
     image: str = ""
-    """Image of instances that name no image; empty for the provider's base image."""
+    """Sandbox image for tasks whose row names no image. If it is empty, the sandbox provider's base image is
+    used."""
     max_turns: int = 50
     command_s: float = 30.0
-    """Time limit of one command."""
+    """Time limit of one command of the agent, in seconds."""
     total_s: float = 1800.0
-    """Time limit of all commands of an episode together."""
+    """Time limit of all commands of an episode together, in seconds."""
     tests_s: float = 60.0
-    """Time limit of the test run when grading."""
+    """Time limit of the test run when a submission is graded, in seconds."""
     max_output: int = 10_000
-    """Largest number of characters in a tool's answer; the middle of longer answers is left out."""
+    """Maximum number of characters of a tool's answer. The middle of a longer answer is left out."""
     max_stopped: int = 3
-    """Number of commands in a row that reach their time limit, after which the episode is truncated."""
+    """The episode is truncated after this number of commands in a row have reached their time limit."""
     cpus: float = 1.0
     memory_mib: int = 2048
     disk_mib: int = 512
     cache: str = ""
-    """Folder of source distributions; empty for the user's cache folder."""
+    """Folder in which source distributions are cached. If it is empty, the user's cache folder is used."""
 
     sample: ClassVar[Path] = SAMPLE
     splits: ClassVar[tuple[str, ...]] = (*SHARES, "held-out")
@@ -99,7 +101,7 @@ class Swe(EnvSpec):
             raise ConfigError(f"swe: held_out is {self.held_out!r}; it must be a list of repositories")
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the split's tasks, in the order of the file."""
+        """Return the split's tasks, in the order of their rows in the file."""
         if split not in self.splits:
             raise ConfigError(f"swe has no split {split!r}; it has {', '.join(self.splits)}")
         return tuple(
@@ -107,11 +109,11 @@ class Swe(EnvSpec):
         )
 
     def split_of(self, instance: Instance) -> str:
-        """Return the split that an instance belongs to."""
+        """Return the name of the split that an instance belongs to."""
         return split_of(instance, self.held_out)
 
     def prepare(self, progress: Progress) -> None:
-        """Fetch the source distributions that are not in the cache yet."""
+        """Fetch the source distributions and the test runner that tasks need, unless the cache has them."""
         needed = sorted({instance.source for instance in self._instances() if instance.source}, key=str)
         for done, source in enumerate(needed):
             progress(f"fetch {source}", done, len(needed))
@@ -120,7 +122,10 @@ class Swe(EnvSpec):
             sources.tools(self.cache)
 
     def attacks(self, task: Task) -> Mapping[str, Sequence[str]]:
-        """Return known ways to be graded well without fixing the bug; none may work."""
+        """Return known attacks: actions, by attack name, that seek a good grade without fixing the bug.
+
+        None of them may work.
+        """
         return attacks_on(self._instance(task), bash_only=self._bash_only)
 
     @asynccontextmanager
@@ -137,7 +142,7 @@ class Swe(EnvSpec):
 
     @property
     def _bash_only(self) -> bool:
-        """Whether the only tool is a single command."""
+        """Whether the agent has no other tool than single shell commands."""
         return self.tools == "bash"
 
     @property
@@ -159,7 +164,11 @@ class Swe(EnvSpec):
         return rows.load(self.rows or self.sample)
 
     def _instance(self, task: Task) -> Instance:
-        """Return a task's instance, if the file still holds the row from which the task was made."""
+        """Return a task's instance.
+
+        Raises:
+            ConfigError: the file no longer holds the row from which the task was made.
+        """
         instance = rows.index(self.rows or self.sample).get(task.data.get("instance", ""))
         if instance is None or instance.digest != task.data.get("digest"):
             raise ConfigError(
@@ -171,7 +180,8 @@ class Swe(EnvSpec):
     def task_of(self, instance: Instance) -> Task:
         """Return the task of an instance.
 
-        It holds only the id and the hash of the row; privileged content such as the fix stays in the file.
+        The task's data hold only the id, the repository and the hash of the row. Privileged content, such as
+        the fix, stays in the file.
         """
         writable = tuple(path for path in instance.hidden if path.startswith("/"))
         sandbox = SandboxSpec(

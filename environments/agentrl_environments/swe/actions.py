@@ -25,7 +25,7 @@ One fenced block that holds a command, as in mini-swe-agent:
     ```
 
 The names of R2E-Gym's tools and parameters (``execute_bash``, ``file_editor``, ``finish``, ``cmd``) are
-aliases of ours.
+understood, too.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "search": ("search_term", "path"),
     "submit": (),
 }
-"""Parameters of each tool, in the order of the one-line form."""
+"""Names of the parameters of each tool, in the order in which a one-line call gives them."""
 OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "view": ("start", "end"),
     "str_replace": ("new_str",),
     "search": ("path",),
 }
 EDITOR = ("view", "create", "str_replace", "insert", "undo_edit")
-"""Commands of ``str_replace_editor``."""
+"""Commands of the editor, which is named ``str_replace_editor`` in function calls."""
 _ALIASES = {
     "execute_bash": "bash",
     "file_editor": "str_replace_editor",
@@ -71,7 +71,7 @@ _FENCE = re.compile(r"^```(?:bash|sh|shell|mswea_bash_command)[ \t]*\n(.*?)^```"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool and its arguments. All required ones are present; optional ones may be missing."""
+    """A tool and its arguments. All required arguments are present; optional arguments may be missing."""
 
     tool: str
     arguments: Mapping[str, str]
@@ -90,7 +90,7 @@ def parse(text: str, *, bash_only: bool = False) -> Call:
     Call(tool='bash', arguments={'command': 'ls'})
 
     Raises:
-        InvalidAction: it is not a call, is more than one call, or lacks an argument.
+        InvalidAction: the text is not a call, is more than one call, or lacks an argument.
     """
     text = _THOUGHT.sub("", text).strip()
     if found := _FUNCTION.findall(text):

@@ -167,7 +167,7 @@ def scan(
 async def verify_all(
     sandboxes: Sandboxes, instances: Sequence[Instance], *, workers: int, progress: Progress = lambda *_: None
 ) -> dict[str, str]:
-    """Verify rows by the official rule; return, by id, the problems of those that fail."""
+    """Verify rows by the official rule; return the problem of each row that fails, by the row's id."""
     from agentrl_environments.swe import Swe
     from agentrl_environments.swe.synth import build
 
@@ -196,7 +196,7 @@ async def verify_all(
 
 
 def _write(out: Path, made: Sequence[Instance]) -> str:
-    """Write all rows, and the rows of each split; return a text that lists the files."""
+    """Write all rows into one file, and those of each split into another; return a list of the files."""
     from agentrl_environments.swe import Swe, rows
 
     spec = Swe()
@@ -237,7 +237,7 @@ def _balance(made: Sequence[Instance]) -> Table:
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    """Show a progress bar for each activity."""
+    """Yield a function that reports progress; it shows one progress bar for each activity."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ProgressBar(*columns, console=Console(stderr=True)) as bar:
         known = {}

@@ -44,8 +44,9 @@ _COPIES = ("copy from", "copy to", "dissimilarity")
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    r"""One change. ``start`` and ``new_start`` are line numbers, from 1.
+    r"""One hunk of a unified diff: changed lines of a file that are close together, with context.
 
+    ``start`` and ``new_start`` are the numbers, from 1, of its first line before and after the change.
     ``lines`` include their first character (space, ``-``, ``+`` or ``\``) and their newline.
     """
 
@@ -56,20 +57,21 @@ class Hunk:
 
     @property
     def old(self) -> tuple[str, ...]:
-        """The lines before the change; the last one has no newline if the file has none there."""
+        """The lines before the change. The last line has no newline if the file ends there without one."""
         return _side(self.lines, "-")
 
     @property
     def new(self) -> tuple[str, ...]:
-        """The lines after the change."""
+        """The lines after the change. The last line has no newline if the file ends there without one."""
         return _side(self.lines, "+")
 
 
 @dataclass(frozen=True, slots=True)
 class FileDiff:
-    """The changes of one file. ``old`` is empty for a new file, and ``new`` for a deleted one.
+    """The changes of one file.
 
-    ``header`` holds only lines of known kinds.
+    ``old`` and ``new`` are its paths before and after: ``old`` is empty for a new file, and ``new`` for a
+    deleted one. ``header`` holds the lines before the first hunk, without lines that git does not define.
     """
 
     old: str
@@ -80,7 +82,7 @@ class FileDiff:
 
     @property
     def plain(self) -> bool:
-        """Whether it only changes lines of a file, or creates or deletes it."""
+        """Whether this diff only changes lines of a text file, or creates or deletes the file."""
         special = ("rename ", "copy ", "old mode ", "new mode ")
         return not self.binary and not any(line.startswith(special) for line in self.header)
 
@@ -116,7 +118,7 @@ def parse(patch: str) -> tuple[FileDiff, ...]:
 
 
 def paths(patch: str) -> tuple[str, ...]:
-    """Return the paths that a patch touches, old and new names, sorted."""
+    """Return the paths of the files that a patch touches, old and new names, sorted."""
     return tuple(sorted({path for file in parse(patch) for path in (file.old, file.new) if path}))
 
 
@@ -126,7 +128,7 @@ def reverse(patch: str) -> str:
 
 
 def keep(patch: str, wanted: Sequence[str]) -> str:
-    """Return the part of a patch that touches only the ``wanted`` paths."""
+    """Return the part of a patch that consists of the diffs of files whose paths are all ``wanted``."""
     return "".join(text(file) for file in parse(patch) if {file.old, file.new} - {""} <= set(wanted))
 
 
@@ -140,7 +142,9 @@ def text(file: FileDiff) -> str:
 
 
 def unified(path: str, old: str, new: str) -> str:
-    r"""Return the unified diff of a file in git's form; empty ``old`` or ``new`` means that it is missing.
+    r"""Return the unified diff, in git's form, from the text ``old`` of a file to its text ``new``.
+
+    An empty text means that the file does not exist.
 
     >>> print(unified("x.py", "a\n", "b\n"), end="")
     diff --git a/x.py b/x.py
@@ -172,7 +176,10 @@ def lines(content: str) -> list[str]:
 
 
 def _starts(lines: Sequence[str], index: int, header: Sequence[str] = ()) -> bool:
-    """Whether the diff of a file starts at ``index``; ``header`` has the header lines of the file before."""
+    """Whether the diff of a file starts at line ``index`` (from 0).
+
+    ``header`` holds the header lines read so far of the diff before it, if its hunks have not begun yet.
+    """
     if lines[index].startswith("diff --git "):
         return True
     if not lines[index].startswith("--- ") or not "".join(lines[index + 1 : index + 2]).startswith("+++ "):
@@ -181,7 +188,7 @@ def _starts(lines: Sequence[str], index: int, header: Sequence[str] = ()) -> boo
 
 
 def _hunk(lines: Sequence[str], index: int, found: re.Match[str]) -> tuple[Hunk, int]:
-    """Return the hunk whose header is at ``index``, and the index after its last line."""
+    """Return the hunk whose header is line ``index`` (from 0), and the index after the hunk's last line."""
     start, old, new_start, new = (
         int(number) if number is not None else 1 for number in found.group(1, 2, 3, 4)
     )
@@ -203,7 +210,7 @@ def _hunk(lines: Sequence[str], index: int, found: re.Match[str]) -> tuple[Hunk,
 
 
 def _file(header: Sequence[str], hunks: tuple[Hunk, ...]) -> FileDiff:
-    """Return the changes of a file from its header and hunks."""
+    """Return the diff of a file, given its header lines and hunks."""
     named = {
         mark: line[len(mark) :].rstrip("\n") for line in header for mark in _SWAPPED if line.startswith(mark)
     }
@@ -229,7 +236,10 @@ def _file(header: Sequence[str], hunks: tuple[Hunk, ...]) -> FileDiff:
 
 
 def _path(name: str) -> str:
-    """Return the path of a ``---`` or ``+++`` line; a date may follow a tab."""
+    """Return the path that follows ``---`` or ``+++``, or an empty text for ``/dev/null``.
+
+    Some tools write a tab and a date after the path; these are removed.
+    """
     name = name.split("\t", 1)[0].strip().strip('"')
     if name == "/dev/null":
         return ""
@@ -237,7 +247,7 @@ def _path(name: str) -> str:
 
 
 def _side(lines: Sequence[str], sign: str) -> tuple[str, ...]:
-    """Return the lines of a hunk before (sign ``-``) or after (``+``) the change."""
+    """Return the lines of a hunk before the change (``sign`` is ``-``) or after it (``sign`` is ``+``)."""
     kept: list[str] = []
     before = ""
     for line in lines:
@@ -260,7 +270,7 @@ def _reversed(file: FileDiff) -> str:
 
 
 def _swap(line: str) -> str:
-    """Return the header line of the reverse patch that corresponds to a header line."""
+    """Return what a header line of a patch becomes in the reverse patch."""
     for mark, other in _SWAPPED.items():
         if line.startswith(mark):
             rest = line[len(mark) :]
@@ -278,7 +288,10 @@ def _rank(line: str) -> int:
 
 
 def _flip(lines: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of the reversed hunk: removed before added ones, each with its "no newline" note."""
+    """Yield the lines of a hunk in the reverse direction: added lines become removed ones, and vice versa.
+
+    In each change the removed lines come before the added ones. A "no newline" note stays behind its line.
+    """
     removed: list[str] = []
     added: list[str] = []
     last = added

@@ -30,15 +30,15 @@ SIGNALS: Mapping[str, str] = {
 }
 _EDITING_TOOLS = frozenset(["bash", "create", "str_replace", "insert", "undo_edit"])
 _MAX_PATCH = 1 << 18
-"""Longest patch, in characters, that the last observation quotes in full."""
+"""Maximum length of a patch, in characters, that the last observation quotes in full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The options of `Swe` that matter while playing."""
+    """The options of `Swe` that matter while an episode is played."""
 
     bash_only: bool
-    """Whether the only tool is a single command."""
+    """Whether the agent has no other tool than single shell commands."""
     style: actions.Style
     explain_tools: bool
     """Whether the first observation explains the tools."""
@@ -51,7 +51,10 @@ class Rules:
 
 
 class SweEpisode:
-    """An episode of one instance. The shell is opened on ``stack``, and the owner of ``stack`` closes it."""
+    """An episode of one instance.
+
+    The agent's shell is opened on ``stack``, and closed when the owner of ``stack`` closes ``stack``.
+    """
 
     def __init__(
         self, instance: Instance, sandbox: Sandbox, trees: Trees, rules: Rules, stack: AsyncExitStack
@@ -64,7 +67,7 @@ class SweEpisode:
         self._tools: Tools
 
     async def reset(self) -> Observation:
-        """Set up the repository and state the problem."""
+        """Set up the repository in the sandbox, and return an observation that states the problem."""
         self._base = await lay_out(self._sandbox, self._instance, self._trees)
         self._base_tree = self._tree = await tree_hash(self._sandbox)
         if not self._tree:
@@ -93,7 +96,7 @@ class SweEpisode:
         return Observation(tuple(messages), plan=plan)
 
     async def step(self, action: str) -> Step:
-        """Make one call and measure its effect; a submission is graded."""
+        """Make the call that an action means, and measure its effect; grade a submission."""
         self._turns += 1
         try:
             call = actions.parse(action, bash_only=self._rules.bash_only)
@@ -116,7 +119,7 @@ class SweEpisode:
         )
 
     async def _submit(self) -> Step:
-        """Grade the patch, in a sandbox that the agent has not touched."""
+        """Grade the agent's patch, after a reset of the sandbox that undoes everything else the agent did."""
         patch = await extract_patch(self._sandbox, self._base)
         verdict = await grade(self._sandbox, self._instance, self._trees, patch, tests_s=self._rules.tests_s)
         info = {
@@ -152,7 +155,7 @@ class SweEpisode:
         return Step(Observation.text(text), truncated=over, info=info)
 
     async def _files(self) -> Mapping[str, str]:
-        """Return the texts of the base's files that the fix touches, for the expert's plan."""
+        """Return, by path, the texts in the base of the files that the fix touches, for the expert's plan."""
         files: dict[str, str] = {}
         for path in diffs.paths(self._instance.patch):
             try:
@@ -163,7 +166,10 @@ class SweEpisode:
 
 
 def _grading_record(verdict: Verdict, patch: bytes) -> str:
-    """Return the text of the last observation. No action follows it; it is for readers of the trajectory."""
+    """Return the text of the last observation: the verdict and the patch.
+
+    No action follows it. It is for people and programs that read the trajectory.
+    """
     detail = f" ({verdict.detail})" if verdict.detail else ""
     lines = [f"submitted: {verdict.outcome}{detail}", f"fixed {verdict.fixed:.3f}, kept {verdict.kept:.3f}"]
     if verdict.restored:

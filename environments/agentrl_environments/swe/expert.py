@@ -1,4 +1,4 @@
-"""The expert's plan: the fix as calls. It serves demonstrations, and shows that a task can be solved.
+"""The expert's plan: the fix as tool calls. It serves demonstrations, and shows that a task can be solved.
 
 Each changed place is viewed and then edited, so that the text which a demonstration replaces has been seen
 before. Changes that an editor cannot make (a rename, a mode, a binary file) are made by ``git apply``.
@@ -13,11 +13,14 @@ from agentrl_environments.swe.actions import Call, Style, render
 from agentrl_environments.swe.tools import SUBMIT
 
 LOOK = 8
-"""Lines viewed on each side of a place before it is edited."""
+"""Number of lines above and below a place that are viewed before the place is edited."""
 
 
 def plan(patch: str, files: Mapping[str, str], style: Style) -> tuple[str, ...]:
-    r"""Return the actions that make the fix and submit it; ``files`` are the text files of the base.
+    r"""Return the actions that make the fix ``patch`` and submit it.
+
+    ``files`` are the texts, by path, of the base's files that the fix touches. ``style`` is the form in which
+    actions are written.
 
     >>> patch = diffs.unified("a.py", "x = 1\n", "x = 2\n")
     >>> plan(patch, {"a.py": "x = 1\n"}, "line")
@@ -45,10 +48,10 @@ def _apply(patch: str) -> Call:
 
 
 def _calls(file: diffs.FileDiff, files: Mapping[str, str]) -> list[Call]:
-    """Return the editor calls that make the changes of one file.
+    """Return the calls that view and make the changes of one file.
 
     Raises:
-        ValueError: the editor cannot make these changes.
+        ValueError: the editor cannot make these changes, or ``files`` is not what they were made for.
     """
     if not file.plain:
         raise ValueError("not a change of lines")
@@ -78,9 +81,10 @@ def _calls(file: diffs.FileDiff, files: Mapping[str, str]) -> list[Call]:
 
 
 def _changes(hunk: diffs.Hunk, place: int) -> list[tuple[int, int, list[str]]]:
-    """Return the runs of changed lines in a hunk: first line, number of removed lines, added lines.
+    """Return each run of changed lines in a hunk: first line, number of removed lines, and added lines.
 
-    The first line's number assumes that the runs before have been changed already.
+    Line numbers count from 0, and ``place`` is the hunk's first line. The first line of a run is where the
+    run starts once the earlier runs of the hunk have been changed.
     """
     new = list(hunk.new)
     changes: list[tuple[int, int, list[str]]] = []
@@ -104,7 +108,10 @@ def _changes(hunk: diffs.Hunk, place: int) -> list[tuple[int, int, list[str]]]:
 
 
 def _replace(path: str, lines: Sequence[str], at: int, count: int, put: Sequence[str]) -> Call:
-    """Return the call that replaces ``count`` lines, with as much context as makes the old text unique."""
+    """Return the call that replaces ``count`` of the ``lines`` of a file, from index ``at`` on, with ``put``.
+
+    The call quotes as many lines of context as make the replaced text unique in the file.
+    """
     whole = "".join(lines)
     contexts = ((above, below) for above in range(len(lines) + 1) for below in sorted({0, above}))
     for before, after in contexts:

@@ -18,13 +18,19 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A row with checked access: errors name ``where`` and the field that is missing or wrong."""
+    """A task row whose fields are checked when they are read.
+
+    Errors name ``where``, the place of the row, and the field that is missing or wrong.
+    """
 
     row: Row
     where: str
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a text field; without a ``default`` it must be present and not empty."""
+        """Return a text field, or ``default`` if it is missing.
+
+        Without a ``default``, the field must be present and not empty.
+        """
         value = self.row.get(name)
         if value is None and default is not None:
             return default
@@ -39,7 +45,7 @@ class Fields:
         return value
 
     def names(self, name: str) -> tuple[str, ...]:
-        """Return a field that is a list of texts, or a list of texts encoded as JSON."""
+        """Return a field that is a list of test names, or such a list encoded as JSON."""
         value = self.json(name) if isinstance(self.row.get(name), str) else self.row.get(name)
         if value is None:
             raise self._missing(name)
@@ -57,7 +63,7 @@ class Fields:
             raise ConfigError(f"{self.where}: field {name!r} is not JSON: {problem}") from None
 
     def patch(self, name: str, default: str | None = None) -> str:
-        """Return a field that is a unified diff."""
+        """Return a field that holds a unified diff, or ``default`` if it is missing."""
         value = self.text(name, default)
         try:
             if value and not diffs.parse(value):
@@ -67,7 +73,7 @@ class Fields:
         return value
 
     def reversed_patch(self, name: str) -> str:
-        """Return the reverse of a field that is a unified diff."""
+        """Return the reverse of the unified diff that a field holds."""
         try:
             return diffs.reverse(self.patch(name))
         except ValueError as problem:
@@ -79,7 +85,7 @@ class Fields:
 
 
 def read(file: Path) -> Iterator[tuple[str, Row]]:
-    """Yield each row of a JSON, JSON lines or Parquet file, with a text that names its place.
+    """Yield each row of a JSON, JSON lines or Parquet file: first a text that names its place, then the row.
 
     Raises:
         ConfigError: the file cannot be read, or its content does not match its extension.

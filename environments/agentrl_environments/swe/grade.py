@@ -5,14 +5,14 @@
    applied.
 2. Files that control the tests are restored: the files of the test patch, the folders of the graded tests,
    ``conftest.py``, pytest's configuration, start-up files of Python, compiled files, and new modules that
-   would shadow the test runner or the standard library; except those that the fix itself touches. (The
-   official harness restores only the test files. Policies learn to exploit the rest.)
+   would shadow the test runner or the standard library. Files that the fix itself touches are not restored.
+   (The official harness restores only the test files. Policies learn to exploit the rest.)
 3. The test patch is applied and the tests run, with a deadline.
 4. A test of ``FAIL_TO_PASS`` counts as fixed if it has the status PASSED or XFAIL; a test of ``PASS_TO_PASS``
    counts as kept if it has one of these or SKIPPED; a missing test is neither. Truncated parametrised ids are
-   matched by prefix. A log without failures of a command that failed is rejected. *Resolved* means that all
-   tests are fixed and kept. If the instance has an ``expected`` map, R2E-Gym's rule applies instead: the same
-   tests with the same statuses, and no others.
+   matched by prefix. If the test command failed but its log shows no failure, the result is rejected.
+   *Resolved* means that all tests are fixed and kept. If the instance has an ``expected`` map, R2E-Gym's rule
+   applies instead: the log must have the tests of the map, with the statuses of the map, and no other tests.
 
 For instances made from source distributions, a test that must fail (the *canary*) runs in the same process as
 the graded tests. Its name is random. A patch that makes every test pass makes the canary pass too, and is
@@ -40,7 +40,7 @@ from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.workspace import GIT, SETUP_S, Trees, environment, lay_out, require_success
 
 MAX_LOG = 32 << 20
-"""Largest number of bytes to read from a test run's output."""
+"""Maximum number of bytes that are read from a test run's output."""
 ATTEMPTS = (
     ("git", "apply", "--verbose", "-"),
     ("git", "apply", "--verbose", "--3way", "-"),
@@ -80,7 +80,12 @@ class GradingOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The result of grading. ``fixed`` and ``kept`` are shares of FAIL_TO_PASS and PASS_TO_PASS, or 0."""
+    """The result of grading.
+
+    ``fixed`` is the share of FAIL_TO_PASS that is fixed, and ``kept`` the share of PASS_TO_PASS that is kept.
+    Both are 0 if no tests ran or the result is rejected. With an ``expected`` map both are the share of tests
+    that agree with the map.
+    """
 
     outcome: GradingOutcome
     fixed: float = 0.0
@@ -139,9 +144,10 @@ async def grade(
 def judge(
     instance: Instance, text: str, exit_code: int, *, canary: str = "", restored: tuple[str, ...] = ()
 ) -> Verdict:
-    """Return the verdict on the output of a test run that ended.
+    """Return the verdict on a test run that ended: its output is ``text``, and its exit code ``exit_code``.
 
-    ``canary`` is the name of the test that must have failed, if there is one.
+    ``canary`` is the name of the test that must have failed, or empty if there is none. ``restored`` is
+    copied into the verdict.
     """
     log = logs.read(instance.parser, text)
     caught = {test: status for test, status in log.statuses.items() if canary and canary in test}
@@ -181,15 +187,18 @@ def judge(
 
 
 def share_of(tests: Collection[str], statuses: Mapping[str, logs.Status], good: Collection[str]) -> float:
-    """Return the share of ``tests`` with a good status, 1 if there are none. A missing test is not good."""
+    """Return the share of ``tests`` whose status is in ``good``, or 1 if there are no tests.
+
+    A test without a status counts as not good.
+    """
     return sum(_status(test, statuses) in good for test in tests) / len(tests) if tests else 1.0
 
 
 def _status(test: str, statuses: Mapping[str, logs.Status]) -> logs.Status | None:
-    """Return a test's status.
+    """Return a test's status, or ``None`` if it has none.
 
-    An id that is truncated within its parameters matches every test that begins with it; the worst status
-    counts.
+    A test id that is truncated within its parameters matches every test whose id begins with it; of their
+    statuses, the worst counts.
     """
     if test in statuses or "[" not in test or test.endswith("]"):
         return statuses.get(test)
@@ -198,7 +207,7 @@ def _status(test: str, statuses: Mapping[str, logs.Status]) -> logs.Status | Non
 
 
 def _agreement(expected: Mapping[str, str], found: Mapping[str, str]) -> float:
-    """Return the share of all names, expected or found, whose statuses agree."""
+    """Return the share of test names, in either map, that have the same status in both maps."""
     expected, found = (
         {re.sub(r"\x1b\[\d+m", "", name).split(" - ")[0]: status for name, status in side.items()}
         for side in (expected, found)
@@ -208,7 +217,10 @@ def _agreement(expected: Mapping[str, str], found: Mapping[str, str]) -> float:
 
 
 async def apply(sandbox: Sandbox, patch: bytes) -> str:
-    """Apply a patch to the sandbox's clean tree; return the reason if that fails, else an empty text."""
+    """Apply a patch to the clean tree in the sandbox.
+
+    Return an empty text, or the reason if the patch cannot be applied.
+    """
     try:
         files = diffs.parse(patch.decode("utf-8", "surrogateescape"))
     except ValueError as problem:
@@ -237,9 +249,9 @@ async def apply(sandbox: Sandbox, patch: bytes) -> str:
 
 
 async def _restore(sandbox: Sandbox, instance: Instance, base: str, patch: bytes) -> tuple[str, ...]:
-    """Restore files that control the tests, if they differ from the base or the patch names them.
+    """Restore the files that control the tests, if they differ from the base or the patch names them.
 
-    Return their paths.
+    Return the paths of the restored files.
     """
     script = (
         f"git ls-tree -r -z --name-only {base}; printf '\\0'; "
@@ -268,9 +280,9 @@ async def _restore(sandbox: Sandbox, instance: Instance, base: str, patch: bytes
 
 
 def control_files(instance: Instance, changed: Collection[str], base: Collection[str]) -> Iterator[str]:
-    """Yield the changed paths that control the tests and that the fix does not touch.
+    """Yield those paths in ``changed`` that control the tests and that the fix does not touch.
 
-    ``base`` holds all paths of the base.
+    ``base`` holds the paths of all files of the base.
     """
     fix = set(diffs.paths(instance.patch))
     tests = set(instance.test_files)
@@ -294,7 +306,10 @@ def control_files(instance: Instance, changed: Collection[str], base: Collection
 
 
 def _shadows(path: PurePosixPath, folders: Collection[str], base: Collection[str]) -> bool:
-    """Whether a new file adds a top-level module named like one of the test runner or standard library."""
+    """Whether a new file adds a top-level module named like a module of the test runner or standard library.
+
+    ``folders`` and ``base`` are the paths of all folders and files of the base.
+    """
     for depth, part in enumerate(path.parts):
         outer, last = PurePosixPath(*path.parts[:depth]), depth == len(path.parts) - 1
         if str(outer / "__init__.py") in base:
@@ -306,7 +321,10 @@ def _shadows(path: PurePosixPath, folders: Collection[str], base: Collection[str
 
 
 async def _add_canary(sandbox: Sandbox, instance: Instance) -> str:
-    """Add the canary to a file of graded tests; return its name, or "" if the instance gets no canary."""
+    """Add the canary, a test that must fail, to a file of graded tests.
+
+    Return the canary's name, or an empty text if the instance gets no canary.
+    """
     files = sorted(
         {file for test in instance.fail_to_pass if (file := test.partition("::")[0]).endswith(".py")}
     )

@@ -1,8 +1,8 @@
 r"""Reads a test run's output: a status for each test, and whether the suite ran at all.
 
-If a log names a test more than once, the worst status counts. pytest reports ``PASSED`` and then ``ERROR``
-for a test whose teardown failed. And code that prints a line which looks like a result cannot improve a real
-one.
+If a log names a test more than once, the worst status counts. There are two reasons: pytest reports
+``PASSED`` and then ``ERROR`` for a test whose teardown failed; and code that prints a line which looks like a
+result must not be able to improve a real result.
 
 >>> read("pytest", "PASSED tests/test_a.py::test_b\n1 passed in 0.01s\n")
 Log(statuses={'tests/test_a.py::test_b': 'PASSED'}, ran=True)
@@ -18,7 +18,7 @@ from typing import Literal, cast, get_args
 from agentrl_environments.swe.rows import Parser
 
 Status = Literal["PASSED", "XFAIL", "SKIPPED", "XPASS", "FAILED", "ERROR"]
-"""From best to worst. ``XFAIL``: the test failed, as the suite expects."""
+"""The status of a test, from best to worst. ``XFAIL`` means that the test failed, as the suite expects."""
 
 _RANK = {status: rank for rank, status in enumerate(get_args(Status))}
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r")
@@ -42,14 +42,14 @@ _SYMPY = {"ok": "PASSED", "F": "FAILED", "E": "ERROR", "f": "XFAIL", "X": "XPASS
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A parsed log. ``ran`` says whether the test runner ran, whatever the results."""
+    """A parsed log: the status of each test, and whether the test runner ``ran`` at all."""
 
     statuses: Mapping[str, Status]
     ran: bool
 
 
 def read(parser: Parser, text: str) -> Log:
-    """Read a test run's output."""
+    """Parse a test run's output ``text``, as the test runner named by ``parser`` writes it."""
     found, ran = _PARSERS[parser]
     text = _ANSI.sub("", text)
     statuses: dict[str, Status] = {}
@@ -64,10 +64,10 @@ def worst(*statuses: Status) -> Status:
 
 
 def summary_names(text: str) -> dict[str, str]:
-    """Return a status for each test of pytest's short summary, named as in R2E-Gym: parts joined by dots.
+    """Return the status of each test in pytest's short summary, by the name that R2E-Gym gives to the test.
 
-    The file is left out. As in R2E-Gym's own parser, the last status of a name counts, and tests with the
-    are one.
+    The name is the test's id without the file, its parts joined by dots. As in R2E-Gym's own parser, tests
+    of the same name in different files are one, and the last status of a name counts.
     """
     _, _, summary = _ANSI.sub("", text).partition("short test summary info")
     statuses: dict[str, str] = {}
@@ -78,7 +78,7 @@ def summary_names(text: str) -> dict[str, str]:
 
 
 def _pytest(text: str) -> Iterator[tuple[str, Status]]:
-    """Read both forms of pytest's output: the summary of ``-rA``, and ``--verbose``."""
+    """Yield each test and its status from pytest's output, as ``-rA`` or ``--verbose`` prints it."""
     for line in text.splitlines():
         if found := _SUMMARY.match(line):
             if not found.group(2).startswith("["):  # "SKIPPED [1] file:line: reason" names no test
@@ -88,9 +88,9 @@ def _pytest(text: str) -> Iterator[tuple[str, Status]]:
 
 
 def _unittest(text: str) -> Iterator[tuple[str, Status]]:
-    """Read ``unittest --verbose`` and Django's runner.
+    """Yield each test and its status from the output of ``unittest --verbose`` or of Django's runner.
 
-    A test with a docstring is reported under its id and under the first line of its docstring.
+    A test with a docstring is yielded twice: under its id and under the first line of its docstring.
     """
     names: tuple[str, ...] = ()
     for raw in text.splitlines():
@@ -119,7 +119,7 @@ def _unittest(text: str) -> Iterator[tuple[str, Status]]:
 
 
 def _sympy(text: str) -> Iterator[tuple[str, Status]]:
-    """Read the verbose output of SymPy's runner: ``test_name ok``."""
+    """Yield each test and its status from the verbose output of SymPy's runner, such as ``test_name ok``."""
     for line in text.splitlines():
         if found := re.match(r"\s*(test_\w+) (ok|[FEfXs])(\s|$)", line):
             yield found.group(1), cast(Status, _SYMPY[found.group(2)])

@@ -53,10 +53,10 @@ echo {submit}
 
 
 def system(*, bash_only: bool, folder: str, command_s: float) -> str:
-    """Return the instructions."""
+    """Return the system message: the tools, how to call them, and the rules of an episode."""
     return (COMMANDS if bash_only else TOOLS).format(folder=folder, command_s=command_s, submit=SUBMIT)
 
 
 def problem(instance: Instance) -> str:
-    """Return the problem statement with its introduction."""
+    """Return the user message: the problem statement of an instance, after an introduction."""
     return f"The bug, as it was reported:\n\n{instance.problem_statement.strip()}"

@@ -7,8 +7,9 @@ observation lists edits of that function, one of which is the fix:
     2 if value < low: -> if value <= low:
 
 ``try 2`` applies the second edit (and no other) to the repository and runs up to three of the failing tests;
-``submit`` submits the current state. Both are calls of the environment ``swe`` (a command in its shell, its
-submission), so it measures the same signals, and grades by the official rule in a fresh sandbox.
+``submit`` submits the current state. The environment ``swe`` carries out both: ``try`` as a command in its
+shell, ``submit`` as its submission. So ``swe-repair`` measures the same signals, and grades by the official
+rule in a fresh sandbox.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from agentrl_environments.swe.rows import Instance
 from agentrl_environments.swe.workspace import tools_folder
 
 KINDS = ("change_operator", "off_by_one", "change_constant", "invert_condition")
-"""Kinds of bugs that become tasks here. For these, the fix looks like the other edits of the menu."""
+"""Kinds of bugs that become tasks of ``swe-repair``: those whose fix looks like the menu's other edits."""
 _TESTS = 3
-"""Failing tests that ``try`` runs."""
+"""Maximum number of failing tests that ``try`` runs."""
 _CONTEXT = 28
-"""Characters shown on each side of the place that an edit changes."""
+"""Number of characters shown on each side of the place that an edit changes."""
 _TRY = """
 cd {folder} && git checkout -q -- . && git apply {menu}/$1.patch && git apply {menu}/tests.patch || exit 3
 {command} 2>&1 | tail -n 1
@@ -46,14 +47,17 @@ git apply --reverse {menu}/tests.patch
 
 @dataclass(frozen=True, kw_only=True)
 class Repair(Swe):
-    """Choose the edit that fixes a known function. Tasks are bugs of one line whose kind is in `KINDS`."""
+    """Choose, from a menu of edits, the one that fixes a known broken function.
+
+    The tasks are bugs in a single line.
+    """
 
     max_turns: int = 6
     most_edits: int = 5
-    """Largest number of edits in a menu."""
+    """Maximum number of edits in a menu."""
     orders: int = 8
-    """Number of tasks made from each row of ``train``, with menus in different orders, so that a policy
-    cannot memorise a number for each row."""
+    """Number of tasks made from each row of the split ``train``. Their menus have different orders, so that a
+    policy cannot memorise the number of the right edit for each row."""
 
     sample: ClassVar[Path] = Path(__file__).parent / "repairs.jsonl.gz"
     signals: ClassVar[Mapping[str, str]] = {
@@ -62,7 +66,7 @@ class Repair(Swe):
     }
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the split's tasks whose fix is a change of one line."""
+        """Return the split's tasks: bugs in a single line, several times in ``train`` (see ``orders``)."""
         known = {instance.id: instance for instance in self._instances()}
         tasks = [task for task in super().tasks(split) if _is_task(known[task.id])]
         orders = self.orders if split == "train" else 1
@@ -74,14 +78,14 @@ class Repair(Swe):
 
     @asynccontextmanager
     async def open(self, task: Task, sandbox: Sandbox | None, shared: object) -> AsyncIterator[Env]:
-        """Open an episode of `Swe`, with the menu in front of it."""
+        """Open an episode of `Swe` that is played through a menu of edits."""
         async with super().open(task, sandbox, shared) as inner:
             assert sandbox is not None
             yield _Menu(inner, self._instance(task), sandbox, self.most_edits, task.data["order"])
 
 
 class _Menu:
-    """An episode whose actions are the numbers of edits."""
+    """An episode of ``swe-repair``: its actions try an edit of the menu, or submit."""
 
     def __init__(self, inner: Env, instance: Instance, sandbox: Sandbox, most_edits: int, order: int) -> None:
         self._inner, self._instance, self._sandbox = inner, instance, sandbox
@@ -90,7 +94,7 @@ class _Menu:
         self._num_edits = self._right = self._tried = 0
 
     async def reset(self) -> Observation:
-        """Set up the repository, and the menu in a folder beside it."""
+        """Set up the repository, write the menu's edits into a folder beside it, and show the menu."""
         await self._inner.reset()
         (path,) = diffs.paths(self._instance.patch)
         base = (await self._sandbox.read(f"{self._sandbox.spec.workdir}/{path}")).decode()
@@ -108,7 +112,7 @@ class _Menu:
         return self._shown("\n".join(f"{number} {line}" for number, (line, _) in enumerate(edits, 1)))
 
     async def step(self, action: str) -> Step:
-        """Try an edit, or submit."""
+        """Try an edit (``try 2``), or submit the repository (``submit``)."""
         word = re.fullmatch(r"try (\d+)", action.strip())
         if word is None or not 1 <= int(word.group(1)) <= self._num_edits:
             step = await self._inner.step("submit" if action.strip() == "submit" else "")
@@ -123,7 +127,7 @@ class _Menu:
         return self._after(step, text, passed=passed)
 
     def _after(self, step: Step, text: str, *, passed: bool = False) -> Step:
-        """Return a step of the inner environment with another text and the signal ``passed``."""
+        """Return a step of the environment ``swe`` with another text and the signal ``passed``."""
         return Step(
             self._shown(text),
             step.reward,
@@ -140,9 +144,10 @@ class _Menu:
 
 @lru_cache(maxsize=1024)
 def menu(instance: Instance, base: str, most: int, order: int = 0) -> list[tuple[str, str]]:
-    """Return a menu of up to ``most`` edits, the fix among them: the description and the patch of each.
+    """Return a menu of up to ``most`` edits, the fix among them: (description, patch) of each edit.
 
-    The instance's id and ``order`` determine the edits and their order.
+    ``base`` is the text of the broken file. The instance's id and ``order`` determine which edits the menu
+    has, and in which order.
 
     Raises:
         MissingExtra: libcst is not installed.
@@ -177,13 +182,16 @@ def _is_task(instance: Instance) -> bool:
 
 
 def _describe_fix(patch: str) -> str:
-    """Describe the edit that a patch of one hunk makes."""
+    """Return the description, as shown in the menu, of the edit that a patch of one hunk makes."""
     (hunk,) = diffs.parse(patch)[0].hunks
     return _describe_change("".join(hunk.old), "".join(hunk.new))
 
 
 def _describe_change(old: str, new: str) -> str:
-    """Return the first line that differs, before and after, cut around the first difference."""
+    """Return the first line that differs between two texts, as ``old line -> new line``.
+
+    Both lines are cut to the surroundings of the first character that differs.
+    """
     pairs = [
         (x.strip(), y.strip()) for x, y in zip(old.splitlines(), new.splitlines(), strict=False) if x != y
     ]

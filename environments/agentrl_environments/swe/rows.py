@@ -3,7 +3,7 @@
 | format | known by | what is special |
 |---|---|---|
 | SWE-bench, Verified | ``FAIL_TO_PASS`` and ``test_patch`` | the test lists are JSON inside strings |
-| SWE-Gym | the same, without ``environment_setup_commit`` | the lists are lists; other images |
+| SWE-Gym | those, without ``environment_setup_commit`` | the test lists are lists; other images |
 | SWE-smith | ``image_name``, no ``test_patch`` | ``patch`` *makes the bug*: the fix is its reverse |
 | R2E-Gym | ``expected_output_json`` | both versions of each file, no patch; graded by a map of tests |
 
@@ -32,7 +32,7 @@ from agentrl_environments.swe.files import Fields, Row, read
 Parser = Literal["pytest", "unittest", "sympy"]
 
 PYTEST = "python3 -m pytest -p no:cacheprovider -o addopts='' -q -rA --tb=no --color=no"
-"""Test command of a package that needs only pytest; the test files come after it."""
+"""Test command of a package that needs only pytest. Test files may be appended to it."""
 _CONDA = "source /opt/miniconda3/bin/activate testbed"
 _HUB_PYTEST = "pytest --no-header -rA --tb=no -p no:cacheprovider"
 _HUB_COMMANDS: Mapping[str, tuple[str, Parser]] = {
@@ -74,36 +74,38 @@ class Instance:
     patch: str
     """The fix: the diff from the base to the solution, whichever direction the file's format has."""
     test_patch: str = ""
-    """Changes of the tests: not in the agent's tree, and applied for grading."""
+    """Changes of the tests. They are not in the tree that the agent sees, and are applied for grading."""
     fail_to_pass: tuple[str, ...] = ()
     pass_to_pass: tuple[str, ...] = ()
     expected: tuple[tuple[str, str], ...] = ()
-    """If not empty, R2E-Gym's rule applies: the log must have exactly these tests with these statuses."""
+    """Pairs of a test and its status. If there are any, R2E-Gym's rule applies: to be resolved, the log must
+    have exactly these tests with these statuses."""
     base_commit: str = ""
     version: str = ""
 
     source: SourceDistribution | None = None
-    """Origin of the tree; ``None`` if the tree is in ``image``, at ``folder``."""
+    """Source distribution that the tree comes from; ``None`` if the tree is in ``image``, at ``folder``."""
     image: str = ""
-    """The sandbox's image; empty for the environment's ``image``."""
+    """Image of the sandbox. If it is empty, the option ``image`` of the environment is used."""
     folder: str = "/testbed"
     solved: bool = False
-    """Whether the tree is the solved one; the base is then made by reversing ``test_patch`` and ``patch``."""
+    """Whether the tree given by ``source`` or ``image`` is the solved one. If so, the base is made by
+    reversing ``test_patch`` and ``patch``."""
     hidden: tuple[str, ...] = ()
-    """Paths in the image that the agent must not see: they are removed from its sandbox, and used for
-    grading."""
+    """Paths in the image that the agent must not see. They are removed from the agent's sandbox, and are
+    present in the sandbox for grading."""
     setup: str = ""
-    """Shell command that prepares a shell in ``folder``: the agent's, and the one that runs the tests."""
+    """Shell command that prepares each shell in ``folder``: that of the agent and that of the tests."""
     command: str = ""
     """Shell command that runs the tests in ``folder``."""
     parser: Parser = "pytest"
-    """The parser of the test output."""
+    """Name of the parser of the test output (see ``logs``)."""
 
     site: str = ""
-    """A key shared by instances that teach the same thing, such as the broken function; empty for the id.
-    Instances with the same key are in the same split."""
+    """A key shared by instances that teach the same thing, such as the name of the broken function. Instances
+    of a repository with the same key are in the same split. If it is empty, ``id`` is the key."""
     kind: str = ""
-    """The kind of change that made the bug."""
+    """Name of the kind of change that made the bug; empty if it is not known."""
     difficulty: str = ""
     hints: str = ""
     created_at: str = ""
@@ -111,12 +113,12 @@ class Instance:
 
     @property
     def digest(self) -> str:
-        """Content hash of the instance."""
+        """Hash of the instance's content."""
         return hashlib.sha256(json.dumps(to_row(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def test_files(self) -> tuple[str, ...]:
-        """The test files: those in the test patch and those named in test ids."""
+        """The paths of the test files: those in the test patch and those named in test ids, sorted."""
         named = {
             found.group()
             for test in (*self.fail_to_pass, *self.pass_to_pass)
@@ -126,7 +128,7 @@ class Instance:
 
     @property
     def split_key(self) -> int:
-        """A hash from 0 to 999 that determines the split; the same for all instances of one ``site``."""
+        """A hash from 0 to 999 that determines the split; equal for instances of equal repo and site."""
         key = f"{self.repo}\0{self.site or self.id}"
         return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) % 1000
 
@@ -142,12 +144,12 @@ def load(path: str | Path) -> tuple[Instance, ...]:
 
 
 def index(path: str | Path) -> Mapping[str, Instance]:
-    """Return the instances of a file by id; raises as `load`."""
+    """Return the instances of a file by id; it raises the same errors as `load`."""
     return _load(*_cache_key(path))
 
 
 def _cache_key(path: str | Path) -> tuple[Path, int, int]:
-    """Return a file with its modification time and size, which change with its content."""
+    """Return a file with its modification time and its size, which tell whether its content has changed."""
     file = Path(path)
     try:
         found = file.stat()
@@ -175,13 +177,16 @@ def _load(file: Path, changed_ns: int, size: int) -> Mapping[str, Instance]:
 
 
 def write(path: str | Path, instances: Iterable[Instance]) -> None:
-    """Write instances as JSON lines in SWE-bench form; gzipped, reproducibly, for names that end in .gz."""
+    """Write instances as JSON lines in SWE-bench form.
+
+    If the file's name ends in .gz, the file is compressed, and equal instances give equal bytes.
+    """
     text = "".join(json.dumps(to_row(instance), ensure_ascii=False) + "\n" for instance in instances).encode()
     Path(path).write_bytes(gzip.compress(text, mtime=0) if Path(path).suffix == ".gz" else text)
 
 
 def from_row(row: Row, where: str = "row") -> Instance:
-    """Convert a row of any of the formats to the normal form; ``where`` names the row in errors.
+    """Convert a row of any of the module's formats to the normal form; ``where`` names the row in errors.
 
     Raises:
         ConfigError: a field is missing or wrong.
@@ -221,7 +226,7 @@ _SWE_BENCH = {
     "environment_setup_commit": "environment_setup_commit",
     "difficulty": "difficulty",
 }
-"""SWE-bench's name of each field -> our name."""
+"""The attribute of `Instance` for each field of SWE-bench."""
 _OURS = (
     "source",
     "image",
@@ -267,7 +272,7 @@ def _require_failing_tests(instance: Instance, fields: Fields) -> None:
 
 
 def _with_ours(instance: Instance, extra: Mapping[str, Any], where: str) -> Instance:
-    """Return an instance with the values that `to_row` put into the field ``agentrl``."""
+    """Return ``instance`` with the values of ``extra``, which `to_row` wrote into the field ``agentrl``."""
     if unknown := sorted(set(extra) - set(_OURS)):
         raise ConfigError(
             f"{where}: field 'agentrl' has unknown entries {', '.join(unknown)}; known are {', '.join(_OURS)}"
@@ -294,7 +299,7 @@ def _with_ours(instance: Instance, extra: Mapping[str, Any], where: str) -> Inst
 
 
 def _hub(instance: Instance, fields: Fields) -> Instance:
-    """Return a SWE-bench or SWE-Gym instance with its published image and its repository's test command."""
+    """Return a SWE-bench or SWE-Gym instance, completed with its published image and its test command."""
     command, parser = _HUB_COMMANDS.get(instance.repo, (_HUB_PYTEST, "pytest"))
     files = [path for path in diffs.paths(instance.test_patch) if path.endswith(".py")]
     if instance.repo == "django/django":  # its runner takes modules, relative to tests/
@@ -350,7 +355,7 @@ def _r2e_gym(fields: Fields) -> Instance:
 
 
 def _patch_of(changes: Any, where: str) -> str:
-    """Return the fix of a parsed commit: the unified diff of its files, without tests."""
+    """Return the fix in R2E-Gym's ``parsed_commit_content``: the unified diff of all files but the tests."""
     parts = []
     try:
         for change in changes["file_diffs"]:

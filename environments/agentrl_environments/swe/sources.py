@@ -1,6 +1,7 @@
 """The trees of instances made from source distributions, as archives for a sandbox.
 
-The same distribution gives the same bytes on every machine: files only, sorted, without dates and owners.
+The same distribution gives the same bytes on every machine: an archive has only files, sorted by path,
+without dates and owners.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from agentrl_environments.swe.synth import packages
 def archive(source: SourceDistribution, cache: str = "") -> bytes:
     """Return the tree of a source distribution as a plain tar archive.
 
-    ``cache`` is the folder of distributions; empty for the user's cache folder.
+    ``cache`` is the folder of distributions. If it is empty, the user's cache folder is used.
 
     Raises:
         ConfigError: the distribution is not in the cache and cannot be fetched.
@@ -33,13 +34,16 @@ def archive(source: SourceDistribution, cache: str = "") -> bytes:
 
 @lru_cache(maxsize=4)
 def tools(cache: str = "") -> bytes:
-    """Return the test runner as a plain tar archive; raises as `archive`."""
+    """Return the files of the test runner as a plain tar archive.
+
+    The parameter ``cache`` and the errors are those of `archive`.
+    """
     with _fetching():
         return tar(packages.tools(Path(cache) if cache else None))
 
 
 def tar(files: Mapping[str, bytes]) -> bytes:
-    """Return files, by relative path, as a plain tar archive."""
+    """Return files, given as contents by relative path, as a plain tar archive."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as made:
         for path, data in sorted(files.items()):
@@ -51,7 +55,10 @@ def tar(files: Mapping[str, bytes]) -> bytes:
 
 @contextmanager
 def _fetching() -> Iterator[None]:
-    """Turn a package that cannot be fetched into a ``ConfigError`` that says how to make it available."""
+    """Turn the error of a package that cannot be fetched into a ``ConfigError`` with advice.
+
+    The advice says how to make the package available.
+    """
     try:
         yield
     except packages.UnusablePackage as problem:

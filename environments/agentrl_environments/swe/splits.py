@@ -1,4 +1,4 @@
-"""The split that an instance belongs to: a function of the repository and the broken function alone."""
+"""The split that an instance belongs to. Only its repository and its broken function determine the split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HELD_OUT = ("xmltodict", "toolz")
 
 
 def split_of(instance: Instance, held_out: Collection[str] = HELD_OUT) -> str:
-    """Return the split of an instance; ``held_out`` are the repositories of the split ``held-out``."""
+    """Return the name of an instance's split; ``held_out`` are the repositories of the split ``held-out``."""
     if instance.repo in held_out:
         return "held-out"
     return next(split for split, share in SHARES.items() if instance.split_key in share)

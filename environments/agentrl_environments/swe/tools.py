@@ -1,7 +1,7 @@
 """The agent's tools in its sandbox: a shell, an editor, a search.
 
-Whatever an agent does is answered with a text; only a broken sandbox raises. Long results lose their middle,
-because the beginning shows what ran and the end shows how it ended; a note says how much is left out.
+Whatever an agent does is answered with a text; only a broken sandbox raises an error. Long results lose their
+middle, because the beginning shows what ran and the end shows how it ended; a note says how much is left out.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from agentrl_environments.swe import diffs
 from agentrl_environments.swe.actions import Call
 
 SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
-"""A command whose output begins with this line submits, if commands are the only tool (mini-swe-agent)."""
+"""First line of the output of a command that submits, if commands are the only tool (mini-swe-agent)."""
 MAX_FILE = 4 << 20
-"""Largest file that the editor opens, in bytes."""
+"""Maximum size of a file that the editor opens, in bytes."""
 MAX_FILES = 100
-"""A search that finds more files than this is refused."""
+"""Maximum number of files that a search may find; a search that finds more is refused."""
 CONTEXT = 4
-"""Lines shown before and after an edit."""
+"""Number of lines that are shown before and after the lines of an edit."""
 QUIET = {"PAGER": "cat", "GIT_PAGER": "cat", "TERM": "dumb"}
-"""Environment of the agent's commands, so that no program waits for a key."""
+"""Environment variables of the agent's commands; they keep programs from waiting for a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A tool's answer. ``ran`` says whether the tool did what was asked.
 
-    A command that ends with any exit code ran; a command that was stopped did not.
+    A command that ended by itself ran, whatever its exit code; a command that was stopped did not.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Result:
 
 
 class _Refusal(Exception):
-    """The tool cannot do what was asked; the message tells the agent why."""
+    """A tool cannot do what was asked; the message tells the agent why."""
 
 
 class Tools:
@@ -68,7 +68,7 @@ class Tools:
         self._cwd = self._folder
 
     async def run(self, call: Call) -> Result:
-        """Make a call.
+        """Make a call, and return the answer of its tool.
 
         Raises:
             SandboxError: the sandbox broke.
@@ -245,14 +245,21 @@ class Tools:
         return "\n".join(line for _, line in ordered) or f"{term!r} is in no file of {where}"
 
     async def _edited(self, name: str, old: str, new: str, line: int, count: int) -> str:
-        """Write an edited file; return its ``count`` changed lines from ``line`` on, with context."""
+        """Write an edited file, and return its text from line ``line`` on (``count`` lines) with context.
+
+        ``old`` and ``new`` are the file's texts before and after the edit.
+        """
         await self._write(self._path(name), old, new)
         lines = diffs.lines(new)
         start, end = max(1, line - CONTEXT), min(len(lines), line + count - 1 + CONTEXT)
         return f"edited {name}; lines {start} to {end} are now:\n{_numbered(lines, start, end)}"
 
     async def _read(self, path: str) -> str:
-        """Return the content of a text file; a folder is an ``IsADirectoryError``."""
+        """Return the content of a text file.
+
+        Raises:
+            IsADirectoryError: the path is a folder.
+        """
         try:
             data = await self._sandbox.read(path, max_bytes=MAX_FILE)
             return data.decode()
@@ -281,9 +288,10 @@ class Tools:
 
 
 def clip(text: str, limit: int, lost: int = 0) -> str:
-    r"""Return a text of at most ``limit`` characters: the middle is left out, with a note of how much.
+    r"""Return a text with at most ``limit`` of its characters: the middle of a longer text is left out.
 
-    ``lost`` characters are already missing from the middle.
+    A note in its place says how many characters are left out. The note also counts ``lost`` characters that
+    were already missing from the middle of the given text.
 
     >>> clip("abcdefgh", 4)
     'ab\n[4 characters are left out]\ngh'

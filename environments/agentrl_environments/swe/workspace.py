@@ -5,8 +5,8 @@ branches, tags, logs, packed objects of later releases), so the repository is cr
 alone. Author and date are fixed, so the commit hash is a function of the tree.
 
 Everything inside the sandbox, git included, is under the agent's control. The only thing read from it is a
-patch, which is judged elsewhere. So a command that fails after the agent has acted is a measurement; one that
-fails before is an ``EnvError``.
+patch, which is judged elsewhere. So a command that fails after the agent has acted is a measurement; a
+command that fails before is an ``EnvError``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from agentrl_environments.swe import diffs
 from agentrl_environments.swe.rows import Instance
 
 MAX_PATCH = 4 << 20
-"""Longest patch, in bytes."""
+"""Maximum length of a patch that is read from a sandbox, in bytes; a longer one counts as empty."""
 SETUP_S = 120.0
-"""Deadline of commands that set up the repository."""
+"""Deadline of each command that sets up the repository, in seconds."""
 MEASURE_S = 30.0
-"""Deadline of commands that compare it with its base."""
+"""Deadline of each command that compares the repository with its base, in seconds."""
 _WHO = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -49,7 +49,10 @@ GIT = {
     **{f"GIT_CONFIG_KEY_{index}": key for index, key in enumerate(_CONFIG)},
     **{f"GIT_CONFIG_VALUE_{index}": value for index, value in enumerate(_CONFIG.values())},
 }
-"""Environment of our own git commands: only this configuration, and a fixed identity."""
+"""Environment variables of the git commands that this package runs.
+
+They give git a fixed identity and the configuration in ``_CONFIG``, and hide every other configuration.
+"""
 _COMMIT = """
 set -e
 tracked=$(mktemp)
@@ -72,41 +75,50 @@ git commit -q --allow-empty -m base
 git config user.name agent && git config user.email agent@localhost
 git rev-parse HEAD
 """
-"""Creates the base commit.
+"""Shell script that creates the base commit.
 
 If the image has a repository, the commit contains its tracked files and the paths on standard input;
 untracked files, such as build products, are excluded.
 """
 _INDEX = 'export GIT_INDEX_FILE="$PWD/.git/measured"; cp -p .git/index "$GIT_INDEX_FILE" && git add -A'
-"""Uses a copy of the index with the same modification time. Git compares times in whole seconds, and reads
-files again that are as new as the index. With a newer copy it would miss an edit within the same second that
-does not change a file's length."""
+"""Shell commands that add all files to a copy of git's index, so that the agent's own index stays as it is.
+
+The copy keeps the modification time. Git compares times in whole seconds, and reads files again that are as
+new as the index. If the copy were newer, git would miss an edit that was made within the same second and does
+not change the length of the file.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """The content to put into a sandbox: plain tar archives; empty if the image has everything."""
+    """What to put into a sandbox: plain tar archives of the repository and of the tools that run its tests.
+
+    Both are empty if the image has everything.
+    """
 
     repository: bytes = b""
     tools: bytes = b""
 
 
 def tools_folder(workdir: str) -> str:
-    """Return the folder of the test runner, for instances made from a source distribution."""
+    """Return the folder that holds the test runner of instances made from a source distribution."""
     return f"{workdir}-tools"
 
 
 def environment(instance: Instance, workdir: str) -> dict[str, str]:
-    """Return the environment variables of the agent's commands and the tests; none if there is an image."""
+    """Return the environment variables of the agent's commands and of the tests.
+
+    There are none unless the instance is made from a source distribution.
+    """
     if instance.source is None:
         return {}
     return {"PYTHONPATH": tools_folder(workdir), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
 
 
 async def lay_out(sandbox: Sandbox, instance: Instance, trees: Trees, *, show_hidden: bool = False) -> str:
-    """Create the instance's base in a fresh sandbox and return its commit.
+    """Create the instance's base in a fresh sandbox, and return the hash of its commit.
 
-    ``show_hidden`` keeps the paths that the agent must not see.
+    With ``show_hidden``, the paths that the agent must not see are kept.
 
     Raises:
         EnvError: the base cannot be made, or its hash differs from the one in the row.
@@ -143,13 +155,16 @@ async def lay_out(sandbox: Sandbox, instance: Instance, trees: Trees, *, show_hi
 
 
 async def tree_hash(sandbox: Sandbox) -> str:
-    """Return the hash of the repository's current files; empty if git fails in the agent's sandbox."""
+    """Return the hash of the repository's current files, or an empty text if git fails in the sandbox."""
     found = await sandbox.exec(["bash", "-c", f"{_INDEX} && git write-tree"], env=GIT, timeout_s=MEASURE_S)
     return found.stdout.decode(errors="replace").strip() if found.exit_code == 0 else ""
 
 
 async def extract_patch(sandbox: Sandbox, base: str) -> bytes:
-    """Return all changes since the base, committed or not, as a patch; empty if none, or if git fails."""
+    """Return all changes since the commit ``base``, committed or not, as a patch.
+
+    The patch is empty if there are no changes, if git fails, or if the patch is longer than `MAX_PATCH`.
+    """
     options = "--cached --binary --no-color --no-ext-diff --no-textconv --no-renames"
     script = f"{_INDEX} && git diff {options} --src-prefix=a/ --dst-prefix=b/ {base}"
     found = await sandbox.exec(["bash", "-c", script], env=GIT, timeout_s=MEASURE_S, max_output=MAX_PATCH)
@@ -157,7 +172,10 @@ async def extract_patch(sandbox: Sandbox, base: str) -> bytes:
 
 
 def require_success(result: ExecResult, what: str) -> ExecResult:
-    """Return the result of a command that fails only if the instance or its image is broken.
+    """Return ``result`` if its command succeeded.
+
+    This is for commands that fail only if the instance or its image is broken. ``what`` names the command in
+    the error.
 
     Raises:
         EnvError: the command failed.

@@ -37,37 +37,39 @@ Style = Literal["brief", "raw"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextWorld(EnvSpec):
-    """Panels of generated games, and how they are played.
+    """Fixed panels of generated text games, and how these are played.
 
-    The splits ``train``, ``valid`` and ``test`` hold games of the family ``game``; no structure is in two of
-    them. The split ``ood`` (out of distribution) is the test split of a larger family.
+    The splits ``train``, ``valid`` and ``test`` hold games of the family ``game``; no two splits have games
+    of the same structure (the same up to names of rooms). The split ``ood`` (out of distribution) is the test
+    split of a larger family.
     """
 
     game: str = "coin-r8-q4"
-    """Name of the family of games. ``str(family)`` returns the name of a family and `parse` reads it back."""
+    """Name of the family of games, which holds all its options (see the module ``families``)."""
     backend: Backend = "facts"
-    """``facts`` plays the game's logic, which is fast. ``z8`` plays the compiled game, which has a text; it
-    is compiled when first needed."""
+    """What plays a game. ``facts`` plays the game's logic, which is fast. ``z8`` plays the compiled game,
+    which has a text; a game is compiled when it is first needed."""
     observation: Style = "brief"
-    """``brief`` renders the facts in one line. ``raw`` is the text of the compiled game and needs
-    ``backend="z8"``."""
+    """What the agent reads. ``brief`` is one line that lists what a player can see. ``raw`` is the text of
+    the compiled game, and needs ``backend="z8"``."""
     show_actions: bool = False
-    """Whether the text lists the admissible commands."""
+    """Whether the text of an observation lists the admissible commands."""
     intermediate: bool = False
-    """Whether to measure the signal ``intermediate``; it makes a step several times slower."""
+    """Whether to measure the signal ``intermediate``, which makes a step several times slower."""
     max_turns: int = 20
     train: int = 400
     valid: int = 100
     test: int = 200
     ood: int = 100
     ood_game: str = ""
-    """Name of the larger family; empty for the next larger size of ``game``."""
+    """Name of the larger family, which the split ``ood`` is drawn from. If it is empty, this is the next
+    larger size of ``game``."""
     seed: int = 0
-    """Base of the generator's seeds; another base gives other games."""
+    """Number that the generator's seeds are derived from; another number gives other games."""
     cache: str = ""
-    """Folder for generated games; empty for the user's cache folder."""
+    """Folder in which generated games are kept. If it is empty, the user's cache folder is used."""
     workers: int = 0
-    """Number of processes that generate games; 0 for one per core. No result depends on it."""
+    """Number of processes that generate games. If it is 0, there is one per core. No result depends on it."""
 
     blocking: ClassVar[bool] = True
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test", "ood")
@@ -116,7 +118,7 @@ class TextWorld(EnvSpec):
         return parse(self.game)
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Return the split's panel of games; games that are not in the cache yet are generated first."""
+        """Return the split's games as tasks; games that are not in the cache yet are generated first."""
         return self._tasks(split, None)
 
     def prepare(self, progress: Progress) -> None:
@@ -189,7 +191,13 @@ def _task(name: str, entry: Entry) -> Task:
 
 
 def _engine() -> ModuleType:
-    """Import the module that needs the engine. A spec can be made, checked and listed without the engine."""
+    """Import and return the module `engine`, which needs the TextWorld engine.
+
+    A spec can be made, checked and listed without that engine.
+
+    Raises:
+        MissingExtra: the TextWorld engine is not installed.
+    """
     try:
         from agentrl_environments.textworld import engine
     except ImportError as problem:

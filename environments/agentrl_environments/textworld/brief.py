@@ -30,25 +30,28 @@ _VISIBLE = frozenset(
         "diced",
     ]
 )
-"""Predicates of one thing that a player sees by looking at it."""
+"""Predicates of a single thing that a player sees by looking at the thing, such as ``open``."""
 
 
 class Fact(Protocol):
-    """A proposition of the engine: ``in(key, box)``."""
+    """A proposition of the engine about things, such as ``in(key, box)``."""
 
     @property
     def name(self) -> str:
-        """The predicate."""
+        """The predicate, such as ``in``."""
         ...
 
     @property
     def names(self) -> Sequence[str]:
-        """Ids of its arguments, such as ``k_0``."""
+        """Ids of the predicate's arguments, such as ``k_0``."""
         ...
 
 
 class Scene:
-    """The facts of one state, indexed for rendering. ``labels`` maps ids of things to names in commands."""
+    """The facts of one state, indexed for rendering.
+
+    ``labels`` maps the ids of things to the names under which commands refer to them.
+    """
 
     def __init__(self, facts: Iterable[Fact], labels: Mapping[str, str]) -> None:
         self.labels = labels
@@ -75,7 +78,7 @@ class Scene:
                 self.marks.setdefault(ids[0], []).append(name)
 
     def render(self) -> str:
-        """Return the observation."""
+        """Return the ``brief`` observation of the state."""
         parts = [self.labels.get(self.here, self.here)]
         parts += _part("exits", self._exits())
         parts += _part("see", sorted(self._things(self.here)))
@@ -93,7 +96,10 @@ class Scene:
         return exits
 
     def _things(self, place: str) -> Iterable[str]:
-        """Yield what is in or on ``place``, and, recursively, in or on the open things among it."""
+        """Yield the texts of all things that are at, in or on ``place``.
+
+        Things in or on these follow, and so on, except those in closed or locked things.
+        """
         for thing, relation in self.holds.get(place, ()):
             yield self._thing(thing, "" if relation == "at" else f" {relation} {self.labels[place]}")
             if not {"closed", "locked"} & set(self.marks.get(thing, ())):

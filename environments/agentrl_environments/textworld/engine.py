@@ -37,9 +37,9 @@ def _knowledge(text: str) -> KnowledgeBase:
 
 
 def load(data: Mapping[str, Any]) -> Game:
-    """Return the game of a ``.json`` file's value.
+    """Return a game, given the JSON value of its ``.json`` file.
 
-    Equal to ``Game.deserialize``, except that all games of a family share one knowledge base.
+    The result is that of ``Game.deserialize``, except that all games of a family share one knowledge base.
     """
     game = Game(World.deserialize(data["world"], kb=_knowledge(json.dumps(data["KB"], sort_keys=True))))
     game.grammar_options = GrammarOptions(data["grammar"])
@@ -51,20 +51,21 @@ def load(data: Mapping[str, Any]) -> Game:
 
 
 def labels(game: Game) -> dict[str, str]:
-    """Return the name of each thing in commands, by its id."""
+    """Return the name under which commands refer to each thing, by the thing's id."""
     return {thing: info.name or "" for thing, info in game.infos.items()}
 
 
 def structure(game: Game) -> str:
-    """Return the structural key of a game."""
+    """Return the structural key of a game (see `brief.structure_key`)."""
     return structure_key(game.world.facts, labels(game), game.metadata["walkthrough"])
 
 
 class StateNode:
     """One state of a game, as a node of its `GameGraph`.
 
-    ``quests`` marks the completed quests. ``next`` (command -> node) and ``commands_of_events`` (event of the
-    compiled game -> command) hold what has been explored so far.
+    ``quests`` says of each quest whether it is complete. ``next`` holds the nodes explored so far, by the
+    command that leads to them. ``commands_of_events`` holds the commands looked up so far, by the event of
+    the compiled game that they cause.
     """
 
     __slots__ = (
@@ -103,7 +104,10 @@ class StateNode:
         self._lower: dict[str, str] = {}
 
     def understand(self, action: str) -> str | None:
-        """Return the admissible command that equals ``action`` up to case and white space, or ``None``."""
+        """Return the admissible command that equals ``action`` up to case and white space.
+
+        Return ``None`` if there is no such command.
+        """
         if action in self.actions:
             return action
         if not self._lower:
@@ -111,7 +115,7 @@ class StateNode:
         return self._lower.get(" ".join(action.lower().split()))
 
     def text(self, names: Mapping[str, str]) -> str:
-        """Return the brief observation."""
+        """Return the ``brief`` observation of the state; ``names`` are the names of things, by id."""
         if not self._text:
             self._text = Scene(self.state.facts, names).render()
         return self._text
@@ -164,7 +168,10 @@ class GameGraph:
         return node.commands_of_events[event]
 
     def play(self, commands: Sequence[str]) -> tuple[list[str], StateNode]:
-        """Play ``commands`` in order; return those that were accepted, and the node they lead to."""
+        """Play ``commands`` in order from the start, and skip those that are not admissible.
+
+        Return the commands that were played, and the node that they lead to.
+        """
         accepted, node = [], self.start
         for command in commands:
             if command in node.actions and not (node.won or node.lost):
@@ -173,7 +180,11 @@ class GameGraph:
         return accepted, node
 
     def _node(self, state: State, before: tuple[bool, ...], score: int) -> StateNode:
-        """Return the node of ``state``, reached with the quests ``before`` complete and ``score`` points."""
+        """Return the node of ``state``, after judging the quests in this state.
+
+        ``before`` says which quests were complete, and ``score`` is the number of points, before this state
+        was reached.
+        """
         quests, score, lost = self._judge(state, before, score)
         key = (frozenset(state.facts), quests, score)
         node = self._nodes.get(key)
@@ -191,8 +202,9 @@ class GameGraph:
     def _judge(
         self, state: State, before: tuple[bool, ...], score: int
     ) -> tuple[tuple[bool, ...], int, bool]:
-        """Return which quests are complete, the score, and whether the game is lost.
+        """Return which quests are complete in ``state``, the score, and whether the game is lost.
 
+        ``before`` and ``score`` are the complete quests and the score before the state was reached.
         By the rules of the compiled game, a quest that is complete is skipped, one that fails loses the game,
         and one that is won pays its reward and is complete from then on, unless it is repeatable.
         """
@@ -209,7 +221,7 @@ class GameGraph:
         return tuple(after), score, lost
 
     def _actions(self, state: State) -> dict[str, Action]:
-        """Return the admissible commands and their actions.
+        """Return the actions of the admissible commands, by command.
 
         If a command can mean two actions, it means the one with more preconditions, as in the compiled game.
         """
@@ -233,8 +245,8 @@ def recipe_met(state: State) -> bool:
     """Return whether the compiled cooking game would prepare the meal.
 
     It does so if every ingredient is carried, and is cooked and cut as the recipe says. The game's logic
-    lists ``prepare meal`` as soon as one ingredient is carried; the compiled game then answers that something
-    is missing.
+    lists ``prepare meal`` as soon as one ingredient is carried; the compiled game then answers that an
+    ingredient is missing.
     """
     marks: dict[str, set[str]] = {}
     bases: list[tuple[str, str]] = []
@@ -274,7 +286,10 @@ class PlanTracker:
         self._moved = True
 
     def change(self) -> float:
-        """Return 1 if the plan became shorter since the last call, -1 if longer or impossible, else 0."""
+        """Return 1 if the plan became shorter since the last call, -1 if longer or impossible, else 0.
+
+        The plan is the shortest known one.
+        """
         if not self._moved:
             return 0.0
         self._moved = False
@@ -289,9 +304,10 @@ class PlanTracker:
 
 
 class Library:
-    """The loaded games of one process, and the interpreters of the compiled ones.
+    """The loaded games of one process, and the interpreters of the compiled games.
 
-    Games are evicted least recently used first. ``max_nodes`` bounds the memory: a node takes 5 to 30 KiB.
+    ``max_nodes`` is the total number of explored nodes from which adding a game evicts other games, the least
+    recently used game first. It bounds the memory: a node takes 5 to 30 KiB.
     """
 
     def __init__(self, max_nodes: int = 20_000) -> None:
@@ -307,7 +323,7 @@ class Library:
         return graph
 
     def add(self, key: str, graph: GameGraph) -> None:
-        """Add a game; first evict games until there is room."""
+        """Add a game under its structural key, after evicting games until there is room."""
         total = sum(map(len, self._graphs.values()))
         while self._graphs and total >= self._max_nodes:
             total -= len(self._graphs.popitem(last=False)[1])
@@ -315,7 +331,7 @@ class Library:
 
 
 def _notes(game: Game) -> dict[str, str]:
-    """Return, by command, texts that contain more than the facts: the recipe in a cookbook."""
+    """Return, by command, texts that tell the player more than the facts do: the recipe in a cookbook."""
     if "recipe" not in game.metadata:
         return {}
     ingredients = game.metadata["recipe"].partition("Directions:")[2].split("\n")

@@ -10,13 +10,13 @@ from agentrl_environments.textworld.engine import GameGraph, PlanTracker
 from agentrl_environments.textworld.interpreter import Interpreter
 
 _REFUSED = "xyzzy"
-"""Sent to the interpreter in place of a text that it must not see; it is not a verb of any game."""
+"""Text sent to the interpreter in place of a text that it must not see. It is not a verb of any game."""
 _ALIASES = frozenset(["n", "s", "e", "w", "north", "south", "east", "west", "l", "x", "i", "get", "pick"])
 
 
 @dataclass(frozen=True)
 class View:
-    """The options of `TextWorld` that matter while playing."""
+    """The options of `TextWorld` that matter while an episode is played."""
 
     brief: bool
     show_actions: bool
@@ -26,7 +26,7 @@ class View:
     def observation(
         self, text: str, commands: tuple[str, ...], *, plan: tuple[str, ...] = (), over: bool = False
     ) -> Observation:
-        """Return an observation. When the game is ``over`` it lists no commands."""
+        """Return an observation with the admissible commands, or with none if the game is ``over``."""
         if over:
             commands = ()
         if self.show_actions and commands:
@@ -35,7 +35,7 @@ class View:
 
 
 class _GameEpisode:
-    """Base of both back ends: the position in the game's graph, the turn limit and the signals."""
+    """What the episodes of both back ends share: the position in the game's graph, turn limit and signals."""
 
     def __init__(self, graph: GameGraph, view: View) -> None:
         self.graph, self.view = graph, view
@@ -70,7 +70,10 @@ class _GameEpisode:
         return f"{note} ; {text}" if note else text
 
     def result(self, text: str, *, score: float, won: bool, lost: bool, valid: bool) -> Step:
-        """Return a step. The reward is the score gained on this turn."""
+        """Return the step that ends this turn. Its reward is the score gained on this turn.
+
+        ``score`` is the game's score so far, and ``valid`` says whether the command was understood.
+        """
         self._turns += 1
         gained, self._score = score - self._score, score
         info = {"success": float(won), "valid": float(valid), "score": gained, "lost": float(lost)}
@@ -89,14 +92,14 @@ class _GameEpisode:
 
 
 class FactsEpisode(_GameEpisode):
-    """Plays the game's logic, with the brief text."""
+    """An episode on the game's logic (back end ``facts``), with brief texts."""
 
     async def reset(self) -> Observation:
-        """Return the first observation."""
+        """Return the first observation of the game."""
         return self.first(self.node.text(self.graph.labels))
 
     async def step(self, action: str) -> Step:
-        """Play one command."""
+        """Play one command, and return what happened."""
         command = self.node.understand(action)
         if command is not None:
             self.move(command)
@@ -106,7 +109,7 @@ class FactsEpisode(_GameEpisode):
 
 
 class CompiledEpisode(_GameEpisode):
-    """Plays the compiled game, which decides what happened, the score and the end."""
+    """An episode on the compiled game (back end ``z8``), which decides events, score and end."""
 
     def __init__(self, graph: GameGraph, view: View, game: Interpreter) -> None:
         super().__init__(graph, view)
@@ -114,14 +117,14 @@ class CompiledEpisode(_GameEpisode):
         self._verbs = frozenset(graph.game.verbs) | _ALIASES
 
     async def reset(self) -> Observation:
-        """Return the first observation."""
+        """Return the first observation of the game."""
         opening = self._game.restart()
         if self.view.brief:
             return self.first(self.node.text(self.graph.labels))
         return self.first(clean(opening, self.graph.game.objective))
 
     async def step(self, action: str) -> Step:
-        """Play one command."""
+        """Play one command, and return what happened."""
         typed = " ".join(action.split())
         command = self.node.understand(typed)
         reply = self._game.play(command or (typed if self._typable(typed) else _REFUSED))

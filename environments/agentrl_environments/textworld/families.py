@@ -1,11 +1,11 @@
 """Families of generated games, as values. A family's name holds all its options.
 
-``parse`` is the inverse of ``str``.
+``str(family)`` returns the name of a family, and ``parse(name)`` returns the family.
 
 | family | name | world |
 |---|---|---|
 | `Ladder` | ``w2-o3-q4`` | rooms, objects and steps of the quest, as made by ``tw-make custom`` |
-| `CoinCollector` | ``coin-r8-q4`` | find the coin: all rooms, rooms on the path; the others are dead ends |
+| `CoinCollector` | ``coin-r8-q4`` | find the coin: 8 rooms in all, 4 on the path; the others are dead ends |
 | `TreasureHunter` | ``treasure-l5`` | take the right one of two objects (see below for the levels) |
 | `Cooking` | ``cooking-r2-t1-g6-open-cook-cut`` | find the recipe, prepare the ingredients, eat the meal |
 
@@ -31,9 +31,10 @@ _COOKING_ROOMS = (1, 6, 9, 12)
 
 @dataclass(frozen=True)
 class Ladder:
-    """The usual ladder of worlds from ``w2-o3-q4`` up.
+    """Worlds as made by ``tw-make custom``, from ``w2-o3-q4`` up.
 
-    ``rooms``, ``objects``, and a quest of ``quest_length`` actions.
+    A world has ``rooms`` rooms, ``objects`` objects, and a quest of ``quest_length`` actions. With
+    ``guided``, the objective spells out every action.
     """
 
     pattern: ClassVar[str] = r"w(?P<rooms>\d+)-o(?P<objects>\d+)-q(?P<quest_length>\d+)(?P<guided>-guided)?"
@@ -55,7 +56,7 @@ class Ladder:
         return Ladder(2 * self.rooms, 2 * self.objects, self.quest_length, self.guided)
 
     def make(self, seed: int) -> Game:
-        """Make the game of ``seed``."""
+        """Generate the game of this family that ``seed`` determines."""
         from textworld.generator import make_game
 
         from agentrl_environments.textworld.maker_inputs import options_of
@@ -104,7 +105,7 @@ class CoinCollector:
         return CoinCollector(rooms, on_path, self.simple) if rooms <= 100 else None
 
     def make(self, seed: int) -> Game:
-        """Make the game of ``seed``."""
+        """Generate the game of this family that ``seed`` determines."""
         from textworld.challenges.tw_coin_collector import coin_collector
 
         from agentrl_environments.textworld.maker_inputs import knowledge, options_of
@@ -118,9 +119,9 @@ class CoinCollector:
 
 @dataclass(frozen=True)
 class TreasureHunter:
-    """Take the object named in the objective; taking the other one loses.
+    """Take the object that the objective names, out of two; taking the other object loses the game.
 
-    Levels as in the package's ``treasure_hunter``.
+    The levels are those of TextWorld's ``treasure_hunter``.
     """
 
     pattern: ClassVar[str] = r"treasure-l(?P<level>\d+)"
@@ -134,7 +135,10 @@ class TreasureHunter:
 
     @property
     def larger(self) -> TreasureHunter | None:
-        """The first level of the next mode (twice the rooms) whose quest is not shorter, or ``None``."""
+        """The first level of the next ten levels, which have more rooms, whose quest is not shorter.
+
+        It is ``None`` for the last ten levels.
+        """
         mode, step = divmod(self.level - 1, 10)
         if mode == 2:
             return None
@@ -150,7 +154,7 @@ class TreasureHunter:
         )
 
     def make(self, seed: int) -> Game:
-        """Make the game of ``seed``."""
+        """Generate the game of this family that ``seed`` determines."""
         from textworld.challenges.tw_treasure_hunter import treasure_hunter
 
         from agentrl_environments.textworld.maker_inputs import options_of
@@ -162,8 +166,8 @@ class TreasureHunter:
 class Cooking:
     """A meal of ``recipe`` ingredients, ``take`` of which must be found, in a house of ``go`` rooms.
 
-    ``open``: doors and containers are closed at first. ``cook``, ``cut``: ingredients must be cooked or cut.
-    ``drop``: the inventory is limited.
+    With ``open``, doors and containers are closed at first. With ``cook`` or ``cut``, ingredients must be
+    cooked or cut. With ``drop``, the number of things that the player can carry is limited.
     """
 
     pattern: ClassVar[str] = (
@@ -197,7 +201,7 @@ class Cooking:
         return None if rooms is None else replace(self, go=rooms)
 
     def make(self, seed: int) -> Game:
-        """Make the game of ``seed``."""
+        """Generate the game of this family that ``seed`` determines."""
         from textworld.challenges.tw_cooking import cooking
 
         from agentrl_environments.textworld.maker_inputs import options_of
@@ -210,13 +214,13 @@ Family = Ladder | CoinCollector | TreasureHunter | Cooking
 
 
 def parse(name: str) -> Family:
-    """Return the family of a name.
+    """Return the family of games that has a name.
 
     >>> parse("w2-o3-q4"), str(CoinCollector(rooms=6, quest_length=4))
     (Ladder(rooms=2, objects=3, quest_length=4, guided=False), 'coin-r6-q4')
 
     Raises:
-        ConfigError: it is not the name of a family, or a number is out of range.
+        ConfigError: ``name`` is not the name of a family, or a number in it is out of range.
     """
     for family in (Ladder, CoinCollector, TreasureHunter, Cooking):
         if match := re.fullmatch(family.pattern, name):

@@ -37,17 +37,21 @@ from agentrl.errors import ConfigError, EnvError, MissingExtra
 
 BLOCK = 32
 SHARES = {"train": range(5), "valid": range(5, 6), "test": range(6, 8)}
-"""Remainders of the key modulo 8 that belong to each split."""
+"""For each split, the remainders modulo 8 of the structural keys of its games."""
 _BARREN = 8
-"""Number of consecutive blocks without a new structure for the split after which the search for games is
-given up."""
+"""The search for games of a split is given up after this number of consecutive blocks without a game of a new
+structure."""
 _FORMAT = 1
-"""Version of the files. Increase it when the same seeds would give other files."""
+"""Version of the cached files. Increase it when a change of the code makes seeds give other files."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One game of the index. ``file`` is relative to the family's folder; ``sha256`` hashes its bytes."""
+    """One game of a block's index.
+
+    ``key`` is the game's structural key. ``file`` is the game's file, relative to the family's folder, and
+    ``sha256`` is the hash of the file's bytes.
+    """
 
     seed: int
     key: str
@@ -56,13 +60,17 @@ class Entry:
 
     @property
     def split(self) -> str:
-        """The split that its structure belongs to."""
+        """Name of the split that the game's structure belongs to."""
         return next(name for name, share in SHARES.items() if int(self.key[:8], 16) % 8 in share)
 
 
 @dataclass(frozen=True)
 class Games:
-    """The games of a family for one ``base`` of seeds; ``root`` is the cache folder (empty: the user's)."""
+    """The games of a family on disk.
+
+    ``base`` is the number that their seeds are derived from. ``root`` is the cache folder; if it is empty,
+    the user's cache folder is used.
+    """
 
     family: str
     base: int = 0
@@ -70,14 +78,14 @@ class Games:
 
     @property
     def folder(self) -> Path:
-        """The folder of this family's blocks."""
+        """The folder that holds the blocks of this family and base."""
         root = Path(self.root) if self.root else platformdirs.user_cache_path("agentrl") / "textworld"
         return root / f"{_engine_version()}-{_FORMAT}" / self.family / str(self.base)
 
     def panel(
         self, split: str, size: int, *, workers: int = 0, progress: Progress | None = None
     ) -> tuple[Entry, ...]:
-        """Return the first ``size`` structures of ``split``; blocks that are missing are generated.
+        """Return the first ``size`` games of ``split`` with distinct structures; generate missing blocks.
 
         Raises:
             ConfigError: the family has too few structures, or the cache is damaged.
@@ -161,9 +169,9 @@ class Games:
     def _make(
         self, generators: _Generators, first: int, split: str, wanted: int, progress: Progress | None
     ) -> None:
-        """Generate missing blocks from ``first`` on, at most 4 per process.
+        """Generate those blocks that are missing from number ``first`` on, at most 4 per process.
 
-        They are enough for about ``wanted`` games of ``split``.
+        The number of blocks is chosen so that they hold about ``wanted`` games of ``split``.
         """
         share = len(SHARES[split]) / 8
         num = max(1, min(-(-wanted // max(1, int(BLOCK * share))), 4 * generators.size))
@@ -191,7 +199,7 @@ class Games:
 
 
 class _Generators:
-    """Processes that run `generate`: started when first needed, ended by `close`."""
+    """Processes that run the module `generate`. They are started when first needed, and ended by `close`."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.size = size or os.cpu_count() or 1
@@ -205,7 +213,7 @@ class _Generators:
         return bool(self._processes)
 
     def run(self, jobs: Sequence[Mapping[str, object]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the number and the answer of each job, as they arrive.
+        """Yield the index and the answer of each job, in the order in which the answers arrive.
 
         Raises:
             EnvError: a process died; the message holds the end of its output.

@@ -40,12 +40,12 @@ from agentrl_environments.textworld.maker_inputs import knowledge
 
 
 def _set_walkthrough(maker: GameMaker, commands: Sequence[str]) -> None:
-    """Replace ``GameMaker.set_walkthrough``: play on the game's logic.
+    """Play ``commands`` on the game's logic, and give each event of a quest the actions that trigger it.
 
-    Each event gets the actions that first trigger it.
+    This replaces ``GameMaker.set_walkthrough``, which plays on the compiled game.
 
-    Refused commands are left out: the package's walkthrough of a cooking game opens a fridge twice, which the
-    package would read as taking an ingredient twice.
+    Commands that are not admissible are left out: TextWorld's walkthrough of a cooking game opens a fridge
+    twice, which TextWorld would read as taking an ingredient twice.
     """
     graph = engine.GameGraph(maker.build(validate=False))
     node, actions, accepted = graph.start, [], []
@@ -60,9 +60,10 @@ def _set_walkthrough(maker: GameMaker, commands: Sequence[str]) -> None:
 
 
 def make(name: str, base: int, number: int) -> dict[str, Any] | None:
-    """Return a generated game as the JSON value of a ``.json`` game file.
+    """Return the game of a family and a seed, as the JSON value of a ``.json`` game file.
 
-    ``None`` if the seed gives no game, or if the game's plan does not win it.
+    The seed is derived from ``base`` and ``number``. Return ``None`` if the seed gives no game, or if the
+    game's own plan does not win the game.
     """
     family = families.parse(name)
     try:
@@ -78,7 +79,10 @@ def make(name: str, base: int, number: int) -> dict[str, Any] | None:
 
 
 def make_block(name: str, base: int, seeds: Sequence[int], into: Path) -> list[dict[str, Any]]:
-    """Write the games of ``seeds`` into ``into``; return index entries of distinct structures, in order."""
+    """Write the games of ``seeds`` into the folder ``into``, one per distinct structure.
+
+    Return their entries for the index, in the order of ``seeds``.
+    """
     games: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         data = make(name, base, seed)
@@ -93,7 +97,7 @@ def make_block(name: str, base: int, seeds: Sequence[int], into: Path) -> list[d
 
 
 def compile_file(path: Path) -> None:
-    """Compile a ``.json`` game into a ``.z8`` file beside it, atomically."""
+    """Compile a ``.json`` game into a ``.z8`` file beside it, which appears only when it is complete."""
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as folder:
         options = textworld.GameOptions()
         options.path = str(Path(folder) / "game.z8")
@@ -103,7 +107,7 @@ def compile_file(path: Path) -> None:
 
 
 def main() -> None:
-    """Answer jobs until the input ends."""
+    """Answer the jobs on standard input, one per line, until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the output of the package and its compiler must not mix with the answers
     KnowledgeBase.load = classmethod(lambda cls, *args, **kwargs: knowledge(*args, **kwargs))

@@ -18,16 +18,20 @@ from jericho.jericho import UnsupportedGameWarning
 from textworld.envs.wrappers.tw_inform7 import _detect_i7_events_debug_tags
 
 _REPORTS = {what: re.compile(rf"<{what}>\n(.*)</{what}>", re.DOTALL) for what in ("moves", "score")}
-"""What the game appends to every text, once this has been switched on."""
+"""Patterns of the reports that a compiled game appends to every text once they have been switched on."""
 _SEED = 1
 """Seed of the interpreter's random numbers; the package's default depends on the time."""
 _MAX_IDLE = 64
-"""Largest number of idle interpreters to keep; each takes less than 2 MiB."""
+"""Maximum number of idle interpreters to keep; each takes less than 2 MiB of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The game's answer: text without debugging output, actions that happened, and score if reported."""
+    """The compiled game's answer to a command.
+
+    ``text`` has no debugging output, ``events`` are the actions that happened, and ``score`` is the score, or
+    ``None`` if the game did not report it.
+    """
 
     text: str
     events: list[str]
@@ -55,7 +59,7 @@ class Interpreter:
         return self._opening
 
     def play(self, command: str) -> Reply:
-        """Enter one command."""
+        """Enter one command, and return the game's answer."""
         text, report = self._frotz.step(command)[0], None
         for pattern in _REPORTS.values():  # after the loop, `report` is the last one: the score
             if report := pattern.search(text):
@@ -65,16 +69,16 @@ class Interpreter:
 
 
 class Interpreters:
-    """The interpreters of one process, lent to its episodes.
+    """The interpreters of one process, which are lent to its episodes.
 
-    Idle ones are evicted least recently used first.
+    If too many interpreters are idle, the least recently used of them is dropped.
     """
 
     def __init__(self) -> None:
         self._idle: list[Interpreter] = []
 
     def lend(self, path: str) -> Interpreter:
-        """Return an interpreter of a game that no other episode is using."""
+        """Return an interpreter that no other episode uses, of the compiled game in the file ``path``."""
         for interpreter in reversed(self._idle):
             if interpreter.path == path:
                 self._idle.remove(interpreter)
@@ -82,6 +86,9 @@ class Interpreters:
         return Interpreter(path)
 
     def take_back(self, interpreter: Interpreter) -> None:
-        """Keep an interpreter for a later episode, unless the episode raised: its state is then unknown."""
+        """Keep an interpreter for a later episode.
+
+        Do not give back an interpreter whose episode raised an error: its state is unknown.
+        """
         self._idle.append(interpreter)
         del self._idle[:-_MAX_IDLE]

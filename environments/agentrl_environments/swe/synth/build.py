@@ -2,8 +2,8 @@
 
 The tree of a row contains the bug and lacks the test functions that fail with it; the test patch adds them
 back for grading. The base is a single commit, and the row holds its hash. The split of a row is determined by
-a hash of the broken function; held-out packages have a split of their own. A combined bug consists of
-functions of one split.
+a hash of the broken function; held-out packages have a split of their own. All functions that a combined bug
+breaks belong to one split.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _NO_FIX = "--- /dev/null\n+++ b/agentrl-untouched.txt\n@@ -0,0 +1 @@\n+a patch t
 def difficulty(checked: CheckedCandidate) -> Difficulty:
     """Estimate how hard a bug is to find, by points: 0 or 1 is easy, 2 is medium, more is hard.
 
-    One point each if no traceback of a failing test passes through the function; if at most two tests fail;
-    if the function has a cyclomatic complexity of 8 or more; if there are several bugs, or a whole function
-    must be written.
+    There is one point for each of these: no traceback of a failing test passes through the broken function;
+    at most two tests fail; the function has a cyclomatic complexity of 8 or more; there are several bugs, or
+    a whole function must be written.
     """
     candidate = checked.candidate
     frames = {(path, line) for failure in checked.failures.values() for path, line, _ in failure.frames}
@@ -55,12 +55,18 @@ def difficulty(checked: CheckedCandidate) -> Difficulty:
 
 
 def broken_function(candidate: Candidate) -> str:
-    """Return the function that a candidate breaks; instances that share it must be in the same split."""
+    """Return the name of the (first) function that a candidate breaks.
+
+    Instances that break the same function must be in the same split.
+    """
     return candidate.functions[0]
 
 
 def instance(tree: Tree, checked: CheckedCandidate) -> Instance:
-    """Return the task of a valid candidate; its base commit is not known yet."""
+    """Return the task made from a valid candidate.
+
+    `completed` adds its base commit and the tests that must keep passing.
+    """
     candidate = checked.candidate
     texts = {
         path: tree.files[path].decode()
@@ -105,8 +111,8 @@ def instance(tree: Tree, checked: CheckedCandidate) -> Instance:
 def narrowed(row: Instance) -> Instance:
     """Return the row, graded only by the test files that its bug breaks.
 
-    That is faster, but does not notice other tests that a patch breaks. If those files have fewer passing
-    tests than failing ones, the row is returned unchanged.
+    This is faster, but a patch that breaks tests in other files is not noticed. If the test files have fewer
+    tests that pass with the bug than tests that fail with it, the row is returned unchanged.
     """
     files = sorted({test.partition("::")[0] for test in row.fail_to_pass})
     kept = tuple(test for test in row.pass_to_pass if test.partition("::")[0] in files)
@@ -118,7 +124,10 @@ def narrowed(row: Instance) -> Instance:
 
 
 def choose(candidates: Sequence[CheckedCandidate], number: int, *, seed: int) -> list[CheckedCandidate]:
-    """Return up to ``number`` valid candidates, balanced over kinds, then difficulties, then functions."""
+    """Return up to ``number`` of the valid candidates.
+
+    They are balanced first over kinds of bugs, then over difficulties, then over broken functions.
+    """
     groups: dict[str, list[CheckedCandidate]] = defaultdict(list)
     for checked in candidates:
         if checked.outcome is CandidateOutcome.VALID:
@@ -136,7 +145,10 @@ def choose(candidates: Sequence[CheckedCandidate], number: int, *, seed: int) ->
 
 
 def _even(candidates: Sequence[CheckedCandidate], seed: int) -> Iterator[CheckedCandidate]:
-    """Yield candidates of one kind: difficulties in turn, functions that were used least often first."""
+    """Yield candidates of one kind in a balanced order.
+
+    The difficulties come in turn; within a difficulty, a function that was yielded less often comes first.
+    """
     left = sorted(candidates, key=lambda checked: seed_of(seed, checked.candidate.id))
     difficulties: Counter[str] = Counter()
     functions: Counter[str] = Counter()
@@ -156,8 +168,8 @@ async def verify(sandbox: Sandbox, row: Instance, *, tests_s: float = 60.0) -> s
     """Verify a row by the official rule, in a fresh sandbox for each grading; return its base commit.
 
     Raises:
-        EnvError: the tree without the fix does not score 0, the tree with it does not score 1, or the other
-            tests do not pass in both.
+        EnvError: the tree without the fix does not score 0, the tree with the fix does not score 1, or a test
+            that must keep passing fails in one of them.
     """
     trees = Trees(sources.archive(row.source), sources.tools()) if row.source else Trees()
     before = await grade.grade(sandbox, row, trees, _NO_FIX.encode(), tests_s=tests_s)
@@ -179,14 +191,17 @@ async def verify(sandbox: Sandbox, row: Instance, *, tests_s: float = 60.0) -> s
 
 
 def completed(row: Instance, base: str, tests: Sequence[str]) -> Instance:
-    """Return a row with its base commit, and with the tests that must keep passing."""
+    """Return a row with the commit ``base`` and with the tests that must keep passing.
+
+    These are all ``tests`` that do not fail with the bug.
+    """
     failing = set(row.fail_to_pass)
     kept = tuple(test for test in tests if test not in failing)
     return dataclasses.replace(row, base_commit=base, environment_setup_commit=base, pass_to_pass=kept)
 
 
 def summary(rows: Sequence[Instance]) -> Mapping[str, Mapping[str, int]]:
-    """Return the number of rows of each package, kind and difficulty."""
+    """Return the numbers of rows, by field (``repo``, ``kind``, ``difficulty``) and value of the field."""
     counts: dict[str, dict[str, int]] = {}
     for name in ("repo", "kind", "difficulty"):
         values = [getattr(row, name) for row in rows]

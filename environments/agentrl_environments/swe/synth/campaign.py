@@ -1,9 +1,9 @@
 """A campaign makes verified rows from packages. Its results are kept in a journal, so that it can be resumed.
 
-``<package>-<version>.jsonl`` holds one line for the suite and one for each candidate that was run;
-``proofs.jsonl`` holds one line for each row that was verified. Candidates are identified by their content, so
-a campaign for more rows, other kinds or another seed reuses earlier results. If the archive or the suite has
-changed, its journal is started anew.
+``<package>-<version>.jsonl`` is the journal of a package: it holds one line for the test suite and one for
+each candidate that was run. ``proofs.jsonl`` holds one line for each row that was verified. Candidates are
+identified by their content, so a campaign for more rows, other kinds or another seed reuses earlier results.
+If a package's archive or test suite has changed, its journal is started anew.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ from agentrl_environments.swe.synth.packages import PinnedPackage, Tree, Unusabl
 from agentrl_environments.swe.synth.validate import SuiteBaseline
 
 COMBINED_SHARE = 0.15
-"""Share of the rows that have several bugs at once."""
+"""Share of a package's rows that have several bugs at once."""
 ATTEMPTS = 4
-"""Number of attempts at a package when sandboxes break."""
+"""Maximum number of attempts at a package; it is attempted again when a sandbox breaks."""
 _SURPLUS = 1.4
-"""Valid candidates to find per row. The rows are chosen from them so that kinds and difficulties are
-balanced."""
+"""Number of valid candidates to find per row that is wanted. The rows are chosen from these candidates so
+that kinds and difficulties are balanced."""
 _UNSPECIFIED = Candidate(kind="", edits=(), functions=(), spans=(), complexity=0)
-"""Stands for the candidate in a journal's entry, which holds only its id."""
+"""Stands for the candidate of a result read from a journal, which holds only the candidate's id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CampaignPlan:
-    """The rows to make."""
+    """What a campaign makes: packages, number and kinds of rows, and the resources to use."""
 
     packages: tuple[PinnedPackage, ...]
     per_package: int = 40
-    """Rows per package."""
+    """Number of rows to make per package."""
     seed: int = 0
     kinds: tuple[str, ...] = ()
-    """Kinds of single bugs; empty for all."""
+    """Names of the kinds of single bugs to make. If there are none, all kinds are made."""
     max_failing: int = validate.MAX_FAILING
-    """Largest number of tests that the bug of a row may break."""
+    """Maximum number of tests that the bug of a row may break."""
     narrow: bool = False
     """Whether rows are graded only by the test files that their bugs break."""
     workers: int = 2
-    """Sandboxes open at the same time."""
+    """Number of sandboxes that are open at the same time."""
     spec: SandboxSpec = validate.SPEC
 
 
 @dataclass(slots=True)
 class CampaignReport:
-    """The results of a campaign. Whatever was left out is counted with its reason."""
+    """The results of a campaign: the rows, and what was left out, with the reason."""
 
     rows: list[Instance] = field(default_factory=list)
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
-    """For each package the number of candidates with each outcome."""
+    """Number of candidates with each outcome, by the package's name."""
     unusable: dict[str, UnusablePackage] = field(default_factory=dict)
-    """Packages from which no task can be made."""
+    """Reason why no task can be made from a package, by the package's name."""
     unverified: dict[str, str] = field(default_factory=dict)
-    """Rows that failed verification by the official rule, with the reason."""
+    """Reason why a row failed verification by the official rule, by the row's id."""
     cpu_s: float = 0.0
-    """Processor time of all runs of the suites."""
+    """Processor time of all runs of test suites with a candidate, in seconds."""
 
 
 async def run(
@@ -100,7 +100,7 @@ async def _package(
     report: CampaignReport,
     progress: Progress,
 ) -> None:
-    """Add the rows of one package to the report."""
+    """Make and verify the rows of one package, and add them to the report."""
     tree = await asyncio.to_thread(fetch, package)
     baseline, results = await _search(sandboxes, tree, plan, Journal(folder, tree), progress)
     rows = [
@@ -123,7 +123,10 @@ async def _package(
 async def _search(
     sandboxes: Sandboxes, tree: Tree, plan: CampaignPlan, journal: Journal, progress: Progress
 ) -> tuple[SuiteBaseline, list[CheckedCandidate]]:
-    """Find enough valid bugs of one package: single ones, then combinations of those."""
+    """Find enough valid bugs of one package: first single bugs, then combinations of valid single bugs.
+
+    Return the measurements of the suite, and all candidates that were run.
+    """
     baselines: list[SuiteBaseline] = []
     known = journal.read()
 
@@ -172,7 +175,7 @@ def _split(tree: Tree, candidate: Candidate) -> str:
 
 
 def _balanced(results: Sequence[CheckedCandidate], plan: CampaignPlan) -> list[CheckedCandidate]:
-    """Choose the candidates that become rows."""
+    """Choose the candidates that become rows, balanced over kinds and difficulties."""
     results = [checked for checked in results if len(checked.fail_to_pass) <= plan.max_failing]
     combined = [checked for checked in results if checked.candidate.kind == COMBINED]
     singles = [checked for checked in results if checked.candidate.kind != COMBINED]
@@ -183,7 +186,7 @@ def _balanced(results: Sequence[CheckedCandidate], plan: CampaignPlan) -> list[C
 async def _verify(
     sandboxes: Sandboxes, rows: Sequence[Instance], plan: CampaignPlan, proofs: Proofs, progress: Progress
 ) -> None:
-    """Verify the rows that are not verified yet by the official rule."""
+    """Verify by the official rule those rows that have no entry in ``proofs`` yet."""
     queue = [row for row in reversed(rows) if row.digest not in proofs.known]
 
     async def work() -> None:
@@ -209,7 +212,10 @@ async def _verify(
 
 
 class Proofs:
-    """The verified rows, by content hash, so that no row is verified twice."""
+    """The file ``proofs.jsonl``: what verification found, by the row's content hash.
+
+    It keeps any row from being verified twice.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "proofs.jsonl"
@@ -220,14 +226,14 @@ class Proofs:
                 self.known[proof.pop("digest")] = proof
 
     def write(self, row: Instance, **proof: str) -> None:
-        """Add a row's ``base`` commit, or its ``problem``."""
+        """Add what verification found: the row's ``base`` commit, or the ``problem`` if the row failed."""
         self.known[row.digest] = proof
         with self._path.open("a") as file:
             file.write(json.dumps({"digest": row.digest, **proof}) + "\n")
 
 
 class Journal:
-    """The results of one package: a line for the suite, then a line for each candidate."""
+    """The journal of one package: a file with a line for the suite, then one for each candidate's result."""
 
     def __init__(self, folder: Path, tree: Tree) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,11 +241,11 @@ class Journal:
         self._head: dict[str, object] = {"sha256": tree.source.sha256}
 
     def read(self) -> dict[str, CheckedCandidate]:
-        """Return the stored results by the candidate's id."""
+        """Return the results in the journal, by the candidate's id."""
         return dict(_read_result(json.loads(line)) for line in _complete_lines(self._path)[1:])
 
     def begin(self, baseline: SuiteBaseline) -> bool:
-        """Start anew if the journal belongs to another archive or suite; return whether it did."""
+        """Start the journal anew if it belongs to another archive or suite; return whether that was done."""
         head = json.dumps(self._head | {"tests": baseline.tests}) + "\n"
         text = self._path.read_text() if self._path.exists() else ""
         if text.startswith(head):
@@ -250,7 +256,7 @@ class Journal:
         return True
 
     def write(self, checked: CheckedCandidate) -> None:
-        """Add a result."""
+        """Add the result of a candidate."""
         failures = {test: asdict(failure) for test, failure in checked.failures.items()}
         line = {"id": checked.candidate.id, "outcome": checked.outcome, "cpu_s": checked.cpu_s}
         with self._path.open("a") as file:
@@ -258,13 +264,13 @@ class Journal:
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """Return the lines of a file that may be missing; a last line that was cut off is left out."""
+    """Return the lines of a file, without a last line that was cut off; none if there is no file."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
 
 
 def _read_result(line: Mapping[str, Any]) -> tuple[str, CheckedCandidate]:
-    """Return the candidate's id and the result of a line of the journal."""
+    """Return the candidate's id and the candidate's result that a line of the journal holds."""
     checked = CheckedCandidate(
         candidate=_UNSPECIFIED,
         outcome=CandidateOutcome(line["outcome"]),

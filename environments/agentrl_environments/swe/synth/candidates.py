@@ -1,7 +1,7 @@
 """Candidates: bugs that might become tasks, and what the package's tests show about them.
 
-A candidate is a line edit of one file, or several edits for a combined bug. So it can be applied, reversed,
-compared and shown as a patch without the syntax tree it came from.
+A candidate replaces lines of a file, in one place or, for a combined bug, in several. So it can be applied,
+reversed, compared and shown as a patch without the syntax tree it came from.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ REMOVE_BODY = "remove_body"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """Replaces the lines from ``start`` to ``stop`` (from 0, ``stop`` excluded) of a file by ``lines``.
+    """Replaces the lines from ``start`` to ``stop`` of a file with ``lines``.
 
-    Each line includes its line end.
+    Line numbers count from 0, and ``stop`` is excluded. Each of ``lines`` includes its line end.
     """
 
     path: str
@@ -39,21 +39,22 @@ class Candidate:
     kind: str
     edits: tuple[Edit, ...]
     functions: tuple[str, ...]
-    """For each edit the innermost function or class, ``path::qualified.name``; at module level the path."""
+    """For each edit the innermost function or class around it, as ``path::qualified.name``, or the path alone
+    if the edit is at module level."""
     spans: tuple[tuple[str, int, int], ...]
-    """For each edit the path, first and last line (from 1) of the outermost function; lines (0, 0) if there
-    is none."""
+    """For each edit the path, and the first and last line (from 1) of the outermost function around it. The
+    lines are 0 and 0 if the edit is in no function."""
     complexity: int
     """Cyclomatic complexity of the most complex function that is edited."""
 
     @property
     def id(self) -> str:
-        """Content hash: the same bug has the same id in every run."""
+        """Hash of the edits, so that the same bug has the same id in every run."""
         text = "\0".join(f"{edit.path}:{edit.start}:{edit.stop}:{''.join(edit.lines)}" for edit in self.edits)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def apply(self, files: Mapping[str, str]) -> dict[str, str]:
-        """Return the changed files, with the bug in them."""
+        """Return, by path, the texts of the edited files, with the bug in them."""
         changed: dict[str, list[str]] = {}
         for edit in sorted(self.edits, key=lambda edit: -edit.start):
             lines = changed.setdefault(edit.path, files[edit.path].splitlines(keepends=True))
@@ -61,7 +62,7 @@ class Candidate:
         return {path: "".join(lines) for path, lines in sorted(changed.items())}
 
     def fix(self, files: Mapping[str, str]) -> str:
-        """Return the patch that removes the bug: from the buggy files to ``files``."""
+        """Return the patch that removes the bug: it leads from the buggy files to the correct ``files``."""
         return "".join(unified(path, broken, files[path]) for path, broken in self.apply(files).items())
 
 
@@ -80,7 +81,8 @@ class CandidateOutcome(StrEnum):
 class Failure:
     """How a test failed.
 
-    ``frames`` are the traceback's entries inside the repository (file, line, function), outermost first.
+    ``type`` and ``message`` are those of the exception. ``frames`` are the traceback's entries inside the
+    repository (file, line, function), outermost first.
     """
 
     type: str
@@ -90,7 +92,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedCandidate:
-    """A candidate and its outcome. ``cpu_s`` is the processor time of its runs."""
+    """A candidate and its outcome. ``cpu_s`` is the processor time of its runs, in seconds."""
 
     candidate: Candidate
     outcome: CandidateOutcome

@@ -47,7 +47,7 @@ _COMPUTED: Mapping[type[cst.BaseBinaryOp], type[cst.BaseBinaryOp]] = {
 
 
 def change_operator(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Replace a comparison, an arithmetic operator, ``and`` or ``or`` by its opposite."""
+    """Replace a comparison, an arithmetic operator, ``and`` or ``or`` with its opposite."""
     if isinstance(node, cst.ComparisonTarget) and (other := _COMPARED.get(type(node.operator))):
         yield node.with_changes(operator=other())
     elif isinstance(node, cst.BinaryOperation) and (computed := _COMPUTED.get(type(node.operator))):
@@ -61,7 +61,7 @@ def change_operator(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def swap_operands(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Swap the operands of an operator that is not commutative on all types."""
+    """Swap the operands of an ordering comparison, or of a binary operator that can be order-sensitive."""
     ordered = (
         cst.Subtract,
         cst.Divide,
@@ -83,7 +83,7 @@ def swap_operands(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def change_constant(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Change a number by one, or flip a truth value."""
+    """Change an integer by one, or flip a truth value."""
     if isinstance(node, cst.Integer) and node.value.isdigit():
         yield node.with_changes(value=str(int(node.value) + 1))
         if int(node.value) > 0:
@@ -93,7 +93,7 @@ def change_constant(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def off_by_one(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Move the bound of a comparison, a slice or a range by one."""
+    """Move the bound of a slice or a range by one, or change whether a comparison includes its bound."""
     if isinstance(node, cst.ComparisonTarget) and (edge := _EDGES.get(type(node.operator))):
         yield node.with_changes(operator=edge())
     elif isinstance(node, cst.Slice):
@@ -111,7 +111,7 @@ def off_by_one(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def break_chain(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Remove the last link of a chain of calls, of operators, or of conditions."""
+    """Remove the last call of a chain, the right operand of an operator, or one of two conditions."""
     if (
         isinstance(node, cst.Call)
         and isinstance(node.func, cst.Attribute)
@@ -126,7 +126,7 @@ def break_chain(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def change_arguments(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Swap two arguments of a call, leave out a keyword argument, or change a default."""
+    """Swap two arguments of a call, leave out a keyword argument, or change the default of a parameter."""
     if isinstance(node, cst.Call):
         plain = [index for index, arg in enumerate(node.args) if arg.keyword is None and not arg.star]
         if len(plain) >= 2:

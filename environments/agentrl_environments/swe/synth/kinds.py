@@ -4,7 +4,7 @@ A kind sees one node at a time and yields replacements of that node; to remove o
 the block around it. Formatting and comments survive, because the trees are those of libcst.
 The families follow Yang et al. 2025 ("SWE-smith", appendix on procedural modification) and the classical
 mutation operators of Offutt et al. 1996; off-by-one errors, exceptions, arguments and loop control are
-additions of ours.
+additions of this package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agentrl_environments.swe.synth import expression_kinds, statement_kinds
 
 @dataclass(frozen=True, slots=True)
 class BugKind:
-    """A way to break code: ``replace`` yields the replacements of a node, for nodes of these ``types``."""
+    """A way to break code: for a node of one of ``types``, ``replace`` yields nodes to put in its place."""
 
     replace: Callable[[cst.CSTNode], Iterator[cst.CSTNode]]
     types: tuple[type[cst.CSTNode], ...]

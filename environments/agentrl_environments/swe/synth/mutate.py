@@ -1,6 +1,6 @@
-"""Draws candidates: all places of a package where a kind of bug fits, in an order that the seed determines.
+"""Draws candidates: bugs at all places of a package where a kind of bug fits, in an order drawn by a seed.
 
-The source of a candidate compiles, and differs from the original in more than its formatting.
+The source with a candidate's bug compiles, and differs from the original in more than its formatting.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def candidates(
     tree: Tree, *, seed: int, kinds: Sequence[str] = (), per_function: int = 3
 ) -> Iterator[Candidate]:
-    """Yield the single bugs of a package, each once: one of each kind in turn, at a place drawn by ``seed``.
+    """Yield the single bugs of a package, each once: the kinds take turns, and ``seed`` draws the places.
 
-    Empty ``kinds`` means all kinds. ``per_function`` limits the bugs of one kind in one function, so that
-    long functions do not dominate.
+    If ``kinds`` is empty, all kinds are used. ``per_function`` is the maximum number of bugs of one kind in
+    one function, so that long functions do not dominate.
 
     Raises:
         ConfigError: a kind is unknown.
@@ -62,9 +62,9 @@ def candidates(
 
 
 def combinations(singles: Sequence[Candidate], *, seed: int, most: int = 3) -> Iterator[Candidate]:
-    """Yield bugs that combine two to ``most`` single ones, in different functions and apart from each other.
+    """Yield combined bugs, each of two to ``most`` single bugs in different functions.
 
-    Each single bug is used at most once.
+    Each single bug is used at most once. Single bugs in the same file are at least one line apart.
     """
     generator = random.Random(f"{seed}/combinations")
     left = [single for single in singles if single.kind != REMOVE_BODY]
@@ -89,14 +89,18 @@ def combinations(singles: Sequence[Candidate], *, seed: int, most: int = 3) -> I
 
 
 def _apart(a: Candidate, b: Candidate) -> bool:
-    """Whether two bugs are in different functions and at least one line apart."""
+    """Whether two bugs are in different functions and, within a file, at least one line apart."""
     if set(a.functions) & set(b.functions):
         return False
     return all(x.path != y.path or x.stop < y.start or y.stop < x.start for x in a.edits for y in b.edits)
 
 
 def _library() -> tuple[tuple[str, ...], Callable[[str, str, Sequence[str]], Sequence[Site]]]:
-    """Return the names of all kinds, and the function that finds their sites; both need libcst."""
+    """Return the names of all kinds of bugs, and the function that finds the places where they fit.
+
+    Raises:
+        MissingExtra: libcst is not installed.
+    """
     try:
         from agentrl_environments.swe.synth import kinds, sites
     except ImportError as problem:

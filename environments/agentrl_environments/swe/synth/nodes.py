@@ -15,7 +15,7 @@ _Statement = TypeVar("_Statement", bound=cst.CSTNode)
 def statements_of(
     node: cst.CSTNode, wanted: type[_Statement] | tuple[type[_Statement], ...]
 ) -> Iterator[tuple[cst.IndentedBlock, int, _Statement]]:
-    """Yield the statements of a block that have a ``wanted`` type: the block, the index and the statement."""
+    """Yield (block, index, statement) for each statement of a ``wanted`` type, if ``node`` is a block."""
     if isinstance(node, cst.IndentedBlock):
         for index, statement in enumerate(node.body):
             if isinstance(statement, wanted):
@@ -23,14 +23,17 @@ def statements_of(
 
 
 def without(block: cst.IndentedBlock, index: int) -> cst.IndentedBlock:
-    """Return the block without one of its statements."""
+    """Return the block without the statement at ``index``, or with ``pass`` if no code is left."""
     return spliced(block, index, [])
 
 
 def spliced(
     block: cst.IndentedBlock, index: int, statements: Sequence[cst.BaseStatement]
 ) -> cst.IndentedBlock:
-    """Return the block with ``statements`` in place of one of its own, or with ``pass`` if none is left."""
+    """Return the block with ``statements`` in place of its statement at ``index``.
+
+    A block that has nothing left, or only a docstring, gets ``pass``.
+    """
     body = [*block.body[:index], *statements, *block.body[index + 1 :]]
     if all(is_docstring(statement) for statement in body):
         body.append(cst.SimpleStatementLine([cst.Pass()]))
@@ -38,7 +41,7 @@ def spliced(
 
 
 def is_docstring(statement: cst.CSTNode) -> bool:
-    """Return whether a statement is a string, as docstrings are."""
+    """Return whether a statement consists of a string alone, as docstrings do."""
     return m.matches(
         statement, m.SimpleStatementLine(body=[m.Expr(m.SimpleString() | m.ConcatenatedString())])
     )
@@ -63,18 +66,21 @@ def parenthesised(node: cst.BaseExpression) -> cst.BaseExpression:
 
 
 def plus(node: cst.BaseExpression, number: int) -> cst.BaseExpression:
-    """Return the sum of an expression and a number."""
+    """Return the expression that adds ``number`` to the expression ``node``."""
     operator = cst.Add() if number > 0 else cst.Subtract()
     return cst.BinaryOperation(parenthesised(node), operator, cst.Integer(str(abs(number))))
 
 
 def spaces_around(operator: cst.CSTNode) -> dict[str, object]:
-    """Return the white space around an operator."""
+    """Return the white space around an operator, as arguments of ``with_changes``."""
     return {name: getattr(operator, name) for name in ("whitespace_before", "whitespace_after")}
 
 
 def space_before_test(node: cst.CSTNode) -> dict[str, cst.CSTNode]:
-    """Return the change that puts a space after the keyword, because ``if(x)`` has none."""
+    """Return arguments of ``with_changes`` that put a space after an ``if`` or ``while``.
+
+    The space is needed because ``if(x)`` has none.
+    """
     return (
         {"whitespace_before_test": SPACE} if isinstance(node, cst.If) else {"whitespace_after_while": SPACE}
     )

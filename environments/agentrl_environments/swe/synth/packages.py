@@ -1,8 +1,8 @@
 """The source distributions into which bugs are put: pinned, fetched once, unpacked in memory.
 
-A package is given by its version and SHA-256; pip checks the hash before it reads the archive. If no tasks
-can be made from a package, because it cannot be fetched or built, has no tests, or its suite does not pass,
-that is an outcome with a reason (`UnusablePackage`), and the campaign continues with the next package.
+A package is given by its name, version and SHA-256; pip checks the hash before it reads the archive. If no
+tasks can be made from a package, because it cannot be fetched or built, has no tests, or its suite does not
+pass, that is an outcome with a reason (`UnusablePackage`), and the campaign continues with the next package.
 
 The test runner comes with the tasks (see `tools`): the pinned wheels of pytest. So a sandbox needs only
 Python 3.11 or newer, and every machine runs the same suite in the same way.
@@ -34,9 +34,9 @@ Reason = Literal["download", "build", "layout", "suite"]
 """Why a package cannot be used: not available, not built by pip, no sources or no tests, or failing tests."""
 
 MAX_BYTES = 64 << 20
-"""Largest size of an unpacked archive."""
+"""Maximum size of an unpacked archive, in bytes."""
 FETCH_S = 300.0
-"""Deadline of pip."""
+"""Deadline of one run of pip, in seconds."""
 _NOT_SOURCES = frozenset(
     {
         "test",
@@ -56,7 +56,10 @@ _NOT_SOURCES = frozenset(
 
 
 class UnusablePackage(Exception):
-    """No tasks can be made from a package. ``reason`` is the kind of problem, the message has the details."""
+    """No tasks can be made from a package.
+
+    ``reason`` is the kind of problem; the message has the details.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -70,14 +73,14 @@ class PinnedPackage:
     name: str
     version: str
     sha256: str = ""
-    """Hash of the archive; empty to accept any archive, whose hash is then recorded in the rows."""
+    """Hash of the archive. If it is empty, any archive is accepted, and its hash is recorded in the rows."""
     licence: str = "unknown"
     ignore: tuple[str, ...] = ()
     """Test files that are not run, such as those that need another package."""
 
     @property
     def pin(self) -> str:
-        """The requirement in pip's syntax."""
+        """The package and its version as a requirement in pip's syntax."""
         return f"{self.name}=={self.version}"
 
 
@@ -91,13 +94,13 @@ class Tree:
     root: str
     """The folder to put on Python's path: ``src`` or ``.``."""
     modules: tuple[str, ...]
-    """Files that may get a bug."""
+    """Paths of the files that may get a bug."""
 
     @property
     def command(self) -> str:
         """The shell command that runs the tests in the repository's folder, and whose output is graded.
 
-        It expects the test runner to be on Python's path already.
+        The test runner must be on Python's path already.
         """
         # -S hides the installed packages, another copy of this package among them.
         python = PYTEST.replace("python3 ", "python3 -S ", 1)
@@ -178,7 +181,7 @@ MORE: tuple[PinnedPackage, ...] = (
         sha256="2eaf7952af928ca8d33b779762effc1da517b62c6ad85ec8ca957e3b07b9782a",
     ),
 )
-"""Further packages that are known to work; larger or slower."""
+"""Further packages that are known to work. They are larger or slower than the default packages."""
 
 TOOLS: Mapping[str, str] = {
     "pytest==8.3.5": "c69214aa47deac29fad6c2a4f590b9c4a9fdb16a403176fe154b79c0b4d4d820",
@@ -186,7 +189,7 @@ TOOLS: Mapping[str, str] = {
     "pluggy==1.5.0": "44e1ad92c8ca002de6377e165f3e0f1be63266ab4d554740532335b9d75ea669",
     "packaging==24.2": "09abb1bccd265c01f4a3aa3f7a7db064b36514d2cba19a2f694fe6150451a759",
 }
-"""The wheels of the test runner, all pure Python, with their hashes."""
+"""SHA-256 of each wheel of the test runner, by its requirement. All wheels are pure Python."""
 
 
 def named(text: str) -> PinnedPackage:
@@ -213,11 +216,13 @@ def named(text: str) -> PinnedPackage:
 
 
 def fetch(package: PinnedPackage, folder: Path | None = None) -> Tree:
-    """Return the package's files, from the cache (``folder``, by default the user's) or through pip.
+    """Return an unpacked package, from the cache or, if it is not there, through pip.
+
+    ``folder`` is the cache, by default the user's cache folder.
 
     Raises:
-        UnusablePackage: it is not available, pip cannot build its metadata, its hash differs, or it has no
-            sources or no tests.
+        UnusablePackage: the package is not available, pip cannot build its metadata, its hash differs, or it
+            has no sources or no tests.
     """
     kept = (folder or cache_folder()) / f"{package.name}-{package.version}.tar.gz"
     data = kept.read_bytes() if kept.is_file() else b""
@@ -228,10 +233,13 @@ def fetch(package: PinnedPackage, folder: Path | None = None) -> Tree:
 
 
 def tools(folder: Path | None = None) -> dict[str, bytes]:
-    """Return the files of the test runner by path, from the cache or through pip; raises as `fetch`.
+    """Return the files of the test runner by path, from the cache or, if they are not there, through pip.
 
-    They include compiled files for the version of this interpreter; in a sandbox with the same version pytest
-    starts in half the time.
+    They include compiled files for this interpreter's version of Python. In a sandbox with the same version,
+    pytest starts in half the time.
+
+    Raises:
+        UnusablePackage: a wheel is not available, or its hash differs.
     """
     files: dict[str, bytes] = {}
     for pin, sha256 in TOOLS.items():
@@ -250,9 +258,9 @@ def tools(folder: Path | None = None) -> dict[str, bytes]:
 
 
 def _compiled(name: str, data: bytes) -> bytes:
-    """Return the content of a module's compiled file.
+    """Return the content of the compiled file (``.pyc``) of a module.
 
-    It is hash-based and unchecked (PEP 552), so that it depends only on the source.
+    The file is hash-based and unchecked (PEP 552), so that its content depends only on the source.
     """
     code = compile(data, name, "exec", dont_inherit=True, optimize=0)
     return (
@@ -264,15 +272,16 @@ def _compiled(name: str, data: bytes) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Return the default folder for archives."""
+    """Return the default folder in which archives are cached."""
     return platformdirs.user_cache_path("agentrl") / "swe"
 
 
 def unpack(package: PinnedPackage, data: bytes) -> Tree:
-    """Return the content of an archive, without its top folder and without generated metadata.
+    """Return a package from its archive, without the top folder and without generated metadata.
 
     Raises:
-        UnusablePackage: it is not an archive, is far too large, or has no sources or no tests.
+        UnusablePackage: ``data`` is not an archive, unpacks to more than `MAX_BYTES`, or has no sources or no
+            tests.
     """
     files: dict[str, bytes] = {}
     total = 0
@@ -300,10 +309,10 @@ def unpack(package: PinnedPackage, data: bytes) -> Tree:
 
 
 def arrange(package: PinnedPackage, source: SourceDistribution, files: Mapping[str, bytes]) -> Tree:
-    """Return a package as a tree: find the folder of its modules, and make sure that it has tests.
+    """Return a package as a `Tree`: find the folder of its modules, and make sure that it has tests.
 
     Raises:
-        UnusablePackage: it has no modules or no tests.
+        UnusablePackage: the package has no modules or no tests.
     """
     root = "src" if any(path.startswith("src/") and path.endswith(".py") for path in files) else "."
     below = "src/" if root == "src" else ""
@@ -333,7 +342,10 @@ def _is_test(path: str) -> bool:
 
 
 def _is_module(path: str, files: Mapping[str, bytes], below: str) -> bool:
-    """Whether a file is a top-level module or part of a package, and not a script beside them."""
+    """Whether a file is a top-level module or part of a package, and not a script such as ``setup.py``.
+
+    ``path`` is relative to the folder ``below``, which holds the modules.
+    """
     parts = path.split("/")
     if _NOT_SOURCES & set(parts[:-1]) or path in ("setup.py", "noxfile.py", "tasks.py"):
         return False
@@ -341,7 +353,7 @@ def _is_module(path: str, files: Mapping[str, bytes], below: str) -> bool:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    """Write a file into the cache, atomically."""
+    """Write a file into the cache, so that other processes see all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(data)

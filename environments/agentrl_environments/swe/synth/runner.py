@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 def main() -> None:
-    """Answer every job of the request."""
+    """Read the request from standard input, and answer each of its jobs with a line on standard output."""
     request = json.loads(sys.stdin.buffer.read())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -54,14 +54,20 @@ def main() -> None:
 
 
 def preload(names: list[str]) -> None:
-    """Import modules that the tests import and that belong neither to the package nor to the tests."""
+    """Import modules, so that every fork has them; skip those that cannot be imported.
+
+    ``names`` are modules that the tests import and that belong neither to the package nor to the tests.
+    """
     for name in names:
         with contextlib.suppress(Exception):
             __import__(name)
 
 
 def run(job: Json, root: str, request: Json, clean: Json) -> Json:
-    """Run one job in a fork and return its results."""
+    """Run one job in a fork, restore the files, and return the results.
+
+    ``clean`` is the snapshot of the folder ``root`` before any job.
+    """
     written = write(job.get("files", {}))
     scratch = tempfile.mkdtemp(prefix="job-")
     reader, writer = os.pipe()
@@ -149,7 +155,7 @@ class ResultRecorder:
         self.broken: list[str] = []
 
     def pytest_configure(self, config: object) -> None:
-        """Turn off tracebacks, because nobody reads them and composing them takes time."""
+        """Turn off pytest's tracebacks, because nobody reads them and composing them takes time."""
         config.option.tbstyle = "value"  # type: ignore[attr-defined]
 
     def pytest_collectreport(self, report: object) -> None:
@@ -158,7 +164,7 @@ class ResultRecorder:
             self.broken.append(report.nodeid)  # type: ignore[attr-defined]
 
     def pytest_runtest_logreport(self, report: object) -> None:
-        """Record a test's outcome: the worst of its set-up, call and teardown."""
+        """Record a test's outcome: the worst of the outcomes of its set-up, call and teardown."""
         outcome = report.outcome  # type: ignore[attr-defined]
         expected = hasattr(report, "wasxfail")
         word = {
@@ -172,7 +178,7 @@ class ResultRecorder:
         self.tests[name] = max(self.tests.get(name, "PASSED"), word, key=order.index)
 
     def pytest_exception_interact(self, node: object, call: object, report: object) -> None:
-        """Record how a test failed."""
+        """Record how a test failed: the exception and the traceback's entries inside the repository."""
         name = getattr(node, "nodeid", "")
         error = call.excinfo.value  # type: ignore[attr-defined]
         frames = traceback.extract_tb(error.__traceback__)
@@ -190,15 +196,15 @@ class ResultRecorder:
         }
 
     def report(self) -> Json:
-        """Return everything that was recorded."""
+        """Return everything that was recorded, as a value for JSON."""
         return {"tests": self.tests, "failures": self.failures, "broken": self.broken}
 
 
 def write(files: Json) -> Json:
-    """Write files; return their earlier content, modification time and mode.
+    """Overwrite files; return their earlier content, modification time and mode, by path.
 
-    The new modification time is later than the old one, so that no compiled file is mistaken for a current
-    one.
+    The new modification time is later than the old one, so that a compiled file of the old content is not
+    mistaken for a current one.
     """
     before = {}
     for path, text in files.items():
@@ -213,7 +219,10 @@ def write(files: Json) -> Json:
 
 
 def restore(root: str, written: Json, clean: Json) -> None:
-    """Restore the folder: the files of the job, and every other file that it touched."""
+    """Restore the folder ``root``: the files that were replaced for the job, and all that its tests touched.
+
+    ``written`` is what `write` returned, and ``clean`` is the snapshot of the folder before any job.
+    """
     for path, (data, when, _) in written.items():
         with open(path, "wb") as file:  # noqa: PTH123
             file.write(data)
@@ -230,7 +239,7 @@ def restore(root: str, written: Json, clean: Json) -> None:
 
 
 def snapshot(root: str) -> Json:
-    """Return size, time and content of every file."""
+    """Return the size, modification time and content of every file below a folder, by path."""
     found = {}
     for path, (size, when) in stats(root).items():
         with open(path, "rb") as file:  # noqa: PTH123
@@ -239,7 +248,7 @@ def snapshot(root: str) -> Json:
 
 
 def stats(root: str) -> Json:
-    """Return size and time of every file below a folder."""
+    """Return the size and modification time of every file below a folder, by path."""
     found = {}
     for folder, _, names in os.walk(root):
         for name in names:

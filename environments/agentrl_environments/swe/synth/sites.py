@@ -35,12 +35,12 @@ class Unit:
     node: cst.CSTNode
     module: cst.Module
     indents: tuple[str, ...]
-    """Indentation of each enclosing block."""
+    """Indentation of each block around the unit, outermost first."""
     start: int
-    """Number of its first line, from 0; comments above it count."""
+    """Number, from 0, of the unit's first line in the file. Comments directly above belong to the unit."""
 
     def code(self, node: cst.CSTNode) -> list[str]:
-        """Return the lines of ``node``, rendered in this unit's place."""
+        """Return the lines of source code of ``node``, indented as this unit is."""
         for indent in reversed(self.indents):
             block = cst.IndentedBlock([node], indent=indent)  # type: ignore[list-item]
             node = cst.If(cst.Name("True"), block)
@@ -54,7 +54,8 @@ class Site:
     kind: str
     path: str
     function: str
-    """``path::qualified.name`` of the innermost function or class; at module level the path."""
+    """``path::qualified.name`` of the innermost function or class around the site, or the path alone if the
+    site is at module level."""
     span: tuple[str, int, int]
     complexity: int
     node: cst.CSTNode = field(repr=False)
@@ -62,7 +63,7 @@ class Site:
     unit: Unit = field(repr=False)
 
     def candidate(self) -> Candidate | None:
-        """Return the bug as a line edit; ``None`` if it does not compile or changes only formatting."""
+        """Return the bug as a line edit, or ``None`` if it does not compile or changes only formatting."""
         before = self.unit.code(self.unit.node)
         try:
             after = self.unit.code(self.unit.node.deep_replace(self.node, self.replacement))
@@ -90,9 +91,9 @@ def find(path: str, text: str, kinds: Sequence[str]) -> list[Site]:
 
 
 def find_in(path: str, text: str, function: str, kinds: Sequence[str]) -> list[Site]:
-    """Return the sites of one function, ``path::qualified.name``; none if there is no such function.
+    """Return the sites of one function, named ``path::qualified.name``; none if there is no such function.
 
-    Ten times faster than `find` for one function, because only the outermost function around it is read.
+    This is ten times faster than `find`, because only the outermost function around the sites is read.
     """
     names = function.removeprefix(path).removeprefix("::").split(".")
     found, depth = _outermost(ast.parse(text), names)
@@ -114,7 +115,7 @@ def find_in(path: str, text: str, function: str, kinds: Sequence[str]) -> list[S
 
 
 def complexity(node: ast.AST) -> int:
-    r"""Return the cyclomatic complexity of a function: 1 + its decision points (McCabe 1976).
+    r"""Return the cyclomatic complexity of a function: 1 + the number of its decision points (McCabe 1976).
 
     ``and``, ``or`` and exception handlers count as decision points.
 
@@ -135,7 +136,10 @@ def complexity(node: ast.AST) -> int:
 def _outermost(
     tree: ast.AST, names: Sequence[str]
 ) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef | None, int]:
-    """Follow ``names`` to the first function; return it, and how many names that took."""
+    """Follow ``names``, the parts of a qualified name, through classes to the outermost function.
+
+    Return the function and the number of names up to it, or ``None`` and 0 if there is no such function.
+    """
     for depth, name in enumerate(names, 1):
         inner = [
             node
@@ -151,7 +155,10 @@ def _outermost(
 
 
 class _SiteFinder:
-    """Walks the syntax tree of one module. ``shift`` is added to line numbers."""
+    """Finds the sites in the syntax tree of one module.
+
+    ``shift`` is added to line numbers; it is not 0 if the tree is only a part of the file.
+    """
 
     def __init__(
         self, path: str, text: str, wrapper: MetadataWrapper, kinds: Sequence[str], *, shift: int = 0
@@ -173,7 +180,12 @@ class _SiteFinder:
         unit: Unit | None,
         outer: ast.AST | None,
     ) -> Iterator[Site]:
-        """Yield the sites at and below a node; ``outer`` is the outermost function around it."""
+        """Yield the sites at and below a node.
+
+        ``names`` and ``indents`` are the names of the functions and classes around the node, and the
+        indentation of the blocks around it. ``unit`` and ``outer`` are the unit and the outermost function
+        around it, if there are any.
+        """
         if isinstance(node, _SKIPPED) or _is_skipped_block(node):
             return
         if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
@@ -238,7 +250,10 @@ def _is_skipped_block(node: cst.CSTNode) -> bool:
 
 
 def _edit(path: str, offset: int, before: Sequence[str], after: Sequence[str]) -> Edit:
-    """Return the smallest edit that turns ``before``, which starts at line ``offset``, into ``after``."""
+    """Return the smallest edit that turns the lines ``before`` into the lines ``after``.
+
+    ``before`` starts at line ``offset`` (from 0) of the file.
+    """
     short = min(len(before), len(after))
     start = next((index for index in range(short) if before[index] != after[index]), short)
     tail = next(

@@ -31,7 +31,7 @@ _CONVERSIONS = ("list", "tuple", "sorted", "reversed", "str", "int", "set", "dic
 
 
 def invert_condition(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Swap the branches of an ``if``, or negate a condition."""
+    """Swap the branches of an ``if``, or negate the condition of an ``if`` or ``while``."""
     if isinstance(node, (cst.If, cst.IfExp, cst.While)):
         if isinstance(node, cst.If) and isinstance(node.orelse, cst.Else):
             yield node.with_changes(body=node.orelse.body, orelse=node.orelse.with_changes(body=node.body))
@@ -48,7 +48,7 @@ def invert_condition(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def remove_conditional(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Remove an ``if`` with its branches, or run its body unconditionally."""
+    """Remove an ``if`` statement with its branches, or replace it with its body."""
     for block, index, statement in statements_of(node, cst.If):
         yield without(block, index)
         body = statement.body
@@ -57,7 +57,7 @@ def remove_conditional(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def remove_loop(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Remove a loop."""
+    """Remove a ``for`` or ``while`` loop with its body."""
     for block, index, _ in statements_of(node, (cst.For, cst.While)):
         yield without(block, index)
 
@@ -77,7 +77,7 @@ def remove_call(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def remove_wrapper(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Replace a ``with`` or ``try`` by its body, or a conversion by its argument."""
+    """Replace a ``with`` or ``try`` with its body, or a conversion such as ``str(x)`` with its argument."""
     for block, index, statement in statements_of(node, (cst.With, cst.Try)):
         if isinstance(statement.body, cst.IndentedBlock):
             yield spliced(block, index, statement.body.body)
@@ -90,7 +90,7 @@ def remove_wrapper(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def change_return(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Return ``None``, the opposite, or the elements of a tuple in another order."""
+    """Make a ``return`` give ``None``, the opposite truth value, or a tuple with two elements swapped."""
     if not isinstance(node, cst.Return) or node.value is None:
         return
     value = node.value
@@ -127,7 +127,7 @@ def shuffle_lines(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def change_exception(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Remove a ``raise``, raise another exception, or catch another one."""
+    """Remove a ``raise``, raise another exception, or catch another exception."""
     for block, index, line in statements_of(node, cst.SimpleStatementLine):
         if len(line.body) == 1 and isinstance(line.body[0], cst.Raise):
             yield without(block, index)
@@ -144,7 +144,7 @@ def change_exception(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def change_loop(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Swap ``break`` and ``continue``."""
+    """Replace ``break`` with ``continue``, or ``continue`` with ``break``."""
     if isinstance(node, cst.Break):
         yield cst.Continue(semicolon=node.semicolon)
     elif isinstance(node, cst.Continue):
@@ -167,7 +167,7 @@ def remove_method(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def remove_body(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """Remove the body of a function except its docstring: the task is to write it."""
+    """Remove the body of a function except its docstring: the task is to write the body."""
     if isinstance(node, cst.FunctionDef) and isinstance(node.body, cst.IndentedBlock):
         docstring = [statement for statement in node.body.body[:1] if is_docstring(statement)]
         if len(node.body.body) > len(docstring) + 1:

@@ -1,8 +1,9 @@
 """Writes problem statements from the way the tests fail: what was called, what was expected, what happened.
 
-An example is the statement at which a test failed, with the assignments that it depends on, and nothing else
-of the test. The package's own source is not quoted. If a problem statement contains a line that the fix adds
-or removes, it is written again with less detail, so that it does not reveal the fix.
+A problem statement shows examples. An example is the statement at which a test failed, with the assignments
+that it depends on, and nothing else of the test. The package's own source is not quoted.
+If a problem statement contains a line that the fix adds or removes, it is written again with less detail, so
+that it does not reveal the fix.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from agentrl_environments.swe.synth.candidates import REMOVE_BODY, CheckedCandid
 
 MAX_EXAMPLES = 3
 _MAX_LINES = 14
-"""Longest example, in lines."""
+"""Maximum number of lines of an example."""
 _MAX_QUOTED = 400
-"""Longest quoted part of an error message, in characters."""
+"""Approximate maximum length of a quoted error message, in characters."""
 _COMMON = re.compile(
     r"[\W_]*|pass|else:|try:|finally:|break|continue|return|return (None|True|False|self|NotImplemented)|"
     r"raise( NotImplementedError)?"
 )
-"""Lines that are too common to reveal a particular fix."""
+"""Pattern of lines that are too common to reveal a particular fix."""
 
 
 def statement(
@@ -32,7 +33,8 @@ def statement(
 ) -> str:
     """Return the problem statement of a valid candidate.
 
-    ``tests`` are the test files, ``fix`` is the patch, and ``modules`` are the files with the bug.
+    ``tests`` are the texts of the test files by path, ``fix`` is the patch that removes the bug, and
+    ``modules`` are the texts of the files with the bug by path.
     """
     for examples, messages in ((MAX_EXAMPLES, True), (MAX_EXAMPLES, False), (0, True), (0, False)):
         text = _compose(package, checked, tests, modules, examples=examples, messages=messages)
@@ -109,7 +111,7 @@ def _head(package: str, checked: CheckedCandidate, modules: Mapping[str, str]) -
 
 
 def describe(failure: Failure, *, with_message: bool = True) -> str:
-    r"""Describe in words what happened and what should have happened.
+    r"""Return a sentence that says what happened in a failed test, and what should have happened.
 
     >>> describe(Failure(type="AssertionError", message="assert 1 == 2\n +  where 1 = f(3)"))
     'Expected `2`, but got `1`, where `1 = f(3)`.'
@@ -133,7 +135,10 @@ def describe(failure: Failure, *, with_message: bool = True) -> str:
 
 
 def example(test: str, failure: Failure, tests: Mapping[str, str]) -> str:
-    """Return the statement at which a test failed, with the assignments it depends on; empty if unknown."""
+    """Return the code of the statement at which a test failed, with the assignments it depends on.
+
+    ``tests`` are the texts of the test files by path. The code is empty if it cannot be found or is too long.
+    """
     path, *names = re.sub(r"\[.*\]$", "", test).split("::")
     if path not in tests or not names:
         return ""
@@ -177,7 +182,7 @@ def example(test: str, failure: Failure, tests: Mapping[str, str]) -> str:
 
 
 def _function(tree: ast.AST, names: Sequence[str]) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    """Return a function by its qualified name, as a list of names."""
+    """Return the function with a qualified name, given as a list of names, or ``None`` if there is none."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == names[0]:
             if len(names) > 1:
@@ -190,7 +195,10 @@ def _function(tree: ast.AST, names: Sequence[str]) -> ast.FunctionDef | ast.Asyn
 def _statement_at(
     function: ast.FunctionDef | ast.AsyncFunctionDef, line: int
 ) -> tuple[ast.stmt | None, list[ast.stmt]]:
-    """Return the statement that contains a line (or the ``with`` around it), and all statements before it."""
+    """Return the statement that contains a line, and all statements before it in the function.
+
+    If the line is in a ``with`` block, the whole ``with`` statement is returned.
+    """
     before: list[ast.stmt] = []
 
     def inside(body: Iterable[ast.stmt]) -> ast.stmt | None:
@@ -226,7 +234,7 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
 
 
 def _signature(text: str, name: str) -> tuple[str, str]:
-    """Return a function's signature and its docstring."""
+    """Return the signature and the docstring of the function ``name`` in the source ``text``."""
     function = _function(ast.parse(text), name.split("."))
     if function is None:
         return name, ""
@@ -237,7 +245,10 @@ def _signature(text: str, name: str) -> tuple[str, str]:
 
 
 def _cut(text: str) -> str:
-    """Return a text for quoting: at most `_MAX_QUOTED` characters, without backticks and memory addresses."""
+    """Return a text in a form for quoting, without backticks and memory addresses.
+
+    If it is longer than `_MAX_QUOTED` characters, its middle is left out.
+    """
     text = text.strip().replace("`", "'")
     text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)  # addresses differ between runs
     if len(text) <= _MAX_QUOTED:
@@ -277,7 +288,10 @@ def without_functions(text: str, names: Iterable[Sequence[str]]) -> str:
 
 
 def _definitions(tree: ast.Module, names: Sequence[str]) -> Iterator[ast.stmt]:
-    """Yield every function that a test's name can refer to, inherited ones of the same file included."""
+    """Yield every function that the qualified name of a test can refer to.
+
+    This includes a function that the test's class inherits from a class in the same file.
+    """
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     holders: list[ast.Module | ast.ClassDef] = [tree]
     for name in names[:-1]:

@@ -1,9 +1,10 @@
 """Decides which candidates become tasks, by running the package's own tests in a sandbox.
 
-A bug is *valid* if at least one test that passes without it fails with it, the same tests in two runs, while
-most tests still pass. The other results are in `CandidateOutcome`, and are counted. Each package has one
-sandbox per worker; inside it, `runner` runs the suite in forked processes and restores the files. The two
-runs use different processes and hash seeds, so that results which depend on the order of a set are found.
+A bug is *valid* if at least one test that passes without the bug fails with it, if the same tests fail in two
+runs, and if most tests still pass. `CandidateOutcome` lists the other results, which are counted. A
+package has one sandbox per worker; inside it, `runner` runs the suite in forked processes and restores the
+files. The two runs use different processes and hash seeds, so that results which depend on the order of a set
+are found.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from agentrl_environments.swe.workspace import tools_folder
 SPEC = SandboxSpec(workdir="/testbed", writable=(tools_folder("/testbed"),), memory_mib=2048, disk_mib=512)
 """The sandbox in which suites run."""
 MAX_FAILING = 30
-"""Largest number of tests that a bug may break. A bug that breaks more has broken the package as a whole."""
+"""Maximum number of tests that a bug may break. A bug that breaks more tests breaks the whole package."""
 START_S = 0.5
-"""Time allowed for starting Python and pytest, in deadlines."""
+"""Time that deadlines allow for starting Python and pytest, in seconds."""
 SLACK = 3.0
 """Deadline of a suite with a bug, as a multiple of its time without bugs."""
 _BATCH = 12
-"""Candidates per worker that are checked in one call of the runner."""
+"""Number of candidates per worker that are checked in one call of the runner."""
 _RUNNER = Path(__file__).with_name("runner.py")
 
 
@@ -47,17 +48,20 @@ class SuiteBaseline:
     num_flaky: int
     wall_s: float
     modules: tuple[str, ...]
-    """Modules that the tests import and that do not belong to the repository."""
+    """Names of the modules that the tests import and that do not belong to the repository."""
 
     @property
     def deadline_s(self) -> float:
-        """Deadline of the suite with a bug in it."""
+        """Deadline of one run of the suite with a bug in the package, in seconds."""
         return SLACK * (START_S + self.wall_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteRun:
-    """One run of the suite. ``status`` is done, broken (tests not collected), crashed or hung."""
+    """The results of one run of the suite.
+
+    ``status`` is done, broken (pytest could not collect or run the tests), crashed or hung.
+    """
 
     status: str
     tests: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +73,7 @@ class SuiteRun:
 
 
 class Suite:
-    """A package's tests in a sandbox; they can be run many times, each time with other files."""
+    """A package's tests in a sandbox. They can be run many times, each time with other files."""
 
     def __init__(self, sandbox: Sandbox, tree: Tree, tools: bytes) -> None:
         self.tree = tree
@@ -82,7 +86,7 @@ class Suite:
     ) -> list[SuiteRun]:
         """Run the suite once per job. ``seed`` is Python's hash seed; ``modules`` are imported beforehand.
 
-        A job has a ``timeout_s`` and may have ``files``, which replace files of the package.
+        A job has a ``timeout_s``, and may have ``files``: texts by path that replace files of the package.
 
         Raises:
             SandboxError: the sandbox broke, or the runner cannot run in it.
@@ -176,7 +180,7 @@ async def measure_baseline(suite: Suite, *, most_s: float = 120.0) -> SuiteBasel
 async def check(
     suite: Suite, baseline: SuiteBaseline, candidates: Sequence[Candidate]
 ) -> list[CheckedCandidate]:
-    """Return the candidates with their outcomes, in the same order."""
+    """Run the suite with each candidate, and return the candidates with their outcomes, in the same order."""
     jobs = [{"timeout_s": baseline.deadline_s, "files": one.apply(suite.texts)} for one in candidates]
     first = [
         _judge(baseline, one, run)
@@ -212,10 +216,11 @@ async def search(
     on_baseline: Callable[[SuiteBaseline], None] = lambda _: None,
     on_checked: Callable[[CheckedCandidate], None] = lambda _: None,
 ) -> AsyncIterator[CheckedCandidate]:
-    """Check a package's candidates in their order, and yield them until ``target`` are valid.
+    """Check a package's candidates in their order, and yield each result until ``target`` results are valid.
 
     ``known`` holds results of an earlier run by the candidate's id; they are not computed again.
-    ``on_checked`` is called with every new result. The order and the results do not depend on ``workers``.
+    ``on_baseline`` is called with the measurements of the suite without any bug, and ``on_checked`` with
+    every new result. The order and the results do not depend on ``workers``, the number of sandboxes.
 
     Raises:
         UnusablePackage: the suite does not pass without any bug.
@@ -249,7 +254,7 @@ async def search(
 
 
 def _judge(baseline: SuiteBaseline, candidate: Candidate, run: SuiteRun) -> CheckedCandidate:
-    """Return a candidate with the outcome of one run."""
+    """Return a candidate with its outcome, as one run of the suite shows it."""
     failing = tuple(test for test in baseline.tests if run.tests.get(test, "FAILED") in ("FAILED", "ERROR"))
     if run.status in ("broken", "crashed"):
         outcome = CandidateOutcome.DEAD
