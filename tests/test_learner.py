@@ -367,6 +367,21 @@ def test_the_value_head_starts_at_zero_and_learns_a_constant():
     )
 
 
+def test_a_learning_rate_of_zero_for_the_value_head_is_zero_and_not_the_default():
+    groups = groups_of(2)
+    learner = learner_of(optimisation=Optimisation(lr=1e-2, value_lr=0.0))
+    goal = [
+        tuple(
+            Credited(floats(np.ones(s.trajectory.num_tokens)), floats(np.ones(s.trajectory.num_tokens)))
+            for s in g
+        )
+        for g in groups
+    ]
+    learner.update(make_batch(groups, goal), Objective(loss=PolicyGradient(), value=ValueLoss()))
+    found = learner.annotate(groups, frozenset({"values"}))
+    assert not any(scored.measured.values.any() for group in found for scored in group)
+
+
 def test_the_value_loss_is_a_mean_over_the_tokens_that_have_a_target():
     ((scored, _),) = groups_of(1)
     number = scored.trajectory.num_tokens

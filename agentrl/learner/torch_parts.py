@@ -38,7 +38,7 @@ def make_adamw(
         groups.append(
             {
                 "params": list(value_head.parameters()),
-                "base_lr": optimisation.value_lr or lr,
+                "base_lr": lr if optimisation.value_lr is None else optimisation.value_lr,
                 "weight_decay": 0.0,
             }
         )
