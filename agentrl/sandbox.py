@@ -40,8 +40,8 @@ class ExecResult:
     """
 
     exit_code: int
-    """The command's exit code. As in ``subprocess``, it is minus the number of the signal if a signal ended
-    the command, so -9 if its deadline ended it."""
+    """The command's exit code. If a signal ended the command, it is minus the signal's number, as in
+    ``subprocess``; so it is -9 after a deadline, at which the command is killed."""
     stdout: bytes
     stderr: bytes
     stdout_total: int
@@ -70,10 +70,10 @@ class ShellResult:
     cwd: str
     """The shell's folder after the command."""
     timed_out: bool = False
-    """Whether the command was interrupted at its deadline; the shell keeps its state unless ``restarted``."""
+    """Whether the command was interrupted at its deadline. The shell kept its state unless ``restarted``."""
     restarted: bool = False
     """Whether the command ended the shell (``exit``, ``set -e``, a kill), so that a new one was started in
-    ``cwd``, without the old one's variables and functions."""
+    ``cwd``. Then variables and functions are lost."""
     duration_s: float = 0.0
 
     @property
@@ -85,7 +85,7 @@ class ShellResult:
 class Shell(Protocol):
     """A bash session that keeps its folder, variables, functions and jobs between commands.
 
-    One command at a time.
+    It runs one command at a time.
     """
 
     async def run(
@@ -107,7 +107,7 @@ class Sandbox(Protocol):
 
     @property
     def spec(self) -> SandboxSpec:
-        """The spec with which the sandbox was opened."""
+        """The spec that the sandbox was opened with."""
         ...
 
     async def exec(
@@ -120,7 +120,9 @@ class Sandbox(Protocol):
         timeout_s: float = 60.0,
         max_output: int = MAX_OUTPUT,
     ) -> ExecResult:
-        """Run a command to its end or its deadline, which kills its whole process tree, including daemons.
+        """Run a command to its end or its deadline.
+
+        At the deadline, the command's whole process tree is killed, including daemons.
 
         The exit code is 127 if the program does not exist and 126 if it cannot be run, with the reason on
         stderr. ``env`` adds to the sandbox's own small environment; ``cwd`` is by default the spec's
@@ -168,21 +170,24 @@ class Sandbox(Protocol):
         """Unpack a tar archive (plain or compressed) into a folder, which is created if it does not exist.
 
         Raises:
-            ValueError: it is not an archive, or a member is a device, or would be written outside ``path``.
+            ValueError: ``data`` is not an archive, or a member is a device or would be outside ``path``.
             OSError: as on a local file system.
             SandboxError: the sandbox itself failed.
         """
         ...
 
     async def get_tar(self, path: str, *, max_bytes: int = 1 << 30) -> bytes:
-        """Return a plain tar archive of a file or folder; raises the same errors as ``read``.
+        """Return a plain tar archive of a file or folder.
 
-        Names of members are relative to the parent folder of ``path``.
+        Names of members are relative to the parent folder of ``path``. It raises the same errors as ``read``.
         """
         ...
 
     async def kill_all(self) -> int:
-        """Kill every process, shells included, except the sandbox's own; return how many were killed."""
+        """Kill all processes inside, including shells, and return the number of killed processes.
+
+        The sandbox's own processes, which serve these calls, are neither killed nor counted.
+        """
         ...
 
     def endpoint(self, port: int) -> AbstractAsyncContextManager[Path]:
@@ -208,25 +213,26 @@ class Capabilities:
     """What separates sandboxes from the host. Weakest first: namespaces of an ordinary user, a hardened
     container, a separate kernel, a separate machine."""
     limits: frozenset[Limit]
-    """Limits that are enforced here. A spec that needs any other limit is refused, unless the provider is
-    configured to accept it."""
+    """The limits that are enforced. If any limit is missing here, specs are refused, unless the provider is
+    configured to accept that."""
     networks: frozenset[Network] = frozenset({"none"})
     images: bool = True
-    """Whether other root file systems than the provider's own can be used."""
+    """Whether specs may name an image. If not, every sandbox has the provider's own root file system."""
 
 
 class Sandboxes(Protocol):
-    """A provider in service: it opens sandboxes, and holds what they share."""
+    """A provider in service: it prepares images and opens sandboxes."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the back end can do on this machine, as it was probed when service began."""
+        """What the back end really does on this machine, as it was probed at the start."""
         ...
 
     async def missing(self, images: Sequence[str]) -> Mapping[str, str]:
-        """Pull, import or build images; return those that are not available, each with the reason.
+        """Pull, import or build images; return the names of those that are not available, with the reasons.
 
-        Called once before a run, which leaves out the tasks of missing images and reports that.
+        This is called once before a run, which then leaves out the tasks whose image is missing, and reports
+        that.
         """
         ...
 

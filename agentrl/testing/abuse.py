@@ -9,8 +9,8 @@ Each attack runs in its own sandbox. Its outcome is
 - *not run* if it would do harm.
 
 If a back end's processes can see the host's, no bombs are run in it. Bombs end by themselves at four times
-their limit. One does not; it is run only if the bounded one was stopped, and if this process itself is in a
-control group that bounds processes.
+their limit. One fork bomb does not; it is run only if the fork bomb with a bound was stopped, and if this
+process itself is in a control group that bounds processes.
 
 ``benchmarks/abuse.py`` prints a table of the outcomes on a machine.
 """
@@ -45,11 +45,11 @@ SPEC = SandboxSpec(memory_mib=256, disk_mib=64, num_processes=64, num_files=128,
 """The spec of the sandboxes that attacks run in; small, so that bombs are small."""
 DEADLINES_S = (1.0, 4.0, 16.0)
 GROWTH_MIB = 96
-"""Most memory that a flood of output may add to this process."""
+"""Maximum memory that a flood of output may add to this process, in MiB."""
 
 
 class Escaped(ContractViolation):
-    """Attacks got through; ``rows`` has the results of all attacks."""
+    """At least one attack got through; ``rows`` has the results of all attacks."""
 
     def __init__(self, rows: Sequence[AttackResult]) -> None:
         self.rows = tuple(rows)
@@ -69,7 +69,7 @@ def abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple[Attac
 
 
 def check_abuse(provider: SandboxProvider, *, spec: SandboxSpec = SPEC) -> tuple[AttackResult, ...]:
-    """Run all attacks on a provider, as ``abuse``, and return their results.
+    """Run all attacks on a provider, as ``abuse`` does, and return their results.
 
     Raises:
         Escaped: attacks got through; the error lists them all.
@@ -88,7 +88,7 @@ async def _abuse(provider: SandboxProvider, spec: SandboxSpec) -> tuple[AttackRe
 
 
 async def _leftovers(runner: AttackRunner, sandbox: Sandbox) -> Problems:
-    """Look inside for processes of an earlier attack."""
+    """Look in the sandbox for processes of an earlier attack, and return those that were found."""
     return await runner.program(sandbox, "look_for_leftovers", marked=False)
 
 
@@ -119,7 +119,7 @@ async def _ignore(runner: AttackRunner, sandbox: Sandbox) -> Problems:
 async def _outlive(runner: AttackRunner, sandbox: Sandbox) -> Problems:
     """Check that a daemon ends with its command at the deadline, by ``kill_all``, and with the sandbox.
 
-    The last one is looked for on the host.
+    Whether it ends with the sandbox is checked later, on the host.
     """
     found = [*await _late(runner, sandbox, "daemonise_and_wait"), *await _leftovers(runner, sandbox)]
     found += await runner.program(sandbox, "daemonise")
@@ -150,7 +150,7 @@ async def _flood(runner: AttackRunner, sandbox: Sandbox) -> Problems:
 
 
 async def _kill_guest(runner: AttackRunner, sandbox: Sandbox) -> Problems:
-    """Check that the next command gets its own answer, or that the sandbox is lost; nothing may hang."""
+    """Check that the command after the attack gets its own answer, or the sandbox is lost; none may hang."""
     try:
         await runner.program(sandbox, "kill_the_guest", whole=False)
         result = await sandbox.exec(["echo", "still here"], timeout_s=10.0)

@@ -19,14 +19,14 @@ from agentrl.types import SandboxSpec
 
 Outcome = Literal["denied", "contained", "escaped", "not enforced", "not run"]
 Problems = list[str]
-"""How isolation failed, a line each."""
+"""The ways in which isolation failed, one line for each."""
 
 ATTACK_S = 120.0
-"""Longest duration of an attack until its outcome is known."""
+"""Maximum duration of an attack until its outcome is known."""
 ANSWER_S = 10.0
-"""Longest time in which a neighbour must answer during an attack."""
+"""Maximum time in which a neighbour must answer during an attack."""
 LATE_S = 8.0
-"""Longest time that a command may take beyond its deadline."""
+"""Maximum time that a command may take beyond its deadline."""
 FLOOD_MIB = 64
 RUN = (
     "import sys; sys.path.insert(0, sys.argv[2]); "
@@ -52,12 +52,12 @@ class Attack:
     expected: Literal["denied", "contained"]
     run: Callable[[AttackRunner, Sandbox], Awaitable[Problems]]
     limit: Limit | None = None
-    """The limit that should contain it, if there is one."""
+    """The limit that should contain the attack, if there is one."""
     harmful: bool = False
-    """Whether it would harm a host that is not isolated."""
+    """Whether the attack would harm a host that is not isolated."""
     after: str = ""
-    """The attack that must have been contained before this one is run, and only inside an outer control
-    group."""
+    """Title of another attack, or empty. With a title, this attack is run only if the other one was
+    contained, and only if the suite's own process is in a control group that bounds processes."""
 
 
 class AttackRunner:
@@ -113,7 +113,7 @@ class AttackRunner:
 
     @asynccontextmanager
     async def _watched(self, found: Problems) -> AsyncIterator[None]:
-        """Repeatedly ask the neighbour to run a command, until the context is left."""
+        """Have the neighbour run a command again and again in the context; add problems to ``found``."""
 
         async def ask() -> None:
             while True:
@@ -148,7 +148,7 @@ class AttackRunner:
     def command(self, name: str, *, marked: bool = True) -> list[str]:
         """Return the command line of an attack.
 
-        If ``marked``, it has the token by which leftovers are found.
+        If ``marked``, the line has the token by which leftovers are found.
         """
         line = ["python3", "-I", "-c", RUN, name, f"{self.spec.workdir}/.attacks"]
         return [*line, self.canaries.token] if marked else line
@@ -165,7 +165,7 @@ class AttackRunner:
     ) -> Problems:
         """Run an attack program, and return the attempts that got through.
 
-        If ``whole``, it must also have ended by itself.
+        If ``whole``, it is also a problem if the program failed or made no attempts.
         """
         await self.bring(sandbox)
         result = await sandbox.exec(self.command(name, marked=marked), stdin=self.facts, timeout_s=60.0)
@@ -182,7 +182,7 @@ class AttackRunner:
 
 
 def inside(name: str, *, whole: bool = True) -> Callable[[AttackRunner, Sandbox], Awaitable[Problems]]:
-    """Return an attack that only runs a program inside."""
+    """Return an attack that only runs the attack program ``name`` in the sandbox."""
 
     async def run(runner: AttackRunner, sandbox: Sandbox) -> Problems:
         return await runner.program(sandbox, name, whole=whole)

@@ -32,7 +32,7 @@ MOUNTS = frozenset({"/", "/dev", "/proc", "/sys", "/sys/fs/cgroup", "/tmp", "/ru
 """Mounts of the host that must not change; container engines add and remove others."""
 ENVIRONMENT = "AGENTRL_ABUSE_CANARY"
 GONE_S = 5.0
-"""Longest time in which the processes of a closed sandbox must end."""
+"""Maximum time in which the processes of a closed sandbox must end."""
 
 
 class Canaries:
@@ -48,7 +48,7 @@ class Canaries:
         self._before = self._state()
 
     def _state(self) -> dict[str, object]:
-        """Return what must not change."""
+        """Return the state of the host that must not change, by name."""
         file = self.folder / "secret"
         values = {f"the kernel's {name}": _text(Path("/proc/sys") / name) for name in VALUES}
         return {

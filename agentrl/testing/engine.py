@@ -106,7 +106,7 @@ class _Level:
     weights: Weights
     tolerance: float
     rescore: Rescore | None
-    """``None``: bit-equal."""
+    """Computes log-probabilities to compare with; ``None`` if actions must be equal to the last bit."""
 
     def difference(self, played: Sequence[Sequence[Turn]], wanted: Sequence[Sequence[Turn]]) -> str:
         """Describe how episodes differ from the ``wanted`` ones; empty if they agree.
@@ -119,7 +119,7 @@ class _Level:
         return self.excess(float(np.max([self.gap(past, action, self.weights) for past, action in turns])))
 
     def gap(self, past: Sequence[Turn], action: Action, weights: Weights) -> float:
-        """Return the largest difference of an action's log-probabilities from the rescored ones."""
+        """Return the maximum difference between an action's recorded and rescored log-probabilities."""
         return float(np.abs(self.scores(past, action, weights) - action.logprobs).max(initial=0.0))
 
     def excess(self, gap: float) -> str:
@@ -163,7 +163,7 @@ async def _check(
 
 
 async def _episode(policy: Policy, index: int, num_turns: int) -> list[Turn]:
-    """Play against observations made from ``index``."""
+    """Play ``num_turns`` turns against observations that are drawn with the seed ``index``."""
     generator, turns = random.Random(index), list[Turn]()
     for turn in range(num_turns):
         observation = Observation.text(" ".join(generator.choices(WORDS, k=generator.randint(1, 9))))
@@ -174,7 +174,7 @@ async def _episode(policy: Policy, index: int, num_turns: int) -> list[Turn]:
 
 
 def _records(episodes: Sequence[Sequence[Turn]], version: int) -> list[str]:
-    """Check what actions record."""
+    """Check the tokens, log-probabilities and version that actions record; return the violations."""
     found = []
     for action in (turn.action for episode in episodes for turn in episode):
         if not len(action.tokens) or not len(action.prompt):
@@ -231,7 +231,7 @@ def _differ(level: _Level, one: Action, other: Action) -> bool:
 
 
 async def _cancelled(engine: Engine, level: _Level, alone: Sequence[Sequence[Turn]]) -> list[str]:
-    """Check that a cancelled action does not change the others."""
+    """Check that cancelled actions do not change another action that is sampled beside them."""
     leaving = [asyncio.ensure_future(_episode(engine, 100 + index, 1)) for index in range(4)]
     staying = asyncio.ensure_future(_episode(engine, 0, 1))
     await asyncio.sleep(0)
@@ -245,7 +245,7 @@ async def _cancelled(engine: Engine, level: _Level, alone: Sequence[Sequence[Tur
 async def _loading(
     engine: Engine, level: _Level, alone: Sequence[Sequence[Turn]], num_turns: int
 ) -> list[str]:
-    """Check ``load``: versions, caches, and actions under way."""
+    """Check ``load``: versions, cached contexts, and actions that are under way during a load."""
     found, seen = [], Observation.text("you see a door")
     await engine.load(level.weights, version=7)
     if engine.version != 7:

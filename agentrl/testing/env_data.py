@@ -52,7 +52,10 @@ def spec_violations(spec: EnvSpec) -> Iterator[Violation]:
 
 
 def panel_violations(spec: EnvSpec, *, elsewhere: bool) -> Iterator[Violation]:
-    """Yield the violated clauses on splits and tasks. ``elsewhere``: also in another process."""
+    """Yield the violated clauses on splits and tasks.
+
+    If ``elsewhere``, also check that another process lists the same tasks.
+    """
     where: dict[str, str] = {}
     contents: dict[str, str] = {}
     hashes: dict[str, str] = {}

@@ -64,7 +64,7 @@ class EpisodeChecks:
 
     @asynccontextmanager
     async def host(self) -> AsyncIterator[Host]:
-        """Open a host in this process; one that cannot open or close violates ``shared``."""
+        """Open a host in this process; if it cannot open or close, the clause ``shared`` is violated."""
         try:
             async with InProcess(self.spec, self.deadline_s, self.sandboxes) as host:
                 yield host
@@ -154,7 +154,7 @@ class EpisodeChecks:
             self.report("success ends", f"{name}: the episode continued after success was reported")
 
     async def repeat(self, host: Host, example: Trajectory) -> None:
-        """Play the same actions again, alone and concurrently with an episode of another task."""
+        """Play the actions of ``example`` again, alone and then beside an episode of another task."""
         actions = tuple(turn.action.text for turn in example.turns)
         if not actions or example.end is End.FAILED:
             return
@@ -174,7 +174,7 @@ class EpisodeChecks:
                 )
 
     async def in_a_worker(self, example: Trajectory) -> None:
-        """Play the same actions in a worker process."""
+        """Play the actions of ``example`` in a worker process, and compare the trajectories."""
         actions = tuple(turn.action.text for turn in example.turns)
         try:
             async with Workers(self.spec, 1, self.deadline_s, self.sandboxes) as host:

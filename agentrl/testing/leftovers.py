@@ -15,7 +15,7 @@ SETTLE_S = 2.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenResources:
-    """Threads, child processes and number of open files of this process."""
+    """Names of the threads, ids of the child processes, and number of open files of this process."""
 
     threads: frozenset[str]
     children: frozenset[str]
@@ -44,7 +44,10 @@ class OpenResources:
 
 
 async def left_over(before: OpenResources) -> str:
-    """Describe what is still open, after a wait of at most ``SETTLE_S``; empty if there is nothing."""
+    """Describe what is open now and was not ``before``; empty if there is nothing.
+
+    Wait up to ``SETTLE_S`` for such things to close.
+    """
     until = time.monotonic() + SETTLE_S
     while (left := OpenResources.now().exceeds(before)) and time.monotonic() < until:
         await asyncio.sleep(0.02)

@@ -5,10 +5,14 @@ be sampled, weighted by their probability, and compares it with the true policy 
 so an unbiased rule agrees up to rounding.
 
 The process is a walk on a line. A turn is either one token, ``stop``, or two tokens: ``go``, then ``left`` or
-``right``. Stopping ends the episode and pays the value of the place (the component ``outcome``), each step to
-the right pays a small reward at once (``steps``), and a limit ends the episode after three turns. So episodes
-end at different times, turns have different lengths, rewards arrive along the way, and there are 15 episodes.
-The policy is a softmax with one logit per decision and place; the logit of the other token is 0.
+``right``. Stopping ends the episode, with the value of the place as reward (the component ``outcome``); each
+step to the right has a small reward at once (the component ``steps``); and a limit ends the episode after
+three turns. So episodes end at different times, turns have different lengths, rewards arrive along the way,
+and there are 15 episodes. The policy is a softmax with one logit per decision and place; the logit of the
+other token is 0.
+
+The suffix of an array's name says what the array has one entry for: ``T`` for each token of an episode, ``N``
+for each turn, ``P`` for each parameter (logit) of the policy.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ TASK = Task("walk")
 
 @dataclass(frozen=True)
 class MdpEpisode:
-    """One possible episode and its probability."""
+    """One possible episode and the probability that the policy plays it."""
 
     probability: float
     trajectory: Trajectory
@@ -70,18 +74,19 @@ class MdpEpisode:
 
 @dataclass(frozen=True)
 class Bias:
-    """How a rule's expected gradient compares with the policy gradient."""
+    """How a credit rule's expected gradient estimate compares with the policy gradient."""
 
     cosine: float
-    """Cosine with the policy gradient: 1 means that the direction is right."""
+    """Cosine of the estimate with the policy gradient: 1 means that the direction is right."""
     scale: float
-    """Length along the policy gradient, relative to it: 1 means that the step size is right, too."""
+    """Signed length of the estimate's projection on the policy gradient, divided by the gradient's length: 1
+    means that the step size is right, too."""
     error: float
-    """Length of the difference after the best constant factor, relative to the policy gradient: 0 means
-    unbiased up to a factor."""
+    """Length of the difference between the policy gradient and the estimate times the best constant factor,
+    divided by the length of the policy gradient: 0 means unbiased up to a factor."""
     variance: float
-    """Trace of the estimate's covariance, relative to the squared length of the policy gradient, for the
-    given group size."""
+    """Trace of the estimate's covariance for the given group size, divided by the squared length of the
+    policy gradient."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,14 @@ class Mdp:
 
     @property
     def gradient_P(self) -> Array:
-        """Return ``sum over episodes of p(episode) R(episode) grad log p(episode)``: the definition."""
+        """Return the policy gradient by its definition: the sum over episodes of ``p R grad log p``.
+
+        ``p`` is the probability of an episode, and ``R`` is the sum of its rewards.
+        """
         return np.asarray(sum(one.probability * sum(one.rewards) * one.score_P for one in self.episodes))
 
     def differences_P(self, objective: Callable[[Mdp], float], step: float = 1e-5) -> Array:
-        """Return the gradient of ``objective`` by central differences."""
+        """Return the gradient of ``objective`` with respect to the logits, by central differences."""
         shifts = step * np.eye(len(DECISIONS))
         ups, downs = (
             [objective(Mdp(tuple(np.array(self.logits) + sign * shift))) for shift in shifts]
@@ -121,7 +129,7 @@ class Mdp:
 
     @cached_property
     def values(self) -> dict[tuple[int, str, int], float]:
-        """Return the true value of each token's state: the expected reward from this token on."""
+        """Return the true value of each token's state: the expected sum of rewards from its turn on."""
         totals: dict[tuple[int, str, int], list[float]] = {}
         for one in self.episodes:
             for key in one.keys_T:
@@ -167,7 +175,7 @@ class Mdp:
     def _from(
         self, turn: int, place: int, probability: float, tokens: _Tokens, turns: _Turns
     ) -> Iterator[MdpEpisode]:
-        """Yield every continuation of an episode."""
+        """Yield every complete episode that begins with ``tokens`` and ``turns``, which lead to ``place``."""
         stop, stop_score, go, go_score = self._choice(("stop?", place))
         entropy = _entropy(stop)
         stopped = (turn, "stop?", place, stop_score, float(np.log(stop)), entropy)
@@ -185,7 +193,7 @@ class Mdp:
                 yield from self._from(turn + 1, place + move, probability * go * chance, walked, after)
 
     def _choice(self, decision: Decision) -> tuple[float, Array, float, Array]:
-        """Return the probability and score of yes, then of no."""
+        """Return the probability of yes, the gradient of its logarithm, and then both for no."""
         index = DECISIONS.index(decision)
         yes = float(1.0 / (1.0 + np.exp(-self.logits[index])))
         direction_P = np.eye(len(DECISIONS))[index]

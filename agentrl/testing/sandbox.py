@@ -53,7 +53,7 @@ def check_sandbox(
 
 
 Violation = tuple[str, str]
-"""A clause, and how it is violated."""
+"""The name of a clause, and how it is violated."""
 
 
 def _data(provider: SandboxProvider) -> Iterator[Violation]:

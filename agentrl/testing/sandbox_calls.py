@@ -58,7 +58,7 @@ while True:
 
 
 async def exec_results(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Check that whatever a command does is a result."""
+    """Check that whatever a command does is returned as a result and never raised."""
     for script, code in {"exit 0": 0, "exit 7": 7, "kill -15 $$": -15, "kill -9 $$": -9}.items():
         if (ran := await sandbox.exec(["sh", "-c", script])).exit_code != code:
             yield f"{script!r} has exit code {ran.exit_code} in place of {code}"
@@ -110,7 +110,7 @@ async def exec_arguments(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 async def exec_output(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Check that output arrives as written, and of a long output the beginning, the end and the length."""
+    """Check that output arrives as written; of a long one the beginning, the end and the length arrive."""
     await sandbox.write("bytes", EVERY_BYTE)
     ran = await sandbox.exec(["sh", "-c", "cat bytes; cat bytes bytes >&2"])
     if (ran.stdout, ran.stderr) != (EVERY_BYTE, 2 * EVERY_BYTE) or ran.truncated:
@@ -216,7 +216,7 @@ async def network(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 async def endpoints(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Check that a server inside is reached through a socket that exists as long as its context."""
+    """Check that an endpoint's socket leads to a server inside, and exists only inside its context."""
     await sandbox.write("serve.py", SERVE.encode())
     await sandbox.exec(["sh", "-c", "python3 serve.py >/dev/null 2>&1 & exit 0"])
     sent = EVERY_BYTE * (4 * MIB // 256)
@@ -262,4 +262,4 @@ CALLS: Mapping[str, Callable[[Sandbox], AsyncIterator[str]]] = {
     "network": network,
     "endpoints": endpoints,
 }
-"""The clauses by name."""
+"""The functions that check the clauses, by the name of the clause."""

@@ -67,7 +67,7 @@ def limited(spec: SandboxSpec, limit: Limit) -> SandboxSpec:
 
 
 async def cpu(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Check that a busy loop gets no more than its share."""
+    """Check that a busy loop gets no more processor time than ``cpus`` allows."""
     code = "import time; t = time.time()\nwhile time.time() < t + 2: pass\nprint(time.process_time())"
     ran = await sandbox.exec(["python3", "-c", code])
     used = float(ran.stdout or b"nan")
@@ -76,7 +76,7 @@ async def cpu(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 async def memory(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Check that a process that takes too much is killed, and nothing else."""
+    """Check that a process that takes too much memory is killed, and that the sandbox works after that."""
     ran = await sandbox.exec(
         ["python3", "-c", ALLOCATE, str(sandbox.spec.memory_mib * 3 // 2)], timeout_s=30.0
     )
@@ -125,7 +125,7 @@ async def disk(sandbox: Sandbox) -> AsyncIterator[str]:
 
 
 async def files(sandbox: Sandbox) -> AsyncIterator[str]:
-    """Check that no more files can be opened, and that the limit cannot be raised."""
+    """Check that no more files can be opened than the limit, and that the limit cannot be raised."""
     ran = await sandbox.exec(["python3", "-c", OPEN])
     opened, _, raised = ran.stdout.decode().partition("\n")
     if not opened.isdigit() or not int(opened) < sandbox.spec.num_files:
@@ -154,4 +154,4 @@ LIMITS: Mapping[Limit, Callable[[Sandbox], AsyncIterator[str]]] = {
     "files": files,
     "lifetime": lifetime,
 }
-"""The clauses; each yields how it is not kept."""
+"""The function that checks each limit; it yields the ways in which the limit is not enforced."""

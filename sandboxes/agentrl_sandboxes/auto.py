@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Isolation = Literal["namespaces", "container", "kernel", "machine"]
 ISOLATION: tuple[Isolation, ...] = ("namespaces", "container", "kernel", "machine")
-"""Weakest first."""
+"""The kinds of isolation, weakest first."""
 LIMITS: frozenset[Limit] = frozenset({"cpu", "memory", "processes", "disk", "files", "lifetime"})
 
 
@@ -34,7 +34,7 @@ class Auto(SandboxProvider):
     unenforced: frozenset[Limit] = frozenset()
     """Limits that need not be enforced. A candidate that enforces all limits is preferred."""
     candidates: tuple[SandboxProvider, ...] = ()
-    """The providers to try, in this order; by default ``Local`` and then ``Docker``, with this pool."""
+    """The providers to try, in this order; by default ``Local`` and then ``Docker``, both with ``pool``."""
     pool: PoolOptions = field(default_factory=PoolOptions)
 
     def tried(self) -> Sequence[SandboxProvider]:
@@ -54,7 +54,7 @@ class Auto(SandboxProvider):
         """Serve the first candidate that meets the requirements.
 
         Raises:
-            ConfigError: none does; the message lists all the reasons.
+            ConfigError: no candidate meets them; the message lists all the reasons.
         """
         reasons: list[str] = []
         for accepted in dict.fromkeys((frozenset[Limit](), self.unenforced)):
@@ -79,7 +79,7 @@ class Auto(SandboxProvider):
         )
 
     def _unfit(self, found: Capabilities, accepted: frozenset[Limit]) -> str:
-        """Return which requirement a candidate does not meet; empty if it meets all."""
+        """Describe the requirement that a candidate does not meet; empty if it meets all."""
         if ISOLATION.index(found.isolation) < ISOLATION.index(self.isolation):
             return f"it isolates by {found.isolation}, and {self.isolation} is required"
         if loose := sorted(LIMITS - found.limits - accepted):

@@ -26,21 +26,21 @@ No account of the host has it."""
 class Lease:
     """Who holds a sandbox, and until when.
 
-    Stored with the sandbox as labels, so that reapers elsewhere can read it.
+    It is stored with the sandbox as labels, so that reapers elsewhere can read it.
     """
 
     id: str
     """Unique, and valid as a name of a file, container, pod and control group: lower case letters, digits and
     hyphens, at most 40."""
     owner: str
-    """The process that holds it: ``host/boot id/pid/start time``. If it was a process of this host and is
-    dead, its leases may be reaped at once."""
+    """The process that holds the sandbox, as ``host/boot id/pid/start time``. If it was a process of this
+    host and is dead, the sandbox may be reaped at once."""
     run: str
     deadline: float
-    """Unix time after which any process may reap it."""
+    """Unix time after which any process may reap the sandbox."""
 
     def labels(self) -> Mapping[str, str]:
-        """Return the lease as labels."""
+        """Return the lease as labels, to be stored with the sandbox."""
         return {
             "agentrl.lease": self.id,
             "agentrl.owner": self.owner,
@@ -53,7 +53,7 @@ class Lease:
 class Handle:
     """A created sandbox.
 
-    ``id`` is its lease's; ``native`` is whatever the back end needs to find it again.
+    ``id`` is the id of its lease; ``native`` is whatever the back end needs to find the sandbox again.
     """
 
     id: str
@@ -84,14 +84,16 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is really enforced here.
+        """What this back end really enforces on this machine.
 
-        Probed, by reading limits back from inside, not taken from settings.
+        It is probed, by reading limits back from inside a sandbox, and not taken from settings.
         """
         ...
 
     async def prepare(self, image: str) -> None:
-        """Make an image usable: pull, import, unpack or build it. Idempotent, and safe with other processes.
+        """Make an image usable: pull, import, unpack or build it.
+
+        This may be repeated, and other processes may do the same at the same time.
 
         Raises:
             ImageMissing: the image is not available; the message says why.
@@ -101,7 +103,7 @@ class Backend(Protocol):
     async def create(self, spec: SandboxSpec, lease: Lease, command: Sequence[str]) -> Handle:
         """Start ``command`` as the first process of a new sandbox, and store the lease with it.
 
-        If this is cancelled or fails, it must leave nothing.
+        If this is cancelled or fails, nothing of the sandbox may be left.
 
         Raises:
             SandboxError: the sandbox did not start.
@@ -113,11 +115,11 @@ class Backend(Protocol):
         ...
 
     async def destroy(self, handle: Handle) -> None:
-        """Kill everything inside and remove the sandbox; return when nothing is left. Idempotent."""
+        """Kill everything inside and remove the sandbox; return when nothing is left. May be repeated."""
         ...
 
     async def reap(self, now: float) -> int:
-        """Remove our sandboxes whose owner is dead or whose deadline has passed; return how many.
+        """Remove our sandboxes whose owner is dead or whose deadline has passed; return their number.
 
         It must never touch anything that does not carry a lease.
         """

@@ -22,7 +22,7 @@ from pathlib import Path
 
 CONTROLLERS = ("memory", "pids", "cpu")
 PERIOD_US = 100_000
-"""Period over which processor time is limited."""
+"""Period over which processor time is limited, in microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,10 @@ def _can_create(place: Path) -> bool:
 
 
 def _delegated(own: Path, controllers: list[str]) -> dict[str, Path]:
-    """Return the version 2 folder in which groups with these controllers can be created: ours, or above."""
+    """Return, by usable controller, the version 2 folder in which groups with it can be created.
+
+    This is ``own``, the folder of this process's group, or a folder above it.
+    """
     try:
         available = (own / "cgroup.controllers").read_text().split()
     except OSError:
@@ -199,7 +202,7 @@ def _move_into_leaf(own: Path) -> None:
 def _enable(place: Path, controllers: list[str]) -> bool:
     """Enable controllers for the groups below ``place``; return whether that worked.
 
-    The kernel refuses it, without any effect, if the group itself contains processes.
+    The kernel refuses this, without any effect, if the group itself contains processes.
     """
     control = place / "cgroup.subtree_control"
     try:

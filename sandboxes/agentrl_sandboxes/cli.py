@@ -12,7 +12,7 @@ from rich.table import Table
 from agentrl_sandboxes import images as store
 
 images = typer.Typer(no_args_is_help=True, help="Root file systems of sandboxes, built without a registry.")
-"""The command, registered in the entry-point group ``agentrl.commands``."""
+"""The command ``agentrl images``, registered in the entry-point group ``agentrl.commands``."""
 
 
 @images.command()

@@ -75,13 +75,13 @@ class StartRequest:
     command: tuple[str, ...]
     workdir: str
     folders: tuple[str, ...]
-    """Further folders that must exist."""
+    """Folders that must exist inside, in addition to ``workdir``."""
     image: str
-    """The folder of the image; empty for the host's ``/usr``, read-only."""
+    """The folder of the image's files. If empty, the sandbox has the host's ``/usr``, read-only."""
     memory: int
-    """Bytes."""
+    """Limit on memory, in bytes."""
     disk: int
-    """Bytes."""
+    """Size of the sandbox's disk, in bytes."""
     cpus: float
     num_processes: int
     num_files: int
@@ -90,7 +90,9 @@ class StartRequest:
 def become(
     request: StartRequest, *, bwrap: str, uid: int, groups: Groups, filter_program: bytes, info: int
 ) -> NoReturn:
-    """Turn this process into the sandbox. The sandbox's first process inherits its standard streams.
+    """Turn this process into the sandbox.
+
+    The sandbox's first process inherits the standard streams of this process.
 
     Args:
         request: the sandbox to start.
@@ -139,7 +141,7 @@ def become(
 def _arguments(request: StartRequest, filter_end: int, info: int) -> list[str]:
     """Return bubblewrap's command line.
 
-    Its first word is the sandbox's id, so that ``ps`` shows which is which.
+    Its first word is the sandbox's id, so that ``ps`` shows to which sandbox a process belongs.
     """
     words: list[str] = [
         request.id,
@@ -186,9 +188,10 @@ def _arguments(request: StartRequest, filter_end: int, info: int) -> list[str]:
 
 
 def _enter_user_namespace(uid: int, gid: int, more: int) -> None:
-    """Enter a new user namespace. This user keeps its ids, and may mount until it executes a program.
+    """Enter a new user namespace, in which this process keeps its uid and gid.
 
-    ``more`` are the flags of other namespaces to enter.
+    This process may mount file systems until it executes a program. ``more`` are the flags of other
+    namespaces to enter.
     """
     _call("unshare", _CLONE_NEWUSER | more)
     Path("/proc/self/setgroups").write_text("deny")
@@ -233,7 +236,7 @@ def _mount_files(request: StartRequest, *, owner: int | None) -> None:
 
 
 def _host_files(root: Path) -> None:
-    """Write the files and folders that a root file system needs besides ``/usr``."""
+    """Write below ``root`` the files and folders that a root file system needs in addition to ``/usr``."""
     for name in _HOST_FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "tmp").chmod(0o1777)
@@ -245,8 +248,8 @@ def _host_files(root: Path) -> None:
 def _set_limits(request: StartRequest, *, bound_memory: bool) -> None:
     """Set the limits of this process, which nothing inside can raise.
 
-    ``bound_memory`` bounds the memory of each single process, for machines without a control group for
-    memory.
+    If ``bound_memory``, the memory of each single process is bounded, too. This is for machines without a
+    control group for memory.
     """
     wanted = {
         resource.RLIMIT_CORE: 0,

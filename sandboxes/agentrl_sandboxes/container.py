@@ -14,33 +14,33 @@ from agentrl_sandboxes.seccomp_profile import profile
 
 MIB = 1 << 20
 NPROC = 16384
-"""Most processes of all sandboxes of a podman service together."""
+"""Maximum number of processes in all sandboxes of a podman service together."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonImage:
-    """An image that a daemon has."""
+    """An image that a Docker daemon has."""
 
     id: str
     volumes: tuple[str, ...] = ()
-    """Folders that the image declares as volumes. They would be unbounded folders on the daemon's disk;
-    sandboxes get a small tmpfs there."""
+    """Folders that the image declares as volumes. The daemon would put them on its disk, without a limit on
+    their size; so a sandbox gets a small tmpfs in place of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerEngine:
-    """What containers depend on besides the spec: the daemon, and how it is used."""
+    """The properties of a daemon on which the description of a container depends, besides the spec."""
 
     runtime: str = ""
     network: str = ""
     """The network of sandboxes whose spec has ``network="open"``."""
     podman: bool = False
-    """Podman has its own option for the owner of a tmpfs, mounts unbounded ones at /run and /var/tmp, and
-    would raise the limit on processes."""
+    """Whether the daemon is podman's service. Podman has its own option for the owner of a tmpfs, mounts one
+    without a limit at /run and at /var/tmp, and would raise the limit on processes."""
 
 
 def folders(spec: SandboxSpec) -> tuple[str, ...]:
-    """Return the folders that a spec wants to be writable, without those that are inside another one.
+    """Return the folders that a spec wants to be writable, without those that are inside another of them.
 
     >>> folders(SandboxSpec(workdir="/repo/main", writable=("/opt", "/repo")))
     ('/opt', '/repo')
@@ -65,7 +65,7 @@ def container(
 ) -> Mapping[str, Any]:
     """Return the API's description of a sandbox's container.
 
-    ``copied`` are the bytes of the image that are copied into each writable folder.
+    ``copied`` is the number of bytes that are copied from the image into each writable folder.
 
     Raises:
         ConfigError: the copied bytes leave no room in ``disk_mib``.
@@ -133,7 +133,8 @@ def _sizes(
 ) -> tuple[Mapping[str, int], int]:
     """Divide ``disk_mib``, less the copied bytes, among the writable folders.
 
-    The spec's own folders share three quarters, /dev/shm gets a sixteenth, and the others share the rest.
+    The spec's own folders share three quarters, /dev/shm gets a sixteenth, and ``others`` share the rest.
+    Return the size of each folder, and that of /dev/shm, in bytes.
     """
     room = spec.disk_mib * MIB - sum(copied.values())
     if room < MIB:
@@ -150,5 +151,5 @@ def _sizes(
 
 
 def _pages(size: int) -> int:
-    """Round a size down to whole pages, because a tmpfs would round it up."""
+    """Round a size in bytes down to whole pages of 4096 bytes, because a tmpfs would round it up."""
     return size // 4096 * 4096

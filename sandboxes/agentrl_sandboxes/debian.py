@@ -33,7 +33,7 @@ _ALTERNATIVES = "/etc/alternatives/"
 
 @dataclass(frozen=True, slots=True)
 class DebianPackage:
-    """An installed package. ``needs`` has a tuple of alternatives for each dependency."""
+    """An installed package. For each dependency, ``needs`` has the names of packages that can satisfy it."""
 
     name: str
     architecture: str
@@ -43,7 +43,7 @@ class DebianPackage:
 
     @property
     def files(self) -> Path:
-        """Dpkg's list of its files."""
+        """Path of dpkg's list of the package's files."""
         plain = _INFO / f"{self.name}.list"
         return plain if plain.exists() else _INFO / f"{self.name}:{self.architecture}.list"
 
@@ -165,7 +165,10 @@ def _copy(path: str, root: Path, known: dict[tuple[int, int], Path]) -> None:
 
 
 def _alternatives(root: Path) -> Iterator[str]:
-    """Yield the links through /etc/alternatives whose target is in the image, such as that of awk."""
+    """Yield the links of programs with alternatives, such as awk, if the chosen program is in the image.
+
+    For each there are two: the link to ``/etc/alternatives``, and the link there to the program.
+    """
     for folder in _LINK_FOLDERS:
         for link in sorted(Path(folder).iterdir()):
             target = str(link.readlink()) if link.is_symlink() else ""

@@ -46,7 +46,7 @@ GONE, CONFLICT, BROKEN = 404, 409, 500
 PULL_S, COPY_S, REMOVE_S = 3600.0, 300.0, 20.0
 MEND = "load it there ('docker load'), or build one of this name: 'agentrl images build'"
 CONTENT_KEPT = 256 * MIB
-"""Bytes of images' folders that are kept in memory to be copied into containers."""
+"""Number of bytes of images' folders that may stay in memory, to be copied into more containers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Docker(SandboxProvider):
     """``unix:///PATH``, ``tcp://HOST:PORT`` with ``tls``, or ``ssh://USER@HOST[/PATH]``; empty for the daemon
     that the ``docker`` command would use."""
     tls: str = ""
-    """Folder of ``ca.pem``, ``cert.pem`` and ``key.pem``."""
+    """Folder of ``ca.pem``, ``cert.pem`` and ``key.pem``, for a ``url`` that begins with ``tcp``."""
     base: str = ""
     """The image of specs that name none; empty for agentrl's base image, which is built and imported if it is
     missing."""
@@ -69,10 +69,10 @@ class Docker(SandboxProvider):
     python: str = ""
     """The Python interpreter in the images; empty for ``/usr/bin/python3``."""
     open_network: str = ""
-    """The daemon's network that specs with ``network="open"`` join; empty allows none. It can reach this
-    machine, too."""
+    """The daemon's network that sandboxes with ``network="open"`` in their spec join. If empty, such specs
+    are refused. From this network, a sandbox can also reach this machine."""
     unenforced: frozenset[Limit] = frozenset()
-    """Limits that need not be enforced; rootless daemons do not enforce all."""
+    """Limits that need not be enforced; rootless daemons do not enforce all limits."""
     pool: PoolOptions = field(default_factory=PoolOptions)
 
     @asynccontextmanager
@@ -91,7 +91,7 @@ class Docker(SandboxProvider):
 
 
 class DockerBackend:
-    """The Docker back end: implements the six members with calls to a daemon."""
+    """The Docker back end: implements the six members of ``Backend`` with calls to a daemon."""
 
     def __init__(self, api: Api, options: Docker) -> None:
         self.api, self.options = api, options
@@ -124,7 +124,7 @@ class DockerBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What was probed from inside a sandbox at the start."""
+        """What the daemon really enforces, as it was probed from inside a sandbox at the start."""
         return self._capabilities
 
     async def _probe(self, kernel: str) -> None:
@@ -277,8 +277,8 @@ class DockerBackend:
     async def _remove(self, name: str) -> None:
         """Remove a container; return when it is gone.
 
-        A container that is already being removed is waited for; one that is stopping makes podman's first
-        attempt fail.
+        If the container is already being removed, wait for that. If it is stopping, podman's first attempt to
+        remove it fails, so the attempt is repeated.
         """
         until = time.monotonic() + REMOVE_S
         while True:
@@ -294,7 +294,7 @@ class DockerBackend:
             await asyncio.sleep(0.02)
 
     async def reap(self, now: float) -> int:
-        """Remove our containers whose owner is dead or whose deadline has passed."""
+        """Remove our containers whose owner is dead or whose deadline has passed; return their number."""
         query = {"all": "1", "filters": json.dumps({"label": ["agentrl.lease"]})}
         found = await self.api.json("GET", "/containers/json", query) or []
         names = [one["Id"] for one in found if reapable(one.get("Labels") or {}, now)]
@@ -310,7 +310,7 @@ class DockerBackend:
             return self._content[key]
 
     async def _read(self, image: DaemonImage, paths: Sequence[str]) -> Mapping[str, bytes]:
-        """Read what an image has in folders, from a container that is never started."""
+        """Return a record of what an image has in each of ``paths``, read from a new, stopped container."""
         lease = new_lease(run="content", lifetime_s=600.0)
         body = {
             "Image": image.id,
@@ -326,7 +326,7 @@ class DockerBackend:
         return {path: record for path, record in records.items() if record}
 
     def _keep(self, key: tuple[str, tuple[str, ...]], records: Mapping[str, bytes]) -> None:
-        """Cache what was read; evict the oldest entries beyond ``CONTENT_KEPT``, but never the new one."""
+        """Cache new records; drop the oldest records beyond ``CONTENT_KEPT``, but never the new ones."""
         self._content[key] = records
         sizes = {key: sum(map(len, one.values())) for key, one in self._content.items()}
         for oldest in list(sizes)[:-1]:

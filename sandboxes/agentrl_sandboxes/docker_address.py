@@ -23,11 +23,11 @@ from agentrl.errors import ConfigError, SandboxError
 CHUNK = 1 << 18
 CONNECT_S = 30.0
 TAIL = 4096
-"""Bytes of a program's standard error that are kept for error messages."""
+"""Number of bytes of a program's standard error that are kept for error messages."""
 
 
 class Connection:
-    """A connection, which serves one request."""
+    """A connection to a Docker daemon, which serves one request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -57,13 +57,13 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The address of a daemon."""
+    """The address of a Docker daemon."""
 
     url: str
     tls: str = ""
-    """Folder of ``ca.pem``, ``cert.pem`` and ``key.pem``, for tcp."""
+    """Folder of ``ca.pem``, ``cert.pem`` and ``key.pem``, for a ``url`` that begins with ``tcp``."""
     name: str = ""
-    """Its name in messages; empty to use the url."""
+    """The daemon's name in messages; empty to use the url."""
 
     def __str__(self) -> str:
         return self.name or self.url

@@ -22,8 +22,7 @@ from agentrl.errors import SandboxError
 from agentrl_sandboxes.docker_address import CHUNK, TAIL, Address, Connection
 
 NEWEST, OLDEST = (1, 44), (1, 40)
-"""API versions that can be used: from that of Docker 19.03 and podman 3 to the one that this was written for.
-"""
+"""The newest and the oldest usable version of the API; Docker 19.03 and podman 3 have the oldest."""
 
 Json = Mapping[str, Any]
 
@@ -38,7 +37,7 @@ class ApiError(SandboxError):
 
 
 class Api:
-    """The API of one daemon."""
+    """The Engine API of one daemon."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -98,7 +97,10 @@ class Api:
         *,
         deadline_s: float = 60.0,
     ) -> Any:
-        """Make a call and return its answer, decoded from JSON; raises as ``call``."""
+        """Make a call and return its answer, decoded from JSON.
+
+        It raises the same errors as ``call``, and ``SandboxError`` if the answer is not JSON.
+        """
         answer = await self.call(method, path, query, body, deadline_s=deadline_s)
         try:
             return json.loads(answer) if answer.strip() else None
@@ -108,7 +110,10 @@ class Api:
             ) from problem
 
     async def attach(self, container: str) -> Attached:
-        """Return the stream to the first process of a container that has not started; raises as ``call``."""
+        """Return the stream to the first process of a container that has not started yet.
+
+        It raises the same errors as ``call``.
+        """
         path = f"/containers/{container}/attach"
         query = {"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"}
         async with self._reached(60.0):
@@ -134,7 +139,7 @@ class Api:
         *,
         upgrade: bool = False,
     ) -> None:
-        """Send a request."""
+        """Send a request. A mapping as ``body`` is sent as JSON, and a file as a tar archive."""
         content = json.dumps(body).encode() if isinstance(body, Mapping) else b""
         headers = [("Host", "docker"), ("User-Agent", "agentrl")]
         headers += [("Connection", "Upgrade"), ("Upgrade", "tcp")] if upgrade else [("Connection", "close")]
@@ -167,7 +172,7 @@ class Api:
 
 
 async def _rest(connection: Connection, response: object) -> tuple[int, bytes]:
-    """Return the status and the body of a response."""
+    """Read the rest of a response, and return its status and its body."""
     assert isinstance(response, h11.Response)
     parts = []
     while isinstance(event := await connection.next(), h11.Data):
@@ -178,8 +183,8 @@ async def _rest(connection: Connection, response: object) -> tuple[int, bytes]:
 class Attached:
     """The standard input and output of a container; a ``Stream`` of ``backend``.
 
-    Without a terminal the daemon sends frames: ``[stream, 0, 0, 0, length]``, where stream 1 is output and 2
-    is errors, and bytes.
+    Because the container has no terminal, the daemon sends frames. A frame is a header, ``[stream, 0, 0, 0,
+    length]``, and ``length`` bytes; stream 1 is standard output, and stream 2 standard error.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -198,7 +203,7 @@ class Attached:
         """Wait for some bytes of output and return them; ``b""`` once the other end is gone.
 
         Raises:
-            SandboxError: the container ended before it sent anything but errors; the message has these.
+            SandboxError: the container ended and had sent nothing but errors; the message holds them.
         """
         data = await self._output()
         if not data and not self._heard and self.errors:
@@ -242,7 +247,7 @@ class Attached:
 
 
 def _message(answer: bytes) -> str:
-    """Return the message in the daemon's error."""
+    """Return the message in the daemon's answer to a call that failed."""
     try:
         return str(json.loads(answer)["message"]).strip()
     except (ValueError, KeyError, TypeError):

@@ -31,7 +31,7 @@ def digest(path: Path) -> str:
 def measure(tree: Path) -> tuple[str, int, int]:
     """Return the digest of a tree, the number of its files, and their size in bytes.
 
-    Owners do not count, and neither do the times of folders and links.
+    The digest depends neither on owners nor on the times of folders and links.
     """
     whole = hashlib.sha256()
     num_files = num_bytes = 0
@@ -70,11 +70,11 @@ def pack(tree: Path, stream: IO[bytes]) -> None:
 def unpack(archive: Path, tree: Path) -> None:
     """Unpack a tar archive over a tree.
 
-    It writes nothing outside the tree, creates no devices, and replaces existing files instead of writing
-    into them: another image may share them.
+    Nothing is written outside the tree, and no devices are created. Existing files are replaced and not
+    written to, because another image may share them.
 
     Raises:
-        ConfigError: it is not a tar archive, or would write outside.
+        ConfigError: ``archive`` is not a tar archive, or would write outside the tree.
     """
     try:
         with tarfile.open(archive) as members:
@@ -110,7 +110,7 @@ def _unpack_member(members: tarfile.TarFile, member: tarfile.TarInfo, tree: Path
 
 
 def _member_path(tree: Path, name: str) -> Path:
-    """Return where a member is written, after resolving the links on the way."""
+    """Return the path to which member ``name`` is written, after resolving the links on the way."""
     path = tree / name.strip("/")
     resolved = path if path == tree else Path(os.path.realpath(path.parent)) / path.name
     if path.name == ".." or not resolved.is_relative_to(os.path.realpath(tree)):

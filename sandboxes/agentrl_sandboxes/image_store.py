@@ -24,14 +24,14 @@ class Image:
 
     name: str
     digest: str
-    """Of everything in it: 32 hexadecimal digits."""
+    """Digest of everything in the image, as 32 hexadecimal digits."""
     rootfs: Path
     source: str
-    """``host``, ``debian``, or the digest of the archive that it was made from."""
+    """``host``, ``debian``, or the digest of the tar archive that the image was made from."""
     packages: tuple[str, ...]
-    """``name=version`` of each package that it was made from, if any."""
+    """The packages that the image was made from, if any, each as ``name`` or ``name=version``."""
     layers: tuple[str, ...]
-    """Digests of the archives that were unpacked over it."""
+    """Digests of the tar archives that were unpacked over the image."""
     num_files: int
     num_bytes: int
 
@@ -42,9 +42,9 @@ def store() -> Path:
 
 
 def read(name: str, recipe: dict[str, object] | None = None) -> Image | None:
-    """Return the image of a name.
+    """Return the image of a name, or ``None`` if there is none.
 
-    ``None`` if there is none, or if it was not made by ``recipe``, where this is given.
+    If ``recipe`` is given and the image was made by another one, return ``None``, too.
     """
     try:
         entry = json.loads((store() / "names" / f"{name}.json").read_text())
@@ -66,7 +66,7 @@ def known() -> tuple[Image, ...]:
 
 
 def keep(name: str, recipe: dict[str, object], folder: Path) -> Image:
-    """Move a finished tree to the folder of its digest, and make ``name`` point to it."""
+    """Move the finished tree in ``folder`` to the folder of its digest, and make ``name`` point to it."""
     tree = folder / "rootfs"
     digest, num_files, num_bytes = measure(tree)
     if os.getuid() == 0:
@@ -99,7 +99,10 @@ def forget(image: Image) -> None:
 
 @contextmanager
 def locked(what: str) -> Iterator[None]:
-    """Hold a lock between processes. The kernel releases it when the process ends."""
+    """Hold the lock named ``what``, which only one process can hold at a time.
+
+    The kernel releases it when the process ends.
+    """
     folder = store() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / what).open("w") as lock:
@@ -132,7 +135,7 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[bool]:
-    """Try to lock a folder itself; yield whether the lock was free."""
+    """Try to lock a folder, and hold the lock in the context; yield whether the lock was free."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:

@@ -53,7 +53,7 @@ PACKAGES = (
     "patch",
     "procps",
 )
-"""The packages of the base image; it also holds all that they depend on."""
+"""The packages of the base image, which also holds all packages that these depend on."""
 
 _VERSION = 1  # of the rules by which images are made; part of every recipe
 _FOLDERS = (
@@ -86,7 +86,10 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,118}[a-z0-9])?")
 
 
 def rootfs(name: str = "") -> Path:
-    """Return the folder of an image's files, which must not be written to; raises as ``find``."""
+    """Return the folder of an image's files, which must not be written to.
+
+    It raises the same errors as ``find``.
+    """
     return find(name).rootfs
 
 
@@ -124,15 +127,15 @@ def build(
     Args:
         name: lower case letters, digits, ``.``, ``_``, ``-``.
         packages: Debian packages in addition to those of the base image.
-        layers: tar archives to unpack over it, in this order. If only layers are given, they are unpacked
-            over the base image, whose files the new image shares.
+        layers: tar archives to unpack over the image, in this order. If only layers are given, they are
+            unpacked over the base image, whose files the new image shares.
         source: ``host`` for this host's own packages, ``debian`` for those of a mirror (mmdebstrap), or a tar
             archive of a whole root file system.
-        rebuild: build it again even if it exists.
+        rebuild: build the image again even if it exists.
 
     Raises:
         ConfigError: the name or an ingredient is not usable.
-        ImageMissing: it cannot be built here; the message says how to fix it.
+        ImageMissing: the image cannot be built here; the message says how to fix it.
     """
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
@@ -159,7 +162,7 @@ def build(
 def remove(name: str) -> None:
     """Remove a name, and the files of its image unless another name points to them.
 
-    No sandbox may be using it.
+    No sandbox may be using the image.
 
     Raises:
         ImageMissing: no image has this name.

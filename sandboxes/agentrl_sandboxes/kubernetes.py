@@ -46,7 +46,7 @@ from agentrl_sandboxes.tasks import to_the_end, within
 
 @dataclass(frozen=True, kw_only=True)
 class Kubernetes(SandboxProvider):
-    """Sandboxes that are pods."""
+    """Sandboxes that are pods of a Kubernetes cluster."""
 
     base: str = ""
     """The image of the probe, and of specs that name none: any that has python3 and that the cluster can
@@ -56,7 +56,7 @@ class Kubernetes(SandboxProvider):
     """The client's configuration file. Empty uses the service account inside a pod, and elsewhere what
     ``kubectl`` would use."""
     context: str = ""
-    """A context of that file; empty for its current one."""
+    """The context to use of the client's configuration file; empty for its current context."""
     runtime: str = ""
     """The pods' runtime class, such as gVisor's; empty for the cluster's default."""
     python: str = ""
@@ -64,14 +64,14 @@ class Kubernetes(SandboxProvider):
     secrets: tuple[str, ...] = ()
     """Names of the secrets for pulling images."""
     nodes: tuple[tuple[str, str], ...] = ()
-    """Labels of the nodes that pods may run on."""
+    """Labels, as pairs of name and value, that a node must have so that pods may run on it."""
     ready_s: float = 300.0
-    """Longest time in which a pod is scheduled, its image pulled and its container started. The pool's
+    """Maximum time in which a pod is scheduled, its image pulled and its container started. The pool's
     ``start_deadline_s`` must be larger."""
     num_pulling: int = 8
-    """Most images that are tried at the same time before a run."""
+    """Maximum number of images that the cluster is asked to pull at the same time, before a run."""
     unenforced: frozenset[Limit] = frozenset()
-    """Limits that need not be enforced, such as ``processes`` where the kubelet sets no ``podPidsLimit``."""
+    """Limits that need not be enforced, such as ``processes`` if the kubelet sets no ``podPidsLimit``."""
     pool: PoolOptions = field(default_factory=lambda: PoolOptions(num_starting=16, start_deadline_s=360.0))
 
     @asynccontextmanager
@@ -87,7 +87,7 @@ class Kubernetes(SandboxProvider):
 
 
 class KubernetesBackend:
-    """The Kubernetes back end: implements the six members with calls to the API of a cluster."""
+    """The Kubernetes back end: implements the six members of ``Backend`` with calls to the cluster's API."""
 
     def __init__(self, options: Kubernetes, core: Any, stream: Any) -> None:
         self.options, self._core, self._stream = options, core, stream
@@ -96,7 +96,7 @@ class KubernetesBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What was probed from inside a pod at the start."""
+        """What the cluster really enforces, as it was probed from inside a pod at the start."""
         return self._capabilities
 
     async def open(self, network: Any) -> None:
@@ -258,7 +258,7 @@ class KubernetesBackend:
                     return
 
     async def reap(self, now: float) -> int:
-        """Delete our pods whose owner is dead or whose deadline has passed."""
+        """Delete our pods whose owner is dead or whose deadline has passed; return their number."""
         found = await answered(
             self._core.list_namespaced_pod(self.options.namespace, label_selector="agentrl.lease")
         )

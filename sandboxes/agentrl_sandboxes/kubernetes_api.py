@@ -15,7 +15,7 @@ from agentrl_sandboxes.tasks import within
 
 GONE, CONFLICT = 404, 409
 FRAME = 1 << 20
-"""Most bytes in one websocket message; longer ones reset the connection."""
+"""Maximum number of bytes in one websocket message; a longer message resets the connection."""
 HEARTBEAT_S = 30.0
 STDIN, STDOUT, STDERR, STATUS = range(4)
 """Channels of the attach protocol; each message begins with the byte of its channel."""
@@ -32,11 +32,11 @@ NOT_STARTED = frozenset(
     }
 )
 TAIL = 4096
-"""Bytes of a container's standard error and of its status that are kept for error messages."""
+"""Number of bytes of a container's standard error, and of its status, that are kept for error messages."""
 
 
 def _library() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """Return the modules of the client: API, configuration, streams."""
+    """Return three modules of the official client: those for the API, the configuration and streams."""
     try:
         from kubernetes.aio import client, config, stream
     except ImportError as problem:
@@ -101,7 +101,7 @@ async def answered(answer: Any) -> Any:
 
 
 def check_pod(name: str, status: Any, states: Mapping[str, Any]) -> None:
-    """Raise the reason if a pod will never run."""
+    """Raise the reason if a pod will never run; ``states`` has the states of its containers by name."""
     for container, state in states.items():
         waiting, ended = state.waiting, state.terminated
         if waiting is not None and waiting.reason in NOT_PULLED:
@@ -123,7 +123,7 @@ def check_pod(name: str, status: Any, states: Mapping[str, Any]) -> None:
 
 
 def describe_pod(status: Any, states: Mapping[str, Any]) -> str:
-    """Return a description of the state of a pod that does not run yet."""
+    """Describe the state of a pod that does not run yet; ``states`` has its containers' states by name."""
     waits = [f"{name}: {state.waiting.reason}" for name, state in states.items() if state.waiting is not None]
     unmet = [
         f"{one.type}: {one.message}"

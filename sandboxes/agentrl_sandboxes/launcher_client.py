@@ -47,7 +47,9 @@ class LauncherClient:
 
     @classmethod
     async def open(cls, *, bwrap: str, uid: int) -> LauncherClient:
-        """Start a launcher; if systemd manages the control groups, in one that systemd delegates to it.
+        """Start a launcher and connect to it.
+
+        If systemd manages the control groups, the launcher runs in a group that systemd delegates to it.
 
         Raises:
             SandboxError: the launcher did not start.
@@ -106,7 +108,9 @@ class LauncherClient:
     async def start(
         self, request: StartRequest, labels: Mapping[str, str], stream: int
     ) -> asyncio.Future[str]:
-        """Start a sandbox. The future that is returned gets the reason of its end when nothing of it is left.
+        """Start a sandbox, and return a future of its end.
+
+        The future gets the reason of the sandbox's end when nothing of the sandbox is left.
 
         Raises:
             SandboxError: the sandbox did not start.
@@ -190,7 +194,7 @@ class LauncherClient:
             _finish(ended, str(message["reason"]))
 
     def _lose(self) -> None:
-        """Mark every sandbox as ended: the launcher is gone, and so the kernel has killed them."""
+        """Mark every sandbox as ended: the launcher is gone, and so the kernel has killed its sandboxes."""
         if self.lost:
             return
         self._exited.set_result(None)
@@ -211,7 +215,10 @@ def _finish(future: asyncio.Future[Any], result: object) -> None:  # Any: a futu
 
 
 def _prefixes() -> list[list[str]]:
-    """Return the commands to try to start the launcher under, best first; an empty one starts it directly."""
+    """Return the commands under which the launcher can be started, best first.
+
+    Each is tried until one works. The empty command starts the launcher directly.
+    """
     version_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     if version_2 and Path("/run/systemd/system").exists() and shutil.which("systemd-run"):
         whose = [] if os.geteuid() == 0 else ["--user"]

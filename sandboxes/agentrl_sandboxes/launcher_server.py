@@ -52,12 +52,12 @@ class _Child:
     info: int
     errors: int
     inner: int = 0
-    """0 until bubblewrap has reported it."""
+    """0 until bubblewrap has reported this pid."""
     info_text: bytes = b""
     error_text: bytes = b""
     status: int | None = None
     inside: set[int] = field(default_factory=set)
-    """Processes that must be reaped after bubblewrap."""
+    """Pids of the processes that, after bubblewrap, must be reaped before the sandbox has ended."""
 
 
 class LauncherServer:
@@ -69,8 +69,8 @@ class LauncherServer:
         self._groups = cgroups.find()
         self._children: dict[str, _Child] = {}
         self._starting: list[_Child] = []
-        """Sandboxes whose first process still runs bubblewrap, which dies with its parent only once it runs
-        the command."""
+        """Sandboxes whose first process still runs bubblewrap's program. It dies with its parent only once it
+        runs the sandbox's command."""
         self._open = True
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._wake, self._wake_end = socket.socketpair()
@@ -155,7 +155,7 @@ class LauncherServer:
     def _child(
         self, request: StartRequest, labels: Mapping[str, str], stream: int, info: int, errors: int
     ) -> None:
-        """In the new process: become the sandbox, or write the reason why not to standard error."""
+        """Turn the calling process, a new one, into the sandbox, or write to its stderr why it cannot."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -193,10 +193,10 @@ class LauncherServer:
             self._selector.unregister(child.errors)
 
     def _on_collect(self) -> None:
-        """Reap children, and see which sandboxes have ended.
+        """Reap children, and report the sandboxes that have ended.
 
-        A sandbox has ended with both bubblewrap and its first process; the launcher adopts the latter if
-        bubblewrap ends first.
+        A sandbox has ended when both bubblewrap and the sandbox's first process have ended; if bubblewrap
+        ends first, the launcher adopts the first process.
         """
         self._wake.recv(4096)
         ended: dict[int, int] = {}
@@ -246,7 +246,7 @@ class LauncherServer:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """Return the data that is available, ``b""`` at the end of the file, ``None`` if there is no data yet."""
+    """Return the data that can be read now, ``b""`` at the end of the file, ``None`` if there is none yet."""
     try:
         return os.read(descriptor, 4096)
     except BlockingIOError:

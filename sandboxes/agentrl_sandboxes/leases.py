@@ -25,7 +25,7 @@ from agentrl_sandboxes.backend import Lease
 PREFIX = "agentrl-"
 """Prefix of every lease's id, and so of the names of everything that a back end creates."""
 GRACE_S = 60.0
-"""A sandbox ends by itself after its lifetime; this much later any process may reap it."""
+"""Time from the end of a sandbox's lifetime, at which it ends by itself, until any process may reap it."""
 DEAD = frozenset("ZX")
 """Process states in ``/proc/<pid>/stat`` that mean: dead, and not yet reaped by its parent."""
 
@@ -38,7 +38,7 @@ def new_lease(*, run: str = "", lifetime_s: float) -> Lease:
 
 
 def owner(pid: int | None = None) -> str:
-    """Return the name of a process of this machine, this one by default: ``host/boot id/pid/start time``."""
+    """Return the name of process ``pid``, by default of this process: ``host/boot id/pid/start time``."""
     pid = os.getpid() if pid is None else pid
     return f"{_numbering()}/{pid}/{_start_time(pid)}"
 
@@ -79,7 +79,7 @@ def reapable(labels: Mapping[str, str], now: float) -> bool:
 
 
 def from_labels(labels: Mapping[str, str]) -> Lease | None:
-    """Return the lease that ``labels`` hold, or ``None`` if they hold none.
+    """Return the lease that ``labels`` describe, or ``None`` if they describe none.
 
     >>> lease = Lease(id="agentrl-1", owner="host/boot/1/2", run="demo", deadline=5.0)
     >>> from_labels(lease.labels()) == lease
@@ -109,8 +109,8 @@ def _numbering() -> str:
 def _start_time(pid: int) -> str:
     """Return when a process started, in clock ticks since the boot; ``dead`` for a zombie, empty if unknown.
 
-    The second field is the program's name in brackets, which may itself contain brackets and spaces: fields
-    are counted from its end.
+    The second field of ``/proc/<pid>/stat`` is the program's name in brackets, which may itself contain
+    brackets and spaces. So fields are counted from the last closing bracket.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")

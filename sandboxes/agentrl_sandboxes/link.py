@@ -33,10 +33,10 @@ from agentrl_sandboxes.guest.wire import (
 )
 
 GRACE_S = 10.0
-"""How much later than a request's deadline its answer may arrive; after that the guest counts as lost."""
+"""Time after a request's deadline in which its answer may arrive; after that the guest counts as lost."""
 
 BEATS = 4
-"""Heartbeats sent to the guest in each ``heartbeat_s``, the silence after which it exits."""
+"""Number of heartbeats sent to the guest in each ``heartbeat_s``, the silence after which it exits."""
 
 C = TypeVar("C", bound="Channel")
 
@@ -47,20 +47,20 @@ class RequestTooLong(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a request: its result, and the data that was sent before that."""
+    """The guest's answer to a request: the result, and the data that the guest sent before the result."""
 
     result: Mapping[str, Any]
     data: bytes
 
     def raise_for_errno(self, path: str = "") -> None:
-        """Raise the ``OSError`` that happened inside, if one did."""
+        """If the operation failed inside the sandbox with an ``OSError``, raise that error here."""
         if (number := self.result.get("errno")) is not None:
             message = str(self.result.get("error", ""))
             raise OSError(number, message, path) if path else OSError(number, message)
 
 
 class Channel:
-    """One pending request."""
+    """One request to the guest that has no result yet."""
 
     def __init__(self, link: Link, number: int, expect: int) -> None:
         self.link, self.number, self.expect = link, number, expect
@@ -76,7 +76,7 @@ class Channel:
             raise SandboxError(f"the guest sent more than the {self.expect} bytes it was asked for")
 
     async def feed(self, data: bytes, *, end: bool = True) -> None:
-        """Send data as fast as the guest consumes it."""
+        """Send data as fast as the guest consumes it; if ``end``, report then that there is no more."""
         view = memoryview(data)
         while view:
             while self.room <= 0:
@@ -102,7 +102,7 @@ class Pipe(Channel):
         self.result.add_done_callback(lambda result: self.news.set())
 
     def take(self, body: bytes) -> None:
-        """Keep data until ``next`` returns it; the guest may be at most a window ahead."""
+        """Keep data until ``next`` returns it; the guest may send a window more than was consumed."""
         super().take(body)
         self.news.set()
 
@@ -173,11 +173,11 @@ class Link:
 
         Args:
             op: the operation.
-            data: sent with the request.
-            deadline_s: longest time that the operation may take; if no answer arrives within ``GRACE_S``
+            data: the bytes to send with the request.
+            deadline_s: maximum time that the operation may take; if no answer arrives within ``GRACE_S``
                 after that, the link ends.
-            expect: most bytes of data that may come back.
-            arguments: of the operation.
+            expect: maximum number of bytes of data that may come back.
+            arguments: the operation's arguments.
 
         Raises:
             SandboxError: the guest is gone, or did not answer in time.
@@ -234,7 +234,10 @@ class Link:
         await self.stream.close()
 
     async def _answer(self, channel: Channel, deadline_s: float, grace_s: float) -> Mapping[str, Any]:
-        """Wait for a channel's result. If the wait is cancelled, so is the request."""
+        """Wait for a channel's result. If the wait is cancelled, cancel the request.
+
+        If no result arrives within ``deadline_s`` and then ``grace_s`` (at least a second), the link ends.
+        """
         loop = asyncio.get_running_loop()
 
         def overdue() -> None:

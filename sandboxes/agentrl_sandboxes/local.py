@@ -1,9 +1,9 @@
 """Sandboxes on this machine's own kernel: user namespaces, an overlay in memory, and bubblewrap.
 
-No daemon and no root needed. Inside there is the root file system of an image, which can be written to and is
-discarded in the end, a loopback interface, and nothing of the host. ``confine`` describes how a process
-becomes a sandbox, ``launcher_server`` what starts and ends sandboxes, and ``seccomp`` which system calls are
-refused.
+They need neither a daemon nor root. Inside there is the root file system of an image, which can be written to
+and is discarded in the end, a loopback interface, and nothing of the host. ``confine`` describes how a
+process becomes a sandbox, ``launcher_server`` what starts and ends sandboxes, and ``seccomp`` which system
+calls are refused.
 
 Limits on memory and processors need control groups: root can create them, other users can where systemd
 delegates some. Without them the provider reports that, and refuses specs unless ``unenforced`` accepts it.

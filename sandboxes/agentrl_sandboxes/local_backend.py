@@ -1,4 +1,4 @@
-"""The local back end: implements the six members with a launcher process."""
+"""The local back end: implements the six members of ``Backend`` with a launcher process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agentrl_sandboxes.launcher_client import LauncherClient
 from agentrl_sandboxes.launcher_server import ENDED_WELL
 
 HOST = "host"
-"""The image that is the host's ``/usr``."""
+"""Name of the image that is the host's ``/usr``."""
 _HOST_FOLDERS = frozenset({"usr", "bin", "sbin", "lib", "lib32", "lib64", "proc", "dev"})
 """Top folders of the image ``host`` that belong to the host and cannot be written to."""
 _MIB = 1 << 20
@@ -30,7 +30,7 @@ _ENDED_S = 5.0
 
 @dataclass(slots=True)
 class _Sandbox:
-    """The ``native`` part of a handle."""
+    """The ``native`` part of a local sandbox's handle; ``ended`` gets the reason of the sandbox's end."""
 
     launcher: LauncherClient
     stream: LocalStream
@@ -48,7 +48,7 @@ class LocalBackend:
         self.capabilities = Capabilities(isolation="namespaces", limits=frozenset())
 
     async def prepare(self, image: str) -> None:
-        """Find an image; build the base image if it does not exist, which takes seconds."""
+        """Find an image; if it is the base image and does not exist, build it, which takes seconds."""
         if image == HOST:
             if not os.access("/usr/bin/python3", os.X_OK):
                 raise ImageMissing(
@@ -96,7 +96,7 @@ class LocalBackend:
         await sandbox.stream.close()
 
     async def reap(self, now: float) -> int:
-        """Remove sandboxes whose owner is dead or whose deadline has passed."""
+        """Remove sandboxes whose owner is dead or whose deadline has passed; return their number."""
         return await asyncio.to_thread(reaper.reap, now)
 
     async def close(self) -> None:
@@ -120,7 +120,7 @@ class LocalBackend:
 
 
 class LocalStream:
-    """A socket whose other end is the standard input and output of the first process."""
+    """A socket whose other end is the standard input and output of a sandbox's first process."""
 
     def __init__(self, end: socket.socket, ended: asyncio.Future[str]) -> None:
         self._socket, self._ended = end, ended

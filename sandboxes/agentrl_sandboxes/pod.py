@@ -14,15 +14,15 @@ from agentrl_sandboxes.backend import SANDBOX_UID, Lease
 from agentrl_sandboxes.container import folders
 
 SANDBOX, FILL = "sandbox", "fill"
-"""The names of the two containers."""
+"""The names of a pod's two containers: the sandbox, and the one that first fills its writable folders."""
 STORE = "/.agentrl"
 """Where the writable volume is mounted while it is filled."""
 POLICY = "agentrl-closed"
-"""The network policy that all sandboxes of a namespace share."""
+"""Name of the network policy that all sandboxes of a namespace share."""
 CLOSED = "agentrl.closed"
-"""The label of pods that have no network."""
+"""Name of the label of pods that have no network."""
 GRACE_S = 120
-"""Seconds after a sandbox's lifetime after which the cluster itself ends its pod."""
+"""Seconds from the end of a sandbox's lifetime until the cluster itself ends the pod."""
 
 FILLING = r"""
 import os, shutil, sys
@@ -39,7 +39,7 @@ for number, folder in enumerate(sys.argv[2:]):
             if not os.path.islink(path):
                 os.chmod(path, os.stat(path).st_mode & 0o777 | 0o600)
 """
-"""Copies what the image has in the writable folders to the volume that will be mounted over them."""
+"""Program that copies what the image has in the writable folders to the volume that is mounted over them."""
 
 
 def pod(
@@ -52,7 +52,9 @@ def pod(
     secrets: Sequence[str] = (),
     nodes: Mapping[str, str] | None = None,
 ) -> Mapping[str, Any]:
-    """Return a sandbox's pod. Its first program, ``programs.COPY_IN``, waits until it is attached to.
+    """Return the API's description of a sandbox's pod.
+
+    The pod's first program, ``programs.COPY_IN``, waits until the host attaches to it.
 
     All writable folders are parts of one volume in memory, which ``disk_mib`` bounds. Its content also counts
     against ``memory_mib``.
@@ -96,7 +98,7 @@ def pod(
 def _sandbox(
     spec: SandboxSpec, image: str, command: Sequence[str], paths: Sequence[str]
 ) -> Mapping[str, Any]:
-    """Return the container that is the sandbox."""
+    """Return the description of the container that is the sandbox."""
     return {
         **_common(spec, image),
         "name": SANDBOX,
@@ -113,7 +115,7 @@ def _sandbox(
 
 
 def _fill(spec: SandboxSpec, image: str, python: str, paths: Sequence[str]) -> Mapping[str, Any]:
-    """Return the container that runs first and copies the image's files to the volume."""
+    """Return the description of the container that runs first and copies the image's files to the volume."""
     return {
         **_common(spec, image),
         "name": FILL,
@@ -123,7 +125,7 @@ def _fill(spec: SandboxSpec, image: str, python: str, paths: Sequence[str]) -> M
 
 
 def _common(spec: SandboxSpec, image: str) -> Mapping[str, Any]:
-    """Return what both containers have in common."""
+    """Return the part of the description that both containers of a pod have in common."""
     sizes = {"cpu": f"{round(spec.cpus * 1000)}m", "memory": f"{spec.memory_mib}Mi"}
     return {
         "image": image,

@@ -29,26 +29,27 @@ class PoolOptions:
     """
 
     num_warm: int = 0
-    """Sandboxes kept ready for each spec in use; opening one of them does not have to wait for a start."""
+    """Number of sandboxes kept ready for each spec in use; opening one of them needs no wait for a start."""
     num_open: int = 256
-    """Slots: the most sandboxes that exist at once, including warm ones and those being started."""
+    """Number of slots: the maximum number of sandboxes that exist at once, including warm ones and those that
+    are being started."""
     num_starting: int = 4
-    """Most sandboxes that are started at the same time."""
+    """Maximum number of sandboxes that are started at the same time."""
     attempts: int = 3
-    """How often a start is tried before the episode fails."""
+    """Number of times that a start is tried before the episode fails."""
     backoff_s: float = 0.25
-    """Wait before the second attempt, doubled for each later one; each wait is multiplied by a random 0.5 to
-    1.5."""
+    """Wait before the second attempt to start. It is doubled for each later attempt, and each wait is
+    multiplied by a random number between 0.5 and 1.5."""
     start_deadline_s: float = 60.0
-    """Longest duration of one attempt."""
+    """Maximum duration of one attempt to start a sandbox."""
     wait_deadline_s: float = 1800.0
-    """Longest time that an episode waits for a slot."""
+    """Maximum time that an episode waits for a slot."""
     quarantine_after: int = 6
-    """Consecutive failed starts after which an image is refused at once."""
+    """Number of consecutive failed starts after which an image is refused at once, without an attempt."""
     quarantine_s: float = 120.0
     """How long an image in quarantine (see ``quarantine_after``) is refused before it is tried again."""
     idle_s: float = 300.0
-    """Warm sandboxes that are not used for this long are closed."""
+    """Time after which a warm sandbox that was not used is closed."""
     reap_every_s: float = 30.0
     """Interval between searches for sandboxes of dead owners."""
 
@@ -72,7 +73,8 @@ class _Warm(Generic[T]):
 class Pool(Generic[T]):
     """The slots, the warm sandboxes, and the queue of requests.
 
-    It does not start or close sandboxes itself. ``evict`` closes one and then calls ``give_back``.
+    It does not start or close sandboxes itself. When the slot of a warm sandbox is needed, it calls
+    ``evict``, which closes that sandbox and then calls ``give_back``.
     """
 
     def __init__(self, num_slots: int, evict: Callable[[T], object]) -> None:
@@ -84,16 +86,16 @@ class Pool(Generic[T]):
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue."""
+        """Number of requests in the queue."""
         return sum(not future.done() for _, future in self._queue)
 
     @property
     def num_used(self) -> int:
-        """Slots that are not free."""
+        """Number of slots that are not free."""
         return self.num_slots - self._free
 
     def num_warm(self, spec: SandboxSpec | None = None) -> int:
-        """Return the number of warm sandboxes: of one spec, or of all."""
+        """Return the number of warm sandboxes of ``spec``, or of all specs if it is ``None``."""
         return sum(len(kept) for key, kept in self._warm.items() if spec is None or key == spec)
 
     async def take(self, spec: SandboxSpec, *, deadline_s: float) -> T | None:
@@ -140,7 +142,10 @@ class Pool(Generic[T]):
         self._serve()
 
     def idle(self, longer_than_s: Callable[[SandboxSpec], float]) -> list[T]:
-        """Remove and return sandboxes that were warm for too long; the caller must close them."""
+        """Remove and return the sandboxes that were warm for ``longer_than_s`` of their spec or longer.
+
+        The caller must close them.
+        """
         now, found = time.monotonic(), []
         for spec, kept in list(self._warm.items()):
             while kept and now - kept[0].since >= longer_than_s(spec):
@@ -148,7 +153,7 @@ class Pool(Generic[T]):
         return found
 
     def empty(self) -> Iterable[T]:
-        """Remove and return all warm sandboxes."""
+        """Remove and return all warm sandboxes; the caller must close them."""
         return self.idle(lambda spec: float("-inf"))
 
     def _pop(self, spec: SandboxSpec) -> _Warm[T]:

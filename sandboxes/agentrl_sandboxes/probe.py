@@ -126,7 +126,8 @@ def bubblewrap() -> str:
     """Return the path of bubblewrap.
 
     Raises:
-        ConfigError: this is not Linux, there is no filter for this machine, or bubblewrap is not installed.
+        ConfigError: this is not Linux, there is no filter of system calls for this machine, or bubblewrap is
+            not installed.
     """
     if sys.platform != "linux":
         raise ConfigError(f"local sandboxes need Linux namespaces, and this is {sys.platform}; use Docker")
@@ -146,7 +147,7 @@ def bubblewrap() -> str:
 
 
 async def probe(backend: LocalBackend) -> Capabilities:
-    """Return what the back end enforces.
+    """Return what the back end really isolates and enforces, as seen from inside a small sandbox.
 
     Raises:
         ConfigError: sandboxes cannot be started here, or would not be isolated; the message says why and how
@@ -182,11 +183,11 @@ async def probe(backend: LocalBackend) -> Capabilities:
 _PROCESS_LIMITS: tuple[Limit, ...] = ("disk", "files", "processes")
 """Limits that need no control group."""
 _GROUP_LIMITS: tuple[Limit, ...] = ("cpu", "memory")
-"""Limits that need a control group; they have the names of their controllers."""
+"""Limits that need a control group; each has the name of its controller."""
 
 
 async def _run(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  # Any: JSON
-    """Run the program in a sandbox and return what it found."""
+    """Run the program ``_INSIDE`` in a sandbox of ``spec``, and return what the program found."""
     limits = (spec.memory_mib << 20, spec.disk_mib << 20, spec.num_processes, spec.num_files, spec.cpus)
     output = b""
     try:
@@ -208,7 +209,7 @@ async def _run(backend: LocalBackend, spec: SandboxSpec) -> Mapping[str, Any]:  
 
 
 def _mend(problem: str) -> str:
-    """Return what is most likely to fix a start that failed with this error."""
+    """Return the advice that is most likely to help after a start that failed with this error."""
     if "nknown option" in problem:
         return "bubblewrap 0.8 or newer is needed: install a newer one, or use Docker"
     for name, bad, good in _SYSCTLS:

@@ -20,8 +20,8 @@ PYTHON = "/usr/bin/python3"
 MIB = 1 << 20
 
 SPEC = SandboxSpec(cpus=0.5, memory_mib=64, disk_mib=8, num_processes=64, num_files=64, lifetime_s=60.0)
-"""The spec of the probe's sandbox. Its limits are smaller than what a container would get if they were
-ignored."""
+"""The spec of the sandbox in which ``PROBE`` runs. Its limits are smaller than what a container would get if
+the limits were ignored."""
 
 PROBE = (
     f"WORKDIR, CPUS, MEMORY = {SPEC.workdir!r}, {SPEC.cpus!r}, {SPEC.memory_mib * MIB}\n"
@@ -205,8 +205,8 @@ END = b"\0\0"
 def record(folder: str, archive: bytes) -> bytes:
     """Return a record for ``COPY_IN``: the path of a folder, and a tar archive of it.
 
-    The record is empty if the folder is. The names of the archive's members begin with the last part of the
-    path.
+    The record is empty if the folder is empty. The names of the archive's members begin with the last part of
+    the path.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
         if not any(len(PurePosixPath(member.name).parts) > 1 for member in members):
@@ -238,7 +238,7 @@ def report(output: bytes) -> Mapping[str, Any]:
 
 
 def holes(report: Mapping[str, Any], *, own_kernel: bool) -> list[str]:
-    """Return in which ways a container with this report is not isolated."""
+    """Return the ways in which a container with this report is not isolated."""
     found = {
         "it runs as root": report["uid"] == 0,
         "it sees other processes": report["pid"] != 1,
@@ -254,7 +254,7 @@ def holes(report: Mapping[str, Any], *, own_kernel: bool) -> list[str]:
 def enforced(report: Mapping[str, Any]) -> frozenset[Limit]:
     """Return the limits that are enforced in a container with this report.
 
-    The guest enforces the lifetime.
+    The lifetime is always one of them, because the guest enforces it.
     """
     found: dict[Limit, bool] = {
         "cpu": report["cpu"],

@@ -26,10 +26,10 @@ class Quarantine:
         self._after, self._refuse_s = after, refuse_s
         self._failures: dict[str, _Failures] = {}
         self.num_ever = 0
-        """How often an image was put in quarantine."""
+        """Number of times that an image was put in quarantine, over all images."""
 
     def check(self, image: str) -> None:
-        """Raise if an image is in quarantine.
+        """Raise an error if an image is in quarantine.
 
         Raises:
             ImageMissing, SandboxError: the image is refused; the message says why, and for how long.
@@ -46,7 +46,7 @@ class Quarantine:
         )
 
     def failed(self, image: str, problem: AgentRLError) -> None:
-        """Count a failed start."""
+        """Count a failed start of an image; after too many in a row, put the image in quarantine."""
         failures = self._failures.setdefault(image, _Failures())
         failures.num, failures.last = failures.num + 1, problem
         if failures.num >= self._after or isinstance(problem, ImageMissing):
@@ -55,5 +55,5 @@ class Quarantine:
             failures.until = now + self._refuse_s
 
     def started(self, image: str) -> None:
-        """Clear an image's count."""
+        """Clear an image's count of failed starts, because a sandbox of the image has started."""
         self._failures.pop(image, None)

@@ -1,4 +1,4 @@
-"""Removes local sandboxes from outside their launcher, which was killed, or after their deadline."""
+"""Removes local sandboxes whose launcher was killed or whose deadline has passed, without the launcher."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DEADLINE_S = 5.0
 
 
 def reap(now: float) -> int:
-    """Remove this user's sandboxes whose owner is dead or whose deadline has passed; return how many."""
+    """Remove this user's sandboxes whose owner is dead or whose deadline has passed; return their number."""
     folder = records.place()
     found = [record for record in records.read(folder) if leases.reapable(record.labels, now)]
     return sum(remove(folder, record) for record in found)
 
 
 def remove_by_name(name: str) -> bool:
-    """Remove what is left of one sandbox; return whether nothing is left now."""
+    """Remove what is left of the sandbox ``name``; return whether nothing of it is left now."""
     folder = records.place()
     return all([remove(folder, record) for record in records.read(folder) if record.id == name])
 

@@ -23,15 +23,16 @@ class Record:
     id: str
     labels: Mapping[str, str]
     pid: int
-    """Of bubblewrap."""
+    """Process id of the sandbox's bubblewrap."""
     groups: tuple[Path, ...]
-    """Its control groups."""
+    """Folders of the sandbox's control groups."""
 
 
 def place() -> Path:
     """Return this user's folder of records; create it if it does not exist. Other users cannot read it.
 
-    Records do not outlive a boot.
+    It is in ``/run``, which is empty after a boot, or in the folder for temporary files if this user has no
+    folder in ``/run``.
 
     Raises:
         PermissionError: a folder of that name belongs to another user.
@@ -67,7 +68,7 @@ def read(folder: Path) -> Iterator[Record]:
 
 
 def exists(name: str) -> bool:
-    """Whether a sandbox of this user has a record, and something of it may be left."""
+    """Whether sandbox ``name`` of this user has a record; then parts of the sandbox may be left."""
     return (place() / f"{name}.json").exists()
 
 

@@ -16,11 +16,11 @@ from typing import Any  # Any: the profile's JSON
 from agentrl_sandboxes.seccomp import FAMILIES
 
 NUM_FAMILIES = 64
-"""More socket families than any kernel has (46 in Linux 6.18)."""
+"""An upper bound on the number of socket families that a kernel has (46 in Linux 6.18)."""
 NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 """Flags of ``clone`` that create a namespace: mount, cgroup, uts, ipc, user, pid, net."""
 LOW = 0xFFFFFFFF
-"""Mask of the half of an argument that the kernel reads as an int."""
+"""Mask of the low 32 bits of an argument, the part that the kernel reads if the argument is an int."""
 REFUSED = """
 acct add_key bpf chroot clock_adjtime clock_settime create_module delete_module fanotify_init finit_module
 fsconfig fsmount fsopen fspick get_kernel_syms get_mempolicy init_module io_uring_enter io_uring_register
@@ -30,7 +30,7 @@ query_module quotactl quotactl_fd reboot request_key set_mempolicy sethostname s
 settimeofday stime swapoff swapon _sysctl sysfs syslog umount umount2 unshare uselib userfaultfd ustat
 vhangup vm86 vm86old
 """
-"""Calls that are always refused."""
+"""Names of the system calls that are always refused."""
 
 
 @cache
@@ -45,6 +45,9 @@ def profile() -> str:
 
 
 def _refuse(*names: str, mask: int = 0, value: int = 0, error: int = errno.EPERM) -> dict[str, Any]:
-    """Return the rule that refuses calls: all, or those whose first argument is ``value`` under ``mask``."""
+    """Return the rule that refuses the system calls ``names`` with ``error``.
+
+    With a ``mask``, only calls are refused whose first argument has the bits ``value`` under this mask.
+    """
     args = [{"index": 0, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}] if mask else []
     return {"names": list(names), "action": "SCMP_ACT_ERRNO", "errnoRet": error, "args": args}

@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLOSE_S = 60.0
-"""Longest duration of one attempt to close a sandbox, or of one search for sandboxes of dead owners."""
+"""Maximum duration of one attempt to close a sandbox, or of one search for sandboxes of dead owners."""
 WARM_SHARE = 0.1
-"""A warm sandbox that has used up this share of its lifetime is replaced."""
+"""Share of its lifetime after which an unused warm sandbox is replaced."""
 STOP_S = 2 * CLOSE_S
-"""Longest wait for starts that were cancelled and for closes in progress, when the service stops."""
+"""Maximum wait, when the service stops, for starts that were cancelled and for closes in progress."""
 CLOSE_ATTEMPTS = 2
-"""How often everything that is left is closed when the service stops."""
+"""Number of attempts, when the service stops, to close each sandbox that is left."""
 
 
 @asynccontextmanager
@@ -114,11 +114,11 @@ class Service:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the back end probed when it was opened."""
+        """What the back end really enforces, as it was probed when the back end was opened."""
         return self._backend.capabilities
 
     async def missing(self, images: Sequence[str]) -> Mapping[str, str]:
-        """Prepare images; return those that are not available, each with the reason."""
+        """Prepare images; return the names of those that are not available, with the reasons."""
         names = list(dict.fromkeys(images))
         found = await asyncio.gather(*map(self._starter.prepare, names), return_exceptions=True)
         for problem in found:
@@ -199,7 +199,7 @@ class Service:
         return sandbox
 
     def _refill(self, spec: SandboxSpec) -> None:
-        """Start warm sandboxes of a spec in slots that no request waits for."""
+        """Start the missing warm sandboxes of a spec, as far as there are slots that no request waits for."""
         while (
             not self._stopping
             and self._pool.num_warm(spec) + self._warming[spec] < self._options.num_warm
@@ -239,7 +239,7 @@ class Service:
     async def _end(self, sandbox: ManagedSandbox) -> None:
         """Close a sandbox and give its slot back.
 
-        If that fails, the sandbox keeps its slot and is tried again.
+        If closing fails, the sandbox keeps its slot, and closing it is tried again later.
         """
         if sandbox in self._ending or sandbox not in self._held:
             return
@@ -282,7 +282,7 @@ class Service:
         self._metrics.counts["close_failed"] += 1
 
     async def _tick(self) -> None:
-        """Regularly reap, close unclosed and idle sandboxes, and start warm ones of the specs in use."""
+        """Regularly remove sandboxes of dead owners, close unclosed and idle ones, and start warm ones."""
         while True:
             await asyncio.sleep(self._options.reap_every_s)
             await self._reap()

@@ -21,12 +21,12 @@ from agentrl_sandboxes.shell import GuestShell
 from agentrl_sandboxes.tasks import to_the_end
 
 HEARTBEAT_S = 120.0
-"""A guest that receives nothing for this long exits, which ends its sandbox."""
+"""Time after which a guest that has received nothing exits, which ends its sandbox."""
 START_S = 60.0
 FILE_S = 60.0
-"""Deadline of a file operation; a second is added for every MiB."""
+"""Deadline of a file operation; a second is added for every MiB of data."""
 SLACK = 1 << 16
-"""Bytes that the end of an archive may take beyond its content."""
+"""Number of bytes that the end of an archive may take in addition to its content."""
 CLOSED = "the sandbox is closed"
 
 
@@ -46,7 +46,7 @@ class Session:
         """Create a sandbox. If that is cancelled or fails, nothing is left.
 
         Raises:
-            SandboxError: it did not start.
+            SandboxError: the sandbox did not start.
         """
         session = cls(backend, spec, lease, python)
         await session._open()
@@ -54,12 +54,12 @@ class Session:
 
     @property
     def spec(self) -> SandboxSpec:
-        """The spec that it was created from."""
+        """The spec that the sandbox was created from."""
         return self._spec
 
     @property
     def alive(self) -> bool:
-        """Whether it can be used."""
+        """Whether the sandbox can be used."""
         return self._link is not None and not self._link.reason
 
     async def exec(
@@ -163,13 +163,13 @@ class Session:
         return endpoint(self._link, port)
 
     async def kill_all(self) -> int:
-        """Kill every process except the sandbox's own, shells included; return how many there were."""
+        """Kill all processes inside, including shells, and return the number of killed processes."""
         answer = await self._request("kill_all", deadline_s=FILE_S)
         with boundary(SandboxError, "the guest's answer"):
             return int(answer.result["num"])
 
     async def reset(self) -> None:
-        """Replace the sandbox by a new one of the same spec."""
+        """Replace the sandbox with a new one of the same spec."""
         await self.close()
         await self._open()
 
@@ -201,7 +201,7 @@ class Session:
     async def _request(
         self, op: str, data: bytes = b"", *, deadline_s: float, expect: int = 0, **arguments: Any
     ) -> Answer:
-        """Send a request to the guest. If the guest is lost, destroy the sandbox before raising that."""
+        """Send a request to the guest. If the guest is lost, destroy the sandbox and then raise the error."""
         link = self._link
         if link is None:
             raise SandboxError(CLOSED)

@@ -22,7 +22,7 @@ from agentrl_sandboxes.tasks import within
 log = logging.getLogger(__name__)
 
 PREPARE_S = 3600.0
-"""Longest time in which an image is pulled or built."""
+"""Maximum time in which an image is pulled or built."""
 
 
 class ManagedSandbox(Sandbox, Protocol):
@@ -30,11 +30,11 @@ class ManagedSandbox(Sandbox, Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the sandbox existed when its guest last sent something."""
+        """Whether the connection to the sandbox's guest is still open, as far as is known."""
         ...
 
     async def close(self) -> None:
-        """Destroy the sandbox. Called again after it has failed."""
+        """Destroy the sandbox. If that fails, it is called again later."""
         ...
 
 
@@ -106,7 +106,7 @@ class Starter:
         return sandbox, lease.id
 
     async def prepare(self, image: str) -> None:
-        """Have the back end make an image usable, once."""
+        """Have the back end make an image usable, unless it has already done so."""
         if image and not self._backend.capabilities.images:
             raise ImageMissing(f"this back end has only its own root file system, and no image {image!r}")
         async with self._preparing.setdefault(image, asyncio.Lock()):

@@ -13,7 +13,7 @@ from agentrl_sandboxes.leases import GRACE_S
 
 
 class TrackingBackend:
-    """The six members of ``backend``, and the sandboxes that it created and has not removed."""
+    """Passes every call on to ``backend``, and tracks the sandboxes that were created and not yet removed."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -21,7 +21,7 @@ class TrackingBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the back end probed."""
+        """What the back end really enforces, as it was probed."""
         return self._backend.capabilities
 
     async def prepare(self, image: str) -> None:
@@ -46,7 +46,7 @@ class TrackingBackend:
             del self._existing[handle.id]
 
     async def reap(self, now: float) -> int:
-        """Remove sandboxes of dead owners."""
+        """Remove sandboxes of dead owners or past their deadline; return their number."""
         return await self._backend.reap(now)
 
     def orphans(self, held: Collection[str]) -> Sequence[str]:

@@ -25,7 +25,7 @@ types."""
 
 
 def say(what: str, escaped: object, detail: object) -> None:
-    """Report an attempt."""
+    """Report an attempt: what was tried, whether it got through, and what happened."""
     os.write(
         1, (json.dumps({"what": what, "escaped": bool(escaped), "detail": str(detail)[:200]}) + "\n").encode()
     )
@@ -34,7 +34,7 @@ def say(what: str, escaped: object, detail: object) -> None:
 def attempt(what: str, action: Callable[..., object], *arguments: object) -> None:
     """Try something and report it.
 
-    It got through unless it raises an error of a system call or returns ``False``.
+    The attempt got through unless it raises an error of a system call or returns ``False``.
     """
     try:
         result = action(*arguments)
@@ -56,7 +56,10 @@ def call(name: str, *arguments: object) -> str:
 
 
 def in_child(action: Callable[..., object], *arguments: object) -> object:
-    """Do something in a child process, which has its own namespaces; return its result or raise its error."""
+    """Do something in a child process, so that it cannot change this one.
+
+    Return its result, or raise its error.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

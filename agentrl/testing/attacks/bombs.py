@@ -13,11 +13,11 @@ from contextlib import suppress
 from agentrl.testing.attacks import Canary, attempt, processes, say
 
 TIMES = 4
-"""A bomb ends by itself at so many times its limit."""
+"""Multiple of its limit at which a bomb ends by itself."""
 MIB = 1 << 20
 CHUNK = 8 * MIB
 HOARD_S = 20.0
-"""Longest time in which children must have allocated their memory."""
+"""Maximum time in which children must have allocated their memory."""
 MORE, ALL, HERE = b"+", b".", b"!"
 
 
@@ -70,7 +70,7 @@ def fork_bomb(canary: Canary) -> None:
 def real_fork_bomb(canary: Canary) -> None:
     """Start processes that start processes, for ever.
 
-    Run only if the bounded bomb was stopped, and inside an outer control group.
+    It is run only if the bomb with a bound was stopped, and inside an outer control group.
     """
     say("start", False, "it does not end by itself")
     while True:
@@ -88,10 +88,10 @@ def memory_bomb(canary: Canary) -> None:
 
 
 def held_by(sizes: list[int]) -> int:
-    """Let children allocate ``sizes``; return the most bytes held by one, or by all that live at the end.
+    """Let a child allocate each of ``sizes``; return the maximum number of bytes held at the same time.
 
-    What children held at different times is not added up: a child that is being killed has freed its memory
-    before its parent notices.
+    It is held by one child, or by all that live at the end. What children held at different times is not
+    added up: a child that is being killed has freed its memory before its parent notices.
 
     Raises:
         TimeoutError: a child neither allocated its memory nor died in time, so that the result is unknown.
@@ -130,7 +130,7 @@ class Hoard:
         os.close(questions)
 
     def fileno(self) -> int:
-        """Return the pipe from which its reports are read, for ``select``."""
+        """Return the pipe from which the child's reports are read, for ``select``."""
         return self._reports
 
     def read(self) -> bytes:
@@ -141,7 +141,7 @@ class Hoard:
         return reports
 
     def answers(self) -> bool:
-        """Return whether a child that has allocated all its memory is alive."""
+        """Return whether the child, which has allocated all its memory, is still alive."""
         with suppress(BrokenPipeError):
             os.write(self._questions, HERE)
             return bool(select.select([self], [], [], HOARD_S)[0]) and HERE in self.read()
@@ -156,7 +156,7 @@ class Hoard:
 
 
 def hoard(size: int, reports: int, questions: int) -> None:
-    """Allocate memory, report each chunk and the end, echo questions, and stay until killed."""
+    """Allocate ``size`` bytes, report each chunk and the end, echo questions, and stay until killed."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # to be killed before the parent
     kept = []
@@ -232,7 +232,7 @@ def endless_flood(canary: Canary) -> None:
 
 
 def write_all(file: int, data: bytes) -> None:
-    """Write all of ``data``."""
+    """Write all of ``data`` to a file descriptor."""
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]

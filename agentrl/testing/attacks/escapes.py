@@ -42,13 +42,13 @@ SYSFS = ("/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabl
 HARMLESS = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)}
 """Device numbers of null, zero, full, random, urandom, tty and ptmx."""
 TERMINALS = 136
-"""The device number that terminals begin with."""
+"""The major device number of terminals."""
 
 
 def read_host_files(canary: Canary) -> None:
     """Read the host's files through paths, descriptors, file handles, a chroot and other processes.
 
-    Of other processes, their root folders and their environments are tried.
+    Of other processes, the root folders and the environments are tried.
     """
     path, secret = canary["file"], canary["secret"].encode()
 
@@ -229,7 +229,7 @@ def make_folder(path: str) -> None:
 
 
 def write_cgroups(canary: Canary) -> None:
-    """Create a group, move into one, change a limit, set a release agent, mount the hierarchy."""
+    """Create a control group, move into one, change a limit, set a release agent, mount the hierarchy."""
     for folder, _, names in list(os.walk("/sys/fs/cgroup"))[:100]:
         attempt(f"make a group in {folder}", make_folder, folder + "/agentrl-abuse")
         for name in {
@@ -273,7 +273,7 @@ def make_user_namespaces(canary: Canary) -> None:
 
 
 def clone3() -> str:
-    """Start a child in a new user namespace by the newer system call."""
+    """Start a child in a new user namespace by ``clone3``, a newer system call than ``clone``."""
     here = os.getpid()
     result = call("syscall", 435, (ctypes.c_uint64 * 8)(NEWUSER, 0, 0, 0, signal.SIGCHLD, 0, 0, 0), 64)
     if os.readlink("/proc/self") != str(

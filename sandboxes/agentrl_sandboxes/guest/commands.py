@@ -49,9 +49,10 @@ ENVIRONMENT = {
 
 
 class Command:
-    """A program to run. ``files`` maps its file descriptors to those of the guest that they become.
+    """A program to run.
 
-    With a ``terminal``, that is its controlling terminal and its file descriptor 0.
+    ``files`` has, for each file descriptor that the program gets, the guest's descriptor that becomes it. A
+    ``terminal``, if given, is the program's controlling terminal and its file descriptor 0.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class Command:
     def supervise(self, control: int, num_files: int) -> NoReturn:
         """Run the command as a child of this process, a supervisor, and report its exit code.
 
-        The supervisor stays, as the parent of what the command leaves, until the guest closes ``control``.
+        The supervisor stays, as the parent of the processes that the command leaves behind, until the guest
+        closes ``control``.
         """
         try:
             close_all_but({control, *self.files.values()})
@@ -100,7 +102,10 @@ class Command:
         return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
     def actions(self) -> list[tuple[Any, ...]]:
-        """Return the file actions that give the new process its descriptors; ours are moved away first."""
+        """Return the file actions that give the new process its file descriptors.
+
+        The guest's descriptors are first duplicated to higher numbers, so that none of them is overwritten.
+        """
         # not far above: the C library refuses to move descriptors beyond a process's limit
         above = max(self.files) + 1
         high = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for target, fd in self.files.items()}
@@ -110,7 +115,10 @@ class Command:
         return actions
 
     def spawn(self, actions: list[tuple[Any, ...]]) -> int:
-        """Find the program in ``PATH``, start it, and return its process id. Much faster than a fork."""
+        """Find the program in ``PATH``, start it, and return its process id.
+
+        ``posix_spawn`` is much faster than a fork.
+        """
         name, problem = self.argv[0], OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         folders = [b""] if b"/" in name else self.env[b"PATH"].split(b":")
         defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
@@ -137,8 +145,9 @@ class Command:
 class RunningCommand:
     """A command under its supervisor.
 
-    ``ended(exit code)`` is called once; if the command was killed, after its whole tree is gone. Processes
-    that it leaves in the background live on, unless ``whole`` is set: then they are killed when it ends.
+    ``ended`` is called once, with the exit code; if the command was killed, after its whole process tree is
+    gone. Processes that the command leaves in the background live on, unless ``whole`` is set: then they are
+    killed when the command ends.
     """
 
     def __init__(
@@ -179,18 +188,21 @@ class RunningCommand:
             self.guest.sweep(lambda: self.guest.strays() - {self.pid}, self.killed)
 
     def kill(self) -> None:
-        """Kill the whole tree."""
+        """Kill the command's whole process tree."""
         if not self.killing and self.control >= 0:
             self.killing = True
             self.guest.sweep(lambda: descendants([self.pid]), self.killed)
 
     def killed(self, num: int) -> None:
-        """Release the supervisor after its tree is gone: at once if it has reported, else in a second."""
+        """Release the supervisor, whose tree is gone: at once if it has reported, else in a second.
+
+        ``num`` is the number of processes that were killed.
+        """
         self.killing, self.num_killed = False, self.num_killed + num
         self.guest.loop.after(0.0 if self.code is not None else 1.0, self.release)
 
     def release(self) -> None:
-        """Let the supervisor exit, unless the tree is still being killed."""
+        """Let the supervisor exit, unless its process tree is still being killed."""
         if not self.killing and self.control >= 0:
             self.guest.loop.close(self.control)
             self.control = -1
@@ -225,26 +237,26 @@ class Exec(Operation):
         self.loop.after(timeout_s, self.overdue)
 
     def data(self, body: bytes) -> None:
-        """Write to its standard input."""
+        """Write to the command's standard input."""
         self.stdin.write(body)
 
     def end(self) -> None:
-        """Close its standard input."""
+        """Close the command's standard input."""
         self.stdin.end()
 
     def overdue(self) -> None:
-        """Kill it at its deadline."""
+        """Kill the command at its deadline, unless it has already ended."""
         if self.process and self.process.code is None and self.number in self.guest.channels:
             self.timed_out = True
             self.process.kill()
 
     def cancel(self) -> None:
-        """Kill it."""
+        """Kill the command."""
         if self.process:
             self.process.kill()
 
     def ended(self, code: int) -> None:
-        """Send the result."""
+        """Send the result of the command, which has ended with exit code ``code``."""
         self.stdin.close()
         for reader in self.readers:
             reader.drain()
@@ -266,5 +278,5 @@ class KillAll(Operation):
     """Kill every process except the guest and its supervisors."""
 
     def open(self) -> None:
-        """Start killing."""
+        """Start to kill; send the number of killed processes when no process is left."""
         self.guest.sweep(self.guest.everything, lambda num: self.finish(num=num))

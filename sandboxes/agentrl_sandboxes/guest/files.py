@@ -11,8 +11,8 @@ from agentrl_sandboxes.guest.server import Operation
 from agentrl_sandboxes.guest.wire import CHUNK, WINDOW
 
 FLAGS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-"""Opening a pipe, a terminal or a device must neither block nor make it this process's controlling terminal.
-"""
+"""With these flags, opening a pipe or a device does not block, and opening a terminal does not make it the
+controlling terminal of this process."""
 
 
 def open_regular(path: bytes, flags: int, mode: int = 0) -> int:
@@ -46,7 +46,7 @@ class Read(Operation):
         self.fail(OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
 
     def more(self) -> None:
-        """Send up to a window of data, then give other operations their turn."""
+        """Send up to ``WINDOW`` bytes of data, then give other operations their turn."""
         try:
             for _ in range(WINDOW // CHUNK):
                 data = os.read(self.fd, CHUNK) if self.fd >= 0 else b""
@@ -73,7 +73,7 @@ class Read(Operation):
         self.fd = -1
 
     def cancel(self) -> None:
-        """Close the file, which makes the next turn stop."""
+        """Close the file, so that the next call of ``more`` stops."""
         self.close()
 
 

@@ -29,7 +29,7 @@ class Loop:
     def watch(self, fd: int, event: int, callback: Callable[[], object] | None) -> None:
         """Call ``callback`` whenever ``fd`` is readable (``EPOLLIN``) or writable (``EPOLLOUT``).
 
-        ``None`` stops that.
+        With ``None`` as ``callback``, ``fd`` is no longer watched for this event.
         """
         events = self.watched.setdefault(fd, {})
         before = sum(events)
@@ -54,7 +54,7 @@ class Loop:
         os.close(fd)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
-        """Call ``callback`` once, later.
+        """Call ``callback`` once, after this number of seconds.
 
         There is no way to cancel it: the callback must check whether it still applies.
         """
@@ -76,7 +76,7 @@ class Loop:
 class PipeWriter:
     """A pipe or socket that is written to without blocking.
 
-    ``taken(n)`` is called when n more bytes were written or dropped.
+    ``taken`` is called with the number of bytes whenever more bytes were written or dropped.
     """
 
     def __init__(self, loop: Loop, fd: int, taken: Callable[[int], object]) -> None:
@@ -156,13 +156,16 @@ class Capture:
             del self.tail[: len(self.tail) - keep]
 
     def kept(self) -> bytes:
-        """Return the two halves, joined."""
+        """Return what is kept of the beginning and of the end, joined."""
         keep = self.limit - self.limit // 2
         return bytes(self.head + self.tail[max(len(self.tail) - keep, 0) :])
 
 
 class PipeReader:
-    """A pipe that is read as soon as it has data. At its end it is closed, and ``over`` is called."""
+    """A pipe that is read as soon as it has data, which is passed to ``take``.
+
+    At the end of the data the pipe is closed, and ``over`` is called.
+    """
 
     def __init__(
         self, loop: Loop, fd: int, take: Callable[[bytes], object], over: Callable[[], object] = lambda: None
@@ -205,7 +208,7 @@ class PipeReader:
             self.loop.watch(self.fd, select.EPOLLIN, None)
 
     def resume(self) -> None:
-        """Read again."""
+        """Continue reading after ``pause``."""
         if self.fd >= 0:
             self.loop.watch(self.fd, select.EPOLLIN, self.read)
 

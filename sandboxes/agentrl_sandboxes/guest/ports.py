@@ -58,12 +58,12 @@ class Connect(Operation):
             self.settle(number)
 
     def connected(self) -> None:
-        """Read how the attempt ended."""
+        """Read how the attempt to connect ended, and act on that."""
         self.loop.watch(self.socket.fileno(), select.EPOLLOUT, None)
         self.settle(self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR))
 
     def settle(self, number: int) -> None:
-        """Use the connection, or try the next address if ``number`` is an error."""
+        """Use the connection if ``number`` is 0; else it is an error, and the next address is tried."""
         if number:
             self.socket.close()
             self.attempt(number)
@@ -89,14 +89,14 @@ class Connect(Operation):
             self.writer.end()
 
     def pass_on(self, data: bytes) -> None:
-        """Send the server's data to the host, and stop reading when the host is a window behind."""
+        """Send the server's data to the host; stop reading while the host is ``WINDOW`` bytes behind."""
         self.send(data)
         self.room -= len(data)
         if self.room <= 0:
             self.reader.pause()
 
     def credited(self, num: int) -> None:
-        """Resume reading: the host has consumed data."""
+        """Resume reading: the host has consumed ``num`` more bytes of data."""
         self.room += num
         if self.room > 0 and self.writer:
             self.reader.resume()

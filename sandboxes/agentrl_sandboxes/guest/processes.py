@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 
 
 def fs_encode(text: str) -> bytes:
-    """Encode as the file system does; raise ``OSError`` for text that no file or argument can hold."""
+    """Encode text as file names are; raise ``OSError`` for text that no file name or argument can hold."""
     try:
         encoded = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -81,8 +81,8 @@ def descendants(roots: Iterable[int], since: int = 0) -> set[int]:
 def signal_all(pids: Iterable[int], number: int) -> None:
     """Send a signal to each process that still exists.
 
-    In the order of process ids, so that parents usually come first and cannot react to the end of their
-    children.
+    They are signalled in the order of process ids, so that parents usually come first and cannot react to
+    the end of their children.
     """
     for pid in sorted(pids):
         try:
@@ -94,8 +94,8 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 def start_with_retries(start: Callable[[], int], meanwhile: Callable[[], object] = lambda: None) -> int:
     """Call ``start``, and retry for a moment when the limit on processes is reached.
 
-    Some of the processes that count may have ended without having been reaped yet; ``meanwhile`` may reap
-    them.
+    Some of the processes that count towards the limit may have ended without having been reaped yet;
+    ``meanwhile`` may reap them.
     """
     for _ in range(20):
         try:
@@ -122,7 +122,7 @@ def fork() -> int:
 
 
 def close_all_but(keep: Iterable[int]) -> None:
-    """Close every other file descriptor of this process."""
+    """Close every file descriptor of this process that is not in ``keep``."""
     for fd in {int(name) for name in os.listdir("/proc/self/fd")} - set(keep):
         try:
             os.close(fd)

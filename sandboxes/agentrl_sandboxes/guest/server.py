@@ -105,7 +105,7 @@ class Guest:
     def sweep(self, choose: Callable[[], set[int]], then: Callable[[int], object]) -> None:
         """Kill the processes that ``choose`` returns until there are none; then call ``then(number killed)``.
 
-        They are stopped first, so that they cannot start new ones. ``KILL_S`` bounds it.
+        The processes are first stopped, so that they cannot start new ones. After ``KILL_S`` this gives up.
         """
         killed: set[int] = set()
         give_up = time.monotonic() + KILL_S
@@ -136,7 +136,7 @@ class Guest:
             self.writer.write(header + body)
 
     def sent(self, num: int) -> None:
-        """Resume the operations that waited for room."""
+        """Resume the operations that waited for room, because ``num`` more bytes were sent."""
         if self.writer.fd < 0:
             self.exit()
         for _ in range(len(self.waiting)):
@@ -168,7 +168,7 @@ class Guest:
         del self.received[:start]
 
     def frame(self, kind: int, number: int, body: bytes) -> None:
-        """Act on a frame."""
+        """Act on a frame from the host."""
         operation = self.channels.get(number)
         if kind == PING:
             self.send(PING, number)
@@ -216,7 +216,7 @@ class Operation:
         self.guest.send(CREDIT, self.number, NUMBER.pack(num))
 
     def send(self, data: bytes) -> None:
-        """Send data."""
+        """Send data to the host."""
         for start in range(0, len(data), CHUNK):
             self.guest.send(DATA, self.number, data[start : start + CHUNK])
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 COMMAND, STATUS, STDERR = 20, 21, 22
-"""Bash's own file descriptors, higher than the numbers that scripts usually open."""
+"""Bash's file descriptors of the command's file, the pipe for its reports, and the pipe for output.
+
+They are higher than the numbers that scripts usually open."""
 BASH = ("bash", "--noprofile", "--norc", "--noediting", "-i")
 SETUP = f"""
 PS1= PS2= HISTFILE= __code=; set +H +o history
@@ -39,12 +41,12 @@ LINE = (
     f"__code= __number=%d; IFS= builtin read -r -d '' -u {COMMAND} __command; %sbuiltin eval \"$__command\""
     f" </dev/null 2>&{STDERR} {COMMAND}<&- {STATUS}>&- {STDERR}>&-; __code=$? PROMPT_COMMAND=$__prompt\n"
 )
-"""The fixed line. It is filled in with the command's number, and with what sets ``$?`` to the last command's
-exit code."""
+"""The fixed line that is typed for each command. It is filled in with the command's number, and with what
+sets ``$?`` to the last command's exit code."""
 INTERRUPT = "\x03"
 START_S, PATIENCE_S, TRIES = 20.0, 0.5, 7
 IDLE_OUTPUT = 1 << 16
-"""Bytes of output between two commands that are kept; the next command's output begins with them."""
+"""Number of bytes kept of the output between two commands; the next command's output begins with them."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -174,7 +176,7 @@ class BashSession:
             self.begin(following)
 
     def ended(self, code: int) -> None:
-        """Bash has ended: during a command, between two commands, or because the shell was closed."""
+        """Handle the end of bash: during a command, between two commands, or because the shell was closed."""
         self.process = None
         self.output.drain()
         self.forget()
@@ -191,7 +193,7 @@ class BashSession:
             self.revive(lambda problem: self.answer(code))
 
     def refuse(self, problem: OSError) -> None:
-        """Answer that bash cannot be started, for example because background processes use up the limit."""
+        """Answer that bash cannot be started, for example because the limit on processes is reached."""
         self.capture.add(f"bash: cannot start: {problem.strerror}\n".encode())
         self.answer(NOT_RUN)
 
@@ -247,7 +249,7 @@ class CloseShell(Operation):
     """Close a shell."""
 
     def open(self, shell: int) -> None:
-        """Kill it, and answer when it is gone."""
+        """Kill the shell, and answer when it is gone."""
         known = self.guest.shells.pop(shell, None)
         if known:
             known.close(lambda: self.finish(done=True))
@@ -262,24 +264,24 @@ class RunInShell(Operation):
     tries, tick, started = 0, 0, 0.0
 
     def open(self, shell: int, timeout_s: float, max_output: int) -> None:
-        """Wait for the text."""
+        """Prepare to receive the command's text."""
         self.shell = self.guest.shells[shell]
         self.timeout_s, self.max_output, self.text = timeout_s, max_output, bytearray()
 
     def data(self, body: bytes) -> None:
-        """Receive a part of the text."""
+        """Receive a part of the command's text."""
         self.text += body
         self.credit(len(body))
 
     def end(self) -> None:
-        """Run it: the text is complete."""
+        """Run the command: its text is complete."""
         try:
             self.shell.begin(self)
         except OSError as problem:
             self.fail(problem)
 
     def cancel(self) -> None:
-        """Kill the shell, because its state is unknown."""
+        """Kill the shell if it runs this command, as its state is then unknown; else drop the command."""
         if self.shell.next is self:
             self.shell.next = None
         elif self.shell.run is self and self.shell.process:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_MEMBERS = 1 << 18
 MEMORY = 1 << 30
-"""Bytes of address space of a fork: bounds it, because an archive's header may claim any length."""
+"""Maximum address space of a fork, in bytes; needed because an archive's header may claim any length."""
 
 
 class ForkedOperation(Operation):
@@ -107,7 +107,7 @@ class PutTar(ForkedOperation):
         self.writer.end()
 
     def over(self) -> None:
-        """Send the outcome."""
+        """Send the outcome, after closing the pipe to the fork."""
         self.writer.close()
         super().over()
 
@@ -181,7 +181,7 @@ def unpack(fd: int, path: str, max_bytes: int) -> None:
 
 
 def unpack_file(archive: tarfile.TarFile, member: tarfile.TarInfo, target: str) -> None:
-    """Write one file."""
+    """Write the content of one member, a regular file, to ``target``."""
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
         source = archive.extractfile(member)

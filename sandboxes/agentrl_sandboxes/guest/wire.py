@@ -21,7 +21,7 @@ HEADER = struct.Struct(">BII")
 OPEN, DATA, END, CREDIT, CANCEL, RESULT, PING = range(7)
 NUMBER = struct.Struct(">i")
 CHUNK = 1 << 18
-"""Most bytes of data in one frame."""
+"""Maximum number of bytes of data in one frame."""
 WINDOW = 1 << 20
 MAX_FRAME = 4 << 20
-"""Most bytes in the body of a frame; only an ``OPEN`` gets near it."""
+"""Maximum number of bytes in the body of a frame; only an ``OPEN`` gets near it."""
