@@ -157,7 +157,7 @@ def override(value: T, assignments: Sequence[str]) -> T:
 
 
 class _Setting(typing.NamedTuple):
-    """A text for a field: the steps that are left of its path, the text, and the path for messages."""
+    """A text for a field: the steps of its path still to be taken, the text, and the whole path."""
 
     steps: Sequence[str]
     text: str

@@ -40,7 +40,7 @@ def seq_sum_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 
 def seq_mean_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
-    """Take the mean over a sequence, then over sequences (GRPO, Shao et al. 2024).
+    """Return the token weights of a mean over each sequence, then over sequences (GRPO, Shao et al. 2024).
 
     Tokens of long sequences weigh less: long failures are punished less per token, which can reward padding.
 
@@ -51,7 +51,7 @@ def seq_mean_then_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
 
 
 def turn_mean(turn_lengths: Sequence[Sequence[int]]) -> Weights:
-    """Take the mean over a turn, then over all turns of the batch: long and short actions count the same.
+    """Return the weights of a mean over each turn, then over all turns: long and short actions count equally.
 
     >>> turn_mean([[2, 1]])
     array([0.25, 0.25, 0.5 ])

@@ -64,7 +64,7 @@ class EpisodeChecks:
 
     @asynccontextmanager
     async def host(self) -> AsyncIterator[Host]:
-        """Open a host in this process; if it cannot open or close, the clause ``shared`` is violated."""
+        """Open an ``InProcess`` host; an ``AgentRLError`` while it is open violates the clause ``shared``."""
         try:
             async with InProcess(self.spec, self.deadline_s, self.sandboxes) as host:
                 yield host

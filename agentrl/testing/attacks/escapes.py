@@ -259,7 +259,7 @@ def mount(canary: Canary) -> None:
 
 
 def make_user_namespaces(canary: Canary) -> None:
-    """Create namespaces of every kind, by two system calls, and enter those of process 1."""
+    """Create namespaces by ``unshare`` and ``clone3``, and try to enter those of process 1."""
     for name, flags in NAMESPACES.items():
         attempt(f"unshare {name}", in_child, call, "unshare", flags)
     attempt("clone3 user", in_child, clone3)

@@ -128,7 +128,7 @@ class Instance:
 
     @property
     def split_key(self) -> int:
-        """A hash from 0 to 999 that determines the split; equal for instances of equal repo and site."""
+        """A hash of ``repo`` and ``site`` (``id`` if that is empty), from 0 to 999: it decides the split."""
         key = f"{self.repo}\0{self.site or self.id}"
         return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) % 1000
 

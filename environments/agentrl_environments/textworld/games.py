@@ -78,7 +78,7 @@ class Games:
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the blocks of this family and base."""
+        """The folder that holds the blocks of games of this family and base seed."""
         root = Path(self.root) if self.root else platformdirs.user_cache_path("agentrl") / "textworld"
         return root / f"{_engine_version()}-{_FORMAT}" / self.family / str(self.base)
 

@@ -130,7 +130,7 @@ class GetTar(ForkedOperation):
             self.guest.when_room(self.reader.resume)
 
     def over(self) -> None:
-        """Send the outcome once both the archive and the report are complete."""
+        """Send the outcome at the second call: it is called at the end of the archive and of the report."""
         if self.reader.fd < 0 and self.report_reader.fd < 0:
             super().over()
 

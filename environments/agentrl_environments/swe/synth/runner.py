@@ -110,7 +110,7 @@ def collect(reader: int, deadline: float) -> tuple[bytes, bool]:
 
 
 def serve(job: Json, root: str, request: Json, writer: int, scratch: str) -> None:
-    """Run pytest in the fork, report through the pipe, and exit without any clean-up code of the tests."""
+    """Run pytest in this fork, report through the pipe, and exit without running the tests' clean-up."""
     try:
         os.setsid()
         os.set_inheritable(writer, False)
