@@ -95,6 +95,8 @@ from agentrl.rewards import Transform as Transform
 from agentrl.rewards.compose import Scaled as Scaled
 from agentrl.rewards.compose import Sum as Sum
 from agentrl.rewards.dense import Dense as Dense
+from agentrl.rewards.function import FunctionReward as FunctionReward
+from agentrl.rewards.function import reward as reward
 from agentrl.rewards.gates import Gates as Gates
 from agentrl.rewards.gates import Level as Level
 from agentrl.rewards.outcome import EnvReward as EnvReward
