@@ -125,7 +125,7 @@ def test_tasks_that_are_not_those_of_the_recipe_are_refused(tmp_path):
 def test_a_tokenizer_needs_an_environment_that_can_be_played(tmp_path):
     with pytest.raises(
         ConfigError,
-        match=r"(?s)no episode of split 'train' could be played.*the roof of corridor-\d+ fell in; mend",
+        match=r"(?s)no episode of split 'train' could be played.*the roof of corridor-\d+ fell in; fix",
     ):
         tiny.run(replace(tiny.recipe, env=Corridor(accident="always")), tmp_path)
 
