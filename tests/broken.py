@@ -148,6 +148,24 @@ class Unopenable(Sound):
         yield
 
 
+class Unshareable(Sound):
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[object]:
+        raise OSError("no building")
+        yield
+
+
+class Unready(Sound):
+    """Its shared resource opens once and never again."""
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[object]:
+        if KEPT:
+            raise OSError("the building is gone")
+        KEPT.append(self)
+        yield
+
+
 class Raising(Sound):
     def answer(self, action: str, step: Step) -> Step:
         action.encode("ascii")

@@ -1,8 +1,21 @@
+from contextlib import asynccontextmanager
+
 import broken
 import pytest
 
+from agentrl.errors import SandboxError
 from agentrl.plugins import environments, make_environment
 from agentrl.testing import ContractViolation, check_env
+
+
+class NoRoom:
+    """A provider of sandboxes that cannot start."""
+
+    @asynccontextmanager
+    async def serve(self):
+        raise SandboxError("no room")
+        yield
+
 
 # checked by their own tests, with games and sandboxes made for the test
 ELSEWHERE = ("textworld", "swe", "swe-repair")
@@ -35,6 +48,8 @@ def test_every_environment_keeps_the_contract(name):
         (broken.Overlapping, "disjoint splits"),
         (broken.AnySplit, "unknown split"),
         (broken.Unopenable, "opens"),
+        (broken.Unshareable, "shared"),
+        (broken.Unready, "shared"),
         (broken.Raising, "never raises"),
         (broken.Speechless, "observations"),
         (broken.Roleless, "observations"),
@@ -65,3 +80,8 @@ def test_what_is_not_kept_is_named(spec, clause, monkeypatch):
                 kept.wait()
         broken.KEPT.clear()
     assert clause in [violation.split(":")[0] for violation in caught.value.violations], caught.value
+
+
+def test_a_provider_that_cannot_start_is_no_fault_of_the_environment():
+    with pytest.raises(SandboxError, match="no room"):
+        check_env(broken.Sound(), num_tasks=1, sandboxes=NoRoom())

@@ -32,6 +32,7 @@ def check_env(
 
     Raises:
         ContractViolation: lists every violated clause once, with the first violation that was found.
+        SandboxError: the sandbox provider could not start, so no episode was checked.
     """
     violations: dict[str, str] = {}
     for clause, found in spec_violations(spec):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from agentrl.env import STANDARD_SIGNALS, EnvSpec
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, EnvError
 from agentrl.hosts.in_process import InProcess
 from agentrl.hosts.workers import Workers
 from agentrl.policy import ExpertPolicy, Policy, RandomPolicy, ScriptedPolicy
@@ -48,28 +47,31 @@ class EpisodeChecks:
         self.found: list[Violation] = []
 
     async def run(self) -> list[Violation]:
-        """Check everything, in this process and then in a worker."""
-        async with self.host() as host:
-            # a first episode, because what is loaded on first use is no leak
-            await self.record(host, self.tasks[0], ScriptedPolicy(("",)))
-        before = OpenResources.now()
-        async with self.host() as host:
-            records = [await self.task(host, task) for task in self.tasks]
-        if self.found and any(clause == "opens" for clause, _ in self.found):
+        """Check everything, in this process and then in a worker.
+
+        Raises:
+            SandboxError: the sandbox provider could not start, which is no fault of the environment.
+        """
+        try:
+            async with self.host() as host:
+                # a first episode, because what is loaded on first use is no leak
+                await self.record(host, self.tasks[0], ScriptedPolicy(("",)))
+            before = OpenResources.now()
+            async with self.host() as host:
+                records = [await self.task(host, task) for task in self.tasks]
+        except EnvError as problem:  # an error in an episode is in its trajectory, so the host did not open
+            self.report("shared", str(problem))
+            return self.found
+        if any(clause == "opens" for clause, _ in self.found):
             return self.found
         if left := await left_over(before):
             self.report("leaves nothing", f"after every episode was closed, these are left: {left}")
         await self.in_a_worker(records[0])
         return self.found
 
-    @asynccontextmanager
-    async def host(self) -> AsyncIterator[Host]:
-        """Open an ``InProcess`` host; an ``AgentRLError`` while it is open violates the clause ``shared``."""
-        try:
-            async with InProcess(self.spec, self.deadline_s, self.sandboxes) as host:
-                yield host
-        except AgentRLError as problem:
-            self.report("shared", str(problem))
+    def host(self) -> InProcess:
+        """Return a host for the episodes, not opened yet."""
+        return InProcess(self.spec, self.deadline_s, self.sandboxes)
 
     def report(self, clause: str, found: str) -> None:
         """Add a violated clause."""
