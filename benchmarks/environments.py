@@ -1,7 +1,7 @@
 """The cost and the scaling of environments: playing through a worker compared with the bare engine.
 
-    python benchmarks/environments.py                  # the compiled game; games are generated and compiled
-    first python benchmarks/environments.py --backend facts  # the game's logic, with much cheaper steps
+    python benchmarks/environments.py                  # the compiled game, which is compiled first
+    python benchmarks/environments.py --backend facts  # the game's logic, with much cheaper steps
 
 Every measurement is random play with admissible commands on the same games, each loaded before the clock
 starts. A ratio compares two runs made right after each other, and is the median over the repeats. Times are

@@ -1,10 +1,8 @@
 """Measures the cost of sandboxes: starts, commands, memory, and many at once; optionally also of SWE-ReX.
 
-    python benchmarks/sandboxes.py local                              # a minute; as root, all limits are
-        enforced
+    python benchmarks/sandboxes.py local                              # a minute; run as root for all limits
     python benchmarks/sandboxes.py local docker                       # the daemon of the docker command
-    python benchmarks/sandboxes.py local --baseline ~/.cache/swe-rex  # installs SWE-ReX there if it is
-        missing
+    python benchmarks/sandboxes.py local --baseline ~/.cache/swe-rex  # installs SWE-ReX there if missing
 
 Times are medians of sequential calls, unless a quantile is named. The machine's load is printed, because all
 numbers depend on it, except the processor time of a start. This is the time of this process and of its

@@ -112,12 +112,16 @@ def test_ctrl_c_says_how_to_resume(recipe, tmp_path):
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 100
-    while not list(folder.glob("checkpoints/0*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 100
+        while not list(folder.glob("checkpoints/0*")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait(timeout=10)
     assert process.returncode == 130
     assert said.endswith(f"interrupted; the same command resumes {folder}\n")
     assert "Traceback" not in said

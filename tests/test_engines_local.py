@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from chatml import tokenizer
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -15,7 +15,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -53,24 +52,6 @@ WORDS = [
     ",",
 ]
 VOCAB = 272  # 256 bytes, the tags, and ids the tokenizer does not define
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    vocab = {
-        token: index
-        for index, token in enumerate(
-            ["<pad>", "<act>", "<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-        )
-    }
-    inner = Tokenizer(models.BPE(vocab, []))
-    inner.pre_tokenizer, inner.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", extra_special_tokens=["<act>"]
-    )
-
 
 RENDERER = TagRenderer(tokenizer())
 SIZES = {
