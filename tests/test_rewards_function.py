@@ -64,3 +64,9 @@ def test_a_run_folder_names_the_function() -> None:
 def test_a_lambda_needs_a_name() -> None:
     with pytest.raises(rl.ConfigError, match="a reward of a lambda has no name"):
         rl.reward()(lambda episode: 1.0)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.int64(1), np.bool_(True), np.array(0.5)])
+def test_a_number_may_be_one_of_numpys(number) -> None:
+    paid = rl.reward(name="paid")(lambda trajectory: number)
+    assert paid(trajectory([1, 2]))["paid"].tolist() == [0.0, float(number)]

@@ -44,8 +44,8 @@ class FunctionReward(Reward):
 
     def __call__(self, trajectory: Trajectory) -> Ledger:
         """Return the ledger of ``trajectory``, with one component."""
-        paid = self.function(trajectory)
-        if isinstance(paid, (int, float)):
+        paid = np.asarray(self.function(trajectory), dtype=float)
+        if paid.ndim == 0:
             paid_N = np.zeros(len(trajectory.turns))
             paid_N[-1:] = paid
             return {self.name: floats(paid_N)}
