@@ -64,6 +64,7 @@ class LauncherClient:
                 problem = SandboxError(
                     f"the launcher of local sandboxes did not start: {found or 'no answer'}"
                 )
+                launcher._process.kill()  # one that hangs would not read that it should exit
                 await launcher.close()
             except BaseException:
                 launcher._process.kill()
@@ -115,11 +116,12 @@ class LauncherClient:
         Raises:
             SandboxError: the sandbox did not start.
         """
+        # nothing is registered until it is sent: of a sandbox that was never asked for, no end is reported
+        await self._send({"start": asdict(request), "labels": dict(labels)}, [stream])
         ended: asyncio.Future[str] = self._loop.create_future()
         started: asyncio.Future[None] = self._loop.create_future()
         self._ended[request.id], self._started[request.id] = ended, started
         try:
-            await self._send({"start": asdict(request), "labels": dict(labels)}, [stream])
             waited: list[asyncio.Future[Any]] = [started, ended]  # Any: their results have different types
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:

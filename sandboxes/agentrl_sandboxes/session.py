@@ -183,7 +183,6 @@ class Session:
         """Create the sandbox and connect to its guest; if that fails, leave nothing."""
         command = guest.command(self._spec, heartbeat_s=HEARTBEAT_S, python=self.python)
         handle = await self.backend.create(self._spec, self.lease, command)
-        stream = None
         try:
             stream = await self.backend.open_stream(handle)
             self._link = await Link.open(stream, heartbeat_s=HEARTBEAT_S, start_s=START_S)

@@ -43,6 +43,8 @@ class ForkedOperation(Operation):
         """Start ``work(theirs)`` in a fork."""
         self.report = bytearray()
         report, to_report = os.pipe()
+        # read from before the fork, so that both pipes end and are closed if there can be no fork
+        self.report_reader = PipeReader(self.loop, report, self.report.extend, self.over)
         try:
             self.pid = start_with_retries(fork, self.guest.reap)
             if not self.pid:
@@ -51,7 +53,6 @@ class ForkedOperation(Operation):
             os.close(to_report)
             os.close(theirs)
         self.guest.supervisors.add(self.pid)
-        self.report_reader = PipeReader(self.loop, report, self.report.extend, self.over)
         self.loop.after(timeout_s, self.cancel)
 
     def over(self) -> None:
