@@ -55,12 +55,14 @@ class DemonstrationGate(Guided):
             for group in groups
             if self.imitates(sum(scored.trajectory.success for scored in group), len(group))
         ]
+        before = len(lesson.collected.failures)
         found = await lesson.play([draw_again(group[0]) for group in gated], policy=self.policy)
         if gated and not found:
+            failed = lesson.collected.failures[before:]
+            fate = f"played; the last attempt: {failed[-1].error}" if failed else "judged"
             raise ConfigError(
-                f"none of {len(gated)} demonstrations could be played; the last attempt: "
-                f"{lesson.collected.failures[-1].error}. Give DemonstrationGate another policy, or switch on "
-                "the environment's expert"
+                f"none of {len(gated)} demonstrations could be {fate}. Give "
+                "DemonstrationGate another policy, or switch on the environment's expert"
             )
         demonstrated = {}
         for (task, sample), scored in found.items():
