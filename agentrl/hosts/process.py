@@ -53,7 +53,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
         boot = _BOOT.format(path=sys.path, fd=theirs.fileno(), parent=os.getpid())
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", boot],
                 stdin=subprocess.DEVNULL,
@@ -65,7 +65,13 @@ class WorkerProcess:
                 start_new_session=True,
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONHASHSEED": "0"},
             )
-        os.close(writing)
+        except BaseException:
+            os.close(reading)
+            ours.close()
+            raise
+        finally:
+            os.close(writing)
+            theirs.close()
         os.set_blocking(reading, False)
         self._output_fd: int | None = reading
         self._loop.add_reader(reading, self._read_output)

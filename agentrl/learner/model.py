@@ -29,7 +29,6 @@ from transformers.utils import logging
 from agentrl.errors import ConfigError, MissingExtra, boundary
 from agentrl.learner.spec import LoRA, ModelSpec, TrainedTokenizer
 
-FastTokenizer = PreTrainedTokenizerFast
 _MIB = 2**20
 _CausalLM: Any = AutoModelForCausalLM  # Any: transformers declares a wrong type for it
 

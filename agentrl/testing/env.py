@@ -37,7 +37,7 @@ def check_env(
     violations: dict[str, str] = {}
     for clause, found in spec_violations(spec):
         violations.setdefault(clause, found)
-    for clause, found in panel_violations(spec, elsewhere=not violations):
+    for clause, found in panel_violations(spec, elsewhere=not violations, deadline_s=deadline_s):
         violations.setdefault(clause, found)
     if not violations:  # tasks that cannot be listed cannot be played
         tasks = [task for split in spec.splits for task in spec.tasks(split)[:num_tasks]]

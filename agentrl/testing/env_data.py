@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pickle
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from agentrl.env import STANDARD_SIGNALS, EnvSpec, panel_hash
 from agentrl.errors import ConfigError
-from agentrl.testing.contract import Violation
+from agentrl.testing.contract import Violation, value_violations
 
 LIST_TASKS = """
 import json, pickle, sys
@@ -27,13 +26,7 @@ print(json.dumps({{split: panel_hash(spec.tasks(split)) for split in spec.splits
 def spec_violations(spec: EnvSpec) -> Iterator[Violation]:
     """Yield the violated clauses on the spec itself."""
     kind = type(spec)
-    if not dataclasses.is_dataclass(spec) or not spec.__dataclass_params__.frozen:
-        yield "frozen", f"{kind.__name__} must be a frozen dataclass"
-    try:
-        if pickle.loads(pickle.dumps(spec)) != spec:
-            yield "picklable", "unpickling what was pickled gives another value"
-    except (pickle.PicklingError, AttributeError, TypeError, ImportError) as problem:
-        yield "picklable", f"{type(problem).__name__}: {problem}"
+    yield from value_violations(spec)
     if kind.__module__ == "__main__":
         yield (
             "importable",
@@ -51,10 +44,10 @@ def spec_violations(spec: EnvSpec) -> Iterator[Violation]:
             yield "signals", f"signal {name!r} has no meaning written beside it"
 
 
-def panel_violations(spec: EnvSpec, *, elsewhere: bool) -> Iterator[Violation]:
+def panel_violations(spec: EnvSpec, *, elsewhere: bool, deadline_s: float) -> Iterator[Violation]:
     """Yield the violated clauses on splits and tasks.
 
-    If ``elsewhere``, also check that another process lists the same tasks.
+    If ``elsewhere``, also check that another process lists the same tasks, within ``deadline_s``.
     """
     where: dict[str, str] = {}
     contents: dict[str, str] = {}
@@ -92,7 +85,7 @@ def panel_violations(spec: EnvSpec, *, elsewhere: bool) -> Iterator[Violation]:
         else:
             hashes[split] = panel_hash(tasks)
     if elsewhere:
-        yield from _other_process(spec, hashes)
+        yield from _other_process(spec, hashes, deadline_s)
     try:
         spec.tasks("no such split")
     except ConfigError:
@@ -101,13 +94,22 @@ def panel_violations(spec: EnvSpec, *, elsewhere: bool) -> Iterator[Violation]:
         yield "unknown split", "tasks('no such split') must raise ConfigError"
 
 
-def _other_process(spec: EnvSpec, here: Mapping[str, str]) -> Iterator[Violation]:
+def _other_process(spec: EnvSpec, here: Mapping[str, str], deadline_s: float) -> Iterator[Violation]:
     """Check that another process, with another hash seed, lists the same tasks."""
     code = LIST_TASKS.format(path=sys.path, spec=pickle.dumps(spec))
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            timeout=deadline_s,
+        )
+    except subprocess.TimeoutExpired:
+        yield "importable", f"another process did not list the tasks within {deadline_s:g} s"
+        return
     if ran.returncode != 0:
         yield (
             "importable",

@@ -10,15 +10,13 @@ No check goes far beyond the limit that it checks, so that a back end that does 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import pickle
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from agentrl.errors import AgentRLError, SandboxError
 from agentrl.sandbox import Sandboxes, SandboxProvider
-from agentrl.testing.contract import ContractViolation
+from agentrl.testing.contract import ContractViolation, Violation, value_violations
 from agentrl.testing.leftovers import OpenResources, left_over
 from agentrl.testing.sandbox_calls import CALLS, DAEMON
 from agentrl.testing.sandbox_limits import LIMITS, limited
@@ -46,25 +44,10 @@ def check_sandbox(
     Raises:
         ContractViolation: with every clause that is not kept.
     """
-    violations = list(_data(provider))
+    violations = list(value_violations(provider))
     violations += asyncio.run(_Check(provider, spec, frozenset(only), clause_deadline_s).run())
     if violations:
         raise ContractViolation([f"{clause}: {found}" for clause, found in violations], "sandbox")
-
-
-Violation = tuple[str, str]
-"""The name of a clause, and how it is violated."""
-
-
-def _data(provider: SandboxProvider) -> Iterator[Violation]:
-    """Check the clauses on the provider itself."""
-    if not dataclasses.is_dataclass(provider) or not provider.__dataclass_params__.frozen:
-        yield "frozen", f"{type(provider).__name__} must be a frozen dataclass"
-    try:
-        if pickle.loads(pickle.dumps(provider)) != provider:
-            yield "picklable", "unpickling what was pickled gives another value"
-    except (pickle.PicklingError, AttributeError, TypeError, ImportError) as problem:
-        yield "picklable", f"{type(problem).__name__}: {problem}"
 
 
 class _Check:
