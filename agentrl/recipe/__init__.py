@@ -291,6 +291,13 @@ class Recipe:
         """Total number of updates, over all stages."""
         return sum(stage.updates for stage in self.stages)
 
+    @property
+    def splits(self) -> frozenset[str]:
+        """Every split that the recipe plays or whose hash it states."""
+        return frozenset(
+            {self.evaluation.split, *(stage.source.split for stage in self.stages), *self.panels}
+        )
+
     def stage_at(self, update: int) -> tuple[Stage, int]:
         """Return the stage that makes the run's ``update``, and the update's number in it, both from 0."""
         for stage in self.stages:
@@ -333,8 +340,7 @@ def check_panels(recipe: Recipe) -> dict[str, str]:
     Raises:
         ConfigError: a hash differs: these are not the tasks that the recipe was made for.
     """
-    splits = {recipe.evaluation.split} | {stage.source.split for stage in recipe.stages} | set(recipe.panels)
-    found = {split: panel_hash(recipe.env.tasks(split)) for split in sorted(splits)}
+    found = {split: panel_hash(recipe.env.tasks(split)) for split in sorted(recipe.splits)}
     for split, wanted in recipe.panels.items():
         if found[split] != wanted:
             raise ConfigError(

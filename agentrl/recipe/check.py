@@ -55,8 +55,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for stage in recipe.stages:
         for problem in _stage_problems(recipe, stage):
             yield f"stage {stage.name!r}: {problem}"
-    splits = {recipe.evaluation.split} | {stage.source.split for stage in recipe.stages} | set(recipe.panels)
-    for split in sorted(splits - set(recipe.env.splits)):
+    for split in sorted(recipe.splits - set(recipe.env.splits)):
         yield f"split {split!r} does not exist; the environment has {', '.join(recipe.env.splits)}"
 
 

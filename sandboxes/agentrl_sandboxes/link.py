@@ -216,15 +216,6 @@ class Link:
         self.post(OPEN, channel.number, body)
         return channel
 
-    async def ping(self) -> None:
-        """Send a frame that the guest answers at once, and wait for the answer."""
-        if self.reason:
-            raise SandboxError(self.reason)
-        self.numbers += 1
-        channel = self.channels[self.numbers] = Channel(self, self.numbers, 0)
-        self.post(PING, channel.number)
-        await self._answer(channel, 0.0, GRACE_S)
-
     async def close(self) -> None:
         """End the link, which makes the guest exit."""
         self._end("the sandbox was closed")
@@ -300,10 +291,6 @@ class Link:
             return
         if kind == DATA:
             channel.take(body)
-        elif kind == PING:
-            del self.channels[number]
-            if not channel.result.done():
-                channel.result.set_result({})
         elif kind == CREDIT and len(body) == NUMBER.size:
             channel.room += NUMBER.unpack(body)[0]
             channel.made_room.set()

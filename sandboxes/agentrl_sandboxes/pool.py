@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
@@ -151,10 +151,6 @@ class Pool(Generic[T]):
             while kept and now - kept[0].since >= longer_than_s(spec):
                 found.append(self._pop(spec).item)
         return found
-
-    def empty(self) -> Iterable[T]:
-        """Remove and return all warm sandboxes; the caller must close them."""
-        return self.idle(lambda spec: float("-inf"))
 
     def _pop(self, spec: SandboxSpec) -> _Warm[T]:
         kept = self._warm[spec]
