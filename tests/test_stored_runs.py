@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agentrl.credit.constant import ConstantCredit
 from agentrl.errors import CheckpointError
 from agentrl.evaluation.report import Report
 from agentrl.recipe.load import load
@@ -67,6 +68,18 @@ def test_the_chain_of_the_recipe_gives_the_stored_numbers_again(stored) -> None:
     found = list(rescore([one for one in store.iter_trajectories(stored) if one.stage == stage.name], chain))
     assert all(row.changed == 0.0 for row in ledger_differences(found))
     assert credit_difference(found).largest == 0.0
+
+
+def test_reward_and_transforms_with_a_memory_give_the_stored_ledgers_again(stored) -> None:
+    stage = load(RECIPE).stages[1]
+    # the credit reads the scorer's component, which only the scorer can make again
+    chain = Chain(reward=stage.reward, transforms=stage.transforms, credit=ConstantCredit(1.0))
+    found = list(rescore([one for one in store.iter_trajectories(stored) if one.stage == stage.name], chain))
+    changed = {row.component: row.changed for row in ledger_differences(found)}
+    assert {name: changed[name] for name in ("env", "format", "outcome")} == dict.fromkeys(
+        ("env", "format", "outcome"), 0.0
+    )
+    assert sum(len(group) for update in found for group in update.groups) == 32
 
 
 def test_a_run_resumes_to_the_numbers_of_the_run_that_was_not_stopped(stored) -> None:
