@@ -295,6 +295,7 @@ async def _tasks(recipe: Recipe, folder: Path, reporter: Reporter) -> Mapping[st
     use_threads(recipe.compute.threads)
     splits = {split: recipe.env.tasks(split) for split in panels}
     found = await playable(splits, recipe.sandboxes, reporter.say)
+    recipe.panel(found.tasks[recipe.evaluation.split])  # refused now rather than after the first stage
     manifest = make_manifest(seed=recipe.seed, panels=panels, missing=found.missing)
     for warning in reconcile(folder / "manifest.json", manifest):
         reporter.say(f"resumed under other conditions, so numbers may differ in their last digits: {warning}")

@@ -181,7 +181,7 @@ async def measure_policy(run: Run, name: str, policy: Policy) -> Report:
     report = await evaluate(
         policy,
         run.host,
-        run.ground.tasks[settings.split][: settings.num_tasks or None],
+        run.recipe.panel(run.ground.tasks[settings.split]),
         episodes_per_task=settings.episodes_per_task,
         seed=seed_of(run.recipe.seed, "evaluate"),
         limits=run.ground.limits,

@@ -1,18 +1,21 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import tiny
+from agentrl_sandboxes.local import Local
 from corridor import Corridor
 
 from agentrl.errors import CheckpointError, ConfigError
+from agentrl.evaluation.report import Report
 from agentrl.learner import Compute
 from agentrl.learner.model import load_tokenizer
 from agentrl.policy import RandomPolicy
 from agentrl.recipe import Checkpoints
 from agentrl.records.manifest import read_manifest
 from agentrl.rollout import Limits
-from agentrl.types import Observation, Step
+from agentrl.types import Observation, SandboxSpec, Step, Task
 
 
 def test_a_run_folder_holds_what_its_page_says(tmp_path):
@@ -160,3 +163,26 @@ def test_the_environments_turn_limit_ends_episodes_that_it_does_not_end_itself(t
     assert {len(one.trajectory.turns) for one in tiny.stored(tmp_path)} == {3}
     assert tiny.numbers(tmp_path, "rollout/truncated") == [1.0] * 7
     assert tiny.numbers(tmp_path, "eval/truncated") == [1.0] * 2
+
+
+class Unfurnished(Corridor):
+    """The first two tasks of the test split need an image that nobody has."""
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        tasks = super().tasks(split)
+        lost = 2 if split == "test" else 0
+        return [
+            *(replace(task, sandbox=SandboxSpec(image="nowhere")) for task in tasks[:lost]),
+            *tasks[lost:],
+        ]
+
+
+def test_a_task_that_cannot_be_played_is_not_replaced_by_a_later_one(tmp_path):
+    evaluation = replace(tiny.recipe.evaluation, num_tasks=3)
+    recipe = replace(tiny.recipe, env=Unfurnished(), evaluation=evaluation, sandboxes=Local())
+    said = tiny.run(recipe, tmp_path / "run")
+    assert "image 'nowhere' is missing, so its 2 tasks are left out" in said
+    reports = [Report.read(path) for path in (tmp_path / "run" / "evaluations").glob("*.json")]
+    assert [report.num_episodes for report in reports] == [1] * 3
+    with pytest.raises(ConfigError, match=r"none of the first 2 tasks of split 'test'"):
+        tiny.run(replace(recipe, evaluation=replace(evaluation, num_tasks=2)), tmp_path / "other")

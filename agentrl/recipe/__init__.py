@@ -298,6 +298,26 @@ class Recipe:
             {self.evaluation.split, *(stage.source.split for stage in self.stages), *self.panels}
         )
 
+    def panel(self, playable: Sequence[Task]) -> list[Task]:
+        """Return the tasks that are evaluated: the first ``num_tasks`` of the split, if they are playable.
+
+        A task that cannot be played here is not replaced by a later one, so the evaluations of two machines
+        differ only in what is missing.
+
+        Raises:
+            ConfigError: none of them is playable.
+        """
+        split, num_tasks = self.evaluation.split, self.evaluation.num_tasks
+        first = self.env.tasks(split)[: num_tasks or None]
+        ids = {task.id for task in playable}
+        panel = [task for task in first if task.id in ids]
+        if not panel:
+            raise ConfigError(
+                f"none of the first {len(first)} tasks of split {split!r} can be played here, so there is "
+                "nothing to evaluate; provide the images that they need, or raise evaluation.num_tasks"
+            )
+        return panel
+
     def stage_at(self, update: int) -> tuple[Stage, int]:
         """Return the stage that makes the run's ``update``, and the update's number in it, both from 0."""
         for stage in self.stages:
